@@ -1,0 +1,6 @@
+//! Sluicebox: Postgres changes, through your own WebAssembly, into an S2 stream.
+
+pub mod change;
+pub mod pg_type;
+pub mod pipeline;
+pub mod sink;

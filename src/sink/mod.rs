@@ -1,0 +1,3 @@
+//! S2: everything that speaks to it.
+
+pub mod record;

@@ -1,0 +1,48 @@
+//! What S2 takes: a body, headers and a timestamp, with S2's own measure of its size.
+
+use bytes::Bytes;
+
+/// The most metered bytes that one record may have, and one batch of an append.
+///
+/// Source: `common/src/caps.rs` of s2-streamstore/s2; the limit is inclusive.
+pub const RECORD_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The most records that one append may carry (the same source).
+pub const BATCH_RECORDS_MAX: usize = 1000;
+
+/// A name and a value beside a record's body. A name is never empty: that would make the record a
+/// command to S2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub name: Bytes,
+    pub value: Bytes,
+}
+
+/// A record before anybody has measured it. Only the size gate turns it into something that the
+/// sink takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Milliseconds since the Unix epoch.
+    pub timestamp_ms: Option<u64>,
+    pub headers: Vec<Header>,
+    pub body: Bytes,
+}
+
+impl Record {
+    /// S2's metered size: 8 bytes, 2 per header, and the bytes of names, values and body. The
+    /// timestamp is free (`common/src/record/envelope.rs` of s2-streamstore/s2).
+    #[must_use]
+    pub fn metered_bytes(&self) -> u64 {
+        metered_bytes(
+            self.headers.iter().map(|header| (header.name.len(), header.value.len())),
+            self.body.len(),
+        )
+    }
+}
+
+/// The metered size of a record with these header lengths (name, value) and this body length.
+#[must_use]
+pub fn metered_bytes(headers: impl Iterator<Item = (usize, usize)>, body_bytes: usize) -> u64 {
+    let headers: usize = headers.map(|(name, value)| 2 + name + value).sum();
+    (8 + headers + body_bytes) as u64
+}
