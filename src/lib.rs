@@ -1,6 +1,7 @@
 //! Sluicebox: Postgres changes, through your own WebAssembly, into an S2 stream.
 
 pub mod change;
+pub mod config;
 pub mod pg_type;
 pub mod pipeline;
 pub mod sink;
