@@ -1,5 +1,6 @@
 //! Sluicebox: Postgres changes, through your own WebAssembly, into an S2 stream.
 
+pub mod admin;
 pub mod change;
 pub mod config;
 pub mod pg_type;
