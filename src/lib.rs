@@ -1,7 +1,15 @@
 //! Sluicebox: Postgres changes, through your own WebAssembly, into an S2 stream.
 
+pub mod admin;
 pub mod change;
+pub mod config;
+pub mod decode;
+#[cfg(feature = "embedded-s2")]
+pub mod demo;
+pub mod message;
 pub mod pg_type;
 pub mod pipeline;
+pub mod policy;
 pub mod sink;
+pub mod store;
 pub mod throwaway;

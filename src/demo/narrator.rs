@@ -5,9 +5,9 @@
 //! few seconds. A reader who has gone away (`| head`) does not end the demonstration: cleaning up
 //! matters more than being heard.
 
-use std::cell::Cell;
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often progress is told where it cannot be written over.
@@ -16,26 +16,31 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct Narrator {
     is_terminal: bool,
-    step: Cell<u32>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    step: u32,
     /// A progress line stands on the terminal.
-    is_line_open: Cell<bool>,
-    told: Cell<Instant>,
+    is_line_open: bool,
+    told: Instant,
 }
 
 impl Narrator {
     pub(super) fn new() -> Self {
-        Self {
-            is_terminal: io::stderr().is_terminal(),
-            step: Cell::new(0),
-            is_line_open: Cell::new(false),
-            told: Cell::new(Instant::now()),
-        }
+        let state = State { step: 0, is_line_open: false, told: Instant::now() };
+        Self { is_terminal: io::stderr().is_terminal(), state: Mutex::new(state) }
     }
 
     /// Begins the next step.
     pub(super) fn step(&self, text: impl Display) {
-        self.step.set(self.step.get() + 1);
-        self.line(format_args!("\n{}. {text}", self.step.get()));
+        let step = {
+            let mut state = self.state();
+            state.step += 1;
+            state.step
+        };
+        self.line(format_args!("\n{step}. {text}"));
     }
 
     /// Says something within a step; further lines are indented alike.
@@ -47,12 +52,13 @@ impl Narrator {
 
     /// Tells how far something is.
     pub(super) fn progress(&self, text: impl Display) {
+        let mut state = self.state();
         let mut stderr = io::stderr().lock();
         let written = if self.is_terminal {
-            self.is_line_open.set(true);
+            state.is_line_open = true;
             write!(stderr, "\r\x1b[2K   {text}")
-        } else if self.told.get().elapsed() >= PLAIN_INTERVAL {
-            self.told.set(Instant::now());
+        } else if state.told.elapsed() >= PLAIN_INTERVAL {
+            state.told = Instant::now();
             writeln!(stderr, "   … {text}")
         } else {
             Ok(())
@@ -62,12 +68,17 @@ impl Narrator {
 
     /// A line of the story.
     pub(super) fn line(&self, text: impl Display) {
-        if self.is_line_open.replace(false) {
+        let mut state = self.state();
+        if std::mem::take(&mut state.is_line_open) {
             forgive(write!(io::stderr(), "\r\x1b[2K"));
         }
-        self.told.set(Instant::now());
+        state.told = Instant::now();
         let mut stdout = io::stdout().lock();
         forgive(writeln!(stdout, "{text}").and_then(|()| stdout.flush()));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
