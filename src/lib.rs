@@ -2,7 +2,9 @@
 
 pub mod admin;
 pub mod change;
+pub mod cli;
 pub mod config;
+pub mod finding;
 pub mod pg_type;
 pub mod pipeline;
 pub mod sink;
