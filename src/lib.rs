@@ -2,8 +2,10 @@
 
 pub mod admin;
 pub mod change;
+pub mod cli;
 pub mod config;
 pub mod decode;
+pub mod finding;
 pub mod message;
 pub mod pg_type;
 pub mod pipeline;
