@@ -15,7 +15,7 @@ mod view;
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -201,8 +201,8 @@ pub struct Loaded {
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Request {
-    Write(Vec<Write>, Answer<Vec<Write>>),
-    Read(Vec<u64>, Answer<Vec<(u64, Change, u64)>>),
+    Write(Arc<[Write]>, Answer<()>),
+    Read(Vec<u64>, usize, Answer<Vec<(u64, Change)>>),
     NextEpoch(Answer<u64>),
     SourceIdentity(String, Answer<Option<String>>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
@@ -250,24 +250,27 @@ impl Store {
         Ok((Self { requests }, loaded))
     }
 
-    /// Carries all the writes out in one transaction, on disk when this returns. They come back, so
-    /// that the caller need not remember them; after an error nothing of them is written, and they are
-    /// lost to the caller unless it kept them.
+    /// Carries all the writes out in one transaction, on disk when this returns.
     ///
     /// # Errors
     ///
-    /// When the transaction failed as a whole.
-    pub async fn write(&self, writes: Vec<Write>) -> Result<Vec<Write>, Error> {
+    /// When the transaction failed as a whole; nothing of it is written then.
+    pub async fn write(&self, writes: Arc<[Write]>) -> Result<(), Error> {
         self.ask(|answer| Request::Write(writes, answer)).await
     }
 
-    /// The changes of these messages, with their attempts so far. Messages that are gone are left out.
+    /// The changes of these messages: the first that is there, and as many more as fit into
+    /// `bytes_max` together with it.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub async fn read(&self, ids: Vec<u64>) -> Result<Vec<(u64, Change, u64)>, Error> {
-        self.ask(|answer| Request::Read(ids, answer)).await
+    pub async fn read(
+        &self,
+        ids: Vec<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<(u64, Change)>, Error> {
+        self.ask(|answer| Request::Read(ids, bytes_max, answer)).await
     }
 
     /// Draws the number of the next attempt to take the stream over, never given out before.
@@ -352,9 +355,11 @@ impl Worker {
         // A caller that no longer waits does not matter to the file.
         match request {
             Request::Write(writes, answer) => {
-                drop(answer.send(self.write(&writes).map(|()| writes)));
+                drop(answer.send(self.write(&writes)));
             }
-            Request::Read(ids, answer) => drop(answer.send(self.read(&ids))),
+            Request::Read(ids, bytes_max, answer) => {
+                drop(answer.send(self.read(&ids, bytes_max)));
+            }
             Request::NextEpoch(answer) => drop(answer.send(self.next_epoch())),
             Request::SourceIdentity(identity, answer) => {
                 drop(answer.send(self.source_identity(&identity)));
@@ -460,11 +465,16 @@ impl Worker {
         Ok(())
     }
 
-    fn read(&self, ids: &[u64]) -> Result<Vec<(u64, Change, u64)>, Error> {
-        let mut changes = Vec::with_capacity(ids.len());
+    fn read(&self, ids: &[u64], bytes_max: usize) -> Result<Vec<(u64, Change)>, Error> {
+        let mut changes: Vec<(u64, Change)> = Vec::with_capacity(ids.len());
+        let mut total = 0;
         for &id in ids {
-            if let Some((change, attempts)) = codec::read(&self.connection, id)? {
-                changes.push((id, change, attempts));
+            total += codec::bytes(&self.connection, id)?;
+            if total > bytes_max && !changes.is_empty() {
+                break;
+            }
+            if let Some(change) = codec::read(&self.connection, id)? {
+                changes.push((id, change));
             }
         }
         Ok(changes)
