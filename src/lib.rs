@@ -4,3 +4,4 @@ pub mod change;
 pub mod pg_type;
 pub mod pipeline;
 pub mod sink;
+pub mod throwaway;
