@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "the benchmark uses this module too, and needs only a part of it")]
 
+pub mod guest;
 pub mod oracle;
 pub mod postgres;
 pub mod proxy;

@@ -13,13 +13,13 @@ pub const STREAM: &str = "changes";
 
 /// Everything that one test needs. Reads as its [`Home`].
 #[derive(Debug)]
-pub struct World {
-    pub database: Database<'static>,
+pub struct World<'a> {
+    pub database: Database<'a>,
     pub s2: Server,
     pub home: Home,
 }
 
-impl Deref for World {
+impl Deref for World<'_> {
     type Target = Home;
 
     fn deref(&self) -> &Home {
@@ -27,7 +27,7 @@ impl Deref for World {
     }
 }
 
-impl World {
+impl<'a> World<'a> {
     /// A database on the shared cluster after these statements, an S2 server in memory with the
     /// basin and the stream, and a configuration that names the tables.
     pub async fn new(test: &str, sql: &str, tables: &[&str]) -> Self {
@@ -36,7 +36,8 @@ impl World {
         Self::of(database, s2, sql, tables).await
     }
 
-    pub async fn of(database: Database<'static>, s2: Server, sql: &str, tables: &[&str]) -> Self {
+    /// The same with a database and a server of one's own.
+    pub async fn of(database: Database<'a>, s2: Server, sql: &str, tables: &[&str]) -> Self {
         database.run(sql).await;
         s2.create_basin(BASIN).await;
         s2.create_stream(BASIN, STREAM).await;
