@@ -1,7 +1,13 @@
 //! Sluicebox: Postgres changes, through your own WebAssembly, into an S2 stream.
 
+pub mod admin;
 pub mod change;
+pub mod config;
+pub mod decode;
+pub mod message;
 pub mod pg_type;
 pub mod pipeline;
+pub mod policy;
 pub mod sink;
+pub mod store;
 pub mod throwaway;

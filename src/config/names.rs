@@ -1,0 +1,323 @@
+//! What names and addresses may look like, with the mend for those that may not.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::document::Complaint;
+
+/// The most bytes of a Postgres identifier (`NAMEDATALEN` − 1).
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// A table as the configuration or an operator names it.
+///
+/// Names are taken letter for letter, as the catalogue has them: nothing is folded to lower case.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    pub schema: String,
+    pub name: String,
+}
+
+impl fmt::Display for TableName {
+    /// `schema.name`, as messages, headers and errors name a table.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// The text is no table's name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is no table name; write `schema.table`, or a part in quotes such as public.\"My.Table\""
+)]
+pub struct InvalidTableName(String);
+
+impl FromStr for TableName {
+    type Err = InvalidTableName;
+
+    /// Reads `table` (in the schema `public`), `schema.table`, and either part in double quotes.
+    fn from_str(text: &str) -> Result<Self, InvalidTableName> {
+        let invalid = || InvalidTableName(text.to_owned());
+        let (first, rest) = identifier(text).ok_or_else(invalid)?;
+        let (schema, name, rest) = match rest.strip_prefix('.') {
+            Some(rest) => {
+                let (second, rest) = identifier(rest).ok_or_else(invalid)?;
+                (first, second, rest)
+            }
+            None => ("public".to_owned(), first, rest),
+        };
+        if !rest.is_empty() {
+            return Err(invalid());
+        }
+        Ok(Self { schema, name })
+    }
+}
+
+/// An identifier at the start of the text, plain or quoted, and what follows it.
+fn identifier(text: &str) -> Option<(String, &str)> {
+    let (name, rest) = match text.strip_prefix('"') {
+        Some(quoted) => {
+            let mut name = String::new();
+            let mut chars = quoted.char_indices();
+            loop {
+                match chars.next()? {
+                    (at, '"') if quoted[at + 1..].starts_with('"') => {
+                        name.push('"');
+                        chars.next();
+                    }
+                    (at, '"') => break (name, &quoted[at + 1..]),
+                    (_, '\0') => return None,
+                    (_, other) => name.push(other),
+                }
+            }
+        }
+        None => {
+            let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$' | '-');
+            let end = text.find(|c| !plain(c)).unwrap_or(text.len());
+            (text[..end].to_owned(), &text[end..])
+        }
+    };
+    ((1..=IDENTIFIER_BYTES_MAX).contains(&name.len())).then_some((name, rest))
+}
+
+/// Where the console and its API listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// An IP address without brackets, or a host name.
+    pub host: String,
+    /// 0 lets the system choose.
+    pub port: u16,
+}
+
+impl Listen {
+    /// Whether only this machine can reach it.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost"
+            || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl fmt::Display for Listen {
+    /// `host:port`, with brackets around an IPv6 address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            return write!(f, "[{}]:{}", self.host, self.port);
+        }
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// The text is no address to listen on.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no address; write HOST:PORT, such as 127.0.0.1:7070 or [::1]:7070")]
+pub struct InvalidListen(String);
+
+impl FromStr for Listen {
+    type Err = InvalidListen;
+
+    fn from_str(text: &str) -> Result<Self, InvalidListen> {
+        let invalid = || InvalidListen(text.to_owned());
+        let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
+        let port = port.parse().map_err(|_| invalid())?;
+        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(address) => {
+                address.parse::<std::net::Ipv6Addr>().map_err(|_| invalid())?;
+                address
+            }
+            None if is_host_name(host) => host,
+            None => return Err(invalid()),
+        };
+        Ok(Self { host: host.to_ascii_lowercase(), port })
+    }
+}
+
+/// Letters, digits, dashes and dots: a host name or an IPv4 address.
+pub(super) fn is_host_name(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text.split('.').all(|label| {
+            !label.is_empty()
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        })
+}
+
+/// S2's rule: 8 to 48 of `[a-z0-9-]`, no dash at either end.
+pub(super) fn basin(text: &str) -> Result<String, Complaint> {
+    let mend = "a basin name has 8 to 48 lower-case letters, digits and dashes, \
+                and no dash at either end";
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let text = text.to_owned();
+    if let Some(bad) = text.chars().find(|c| !good(*c)) {
+        return Err(Complaint::new(format!("`{text}` contains {bad:?}"), mend));
+    }
+    if !(8..=48).contains(&text.len()) {
+        return Err(Complaint::new(format!("`{text}` has {} characters", text.len()), mend));
+    }
+    if text.starts_with('-') || text.ends_with('-') {
+        return Err(Complaint::new(format!("`{text}` has a dash at an end"), mend));
+    }
+    Ok(text)
+}
+
+/// S2's rule: 1 to 512 bytes, without NUL, not `.` or `..`; control characters are refused here
+/// too, since nobody means them.
+pub(super) fn stream(text: &str) -> Result<String, Complaint> {
+    let mend = "a stream name has 1 to 512 bytes without control characters, and is not . or ..";
+    if !(1..=512).contains(&text.len()) {
+        return Err(Complaint::new(format!("has {} bytes", text.len()), mend));
+    }
+    if text.chars().any(char::is_control) || matches!(text, "." | "..") {
+        return Err(Complaint::new("is no stream name", mend));
+    }
+    Ok(text.to_owned())
+}
+
+/// Postgres's rule: 1 to 63 of `[a-z0-9_]`.
+pub(super) fn slot(text: &str) -> Result<String, Complaint> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if (1..=IDENTIFIER_BYTES_MAX).contains(&text.len()) && text.chars().all(good) {
+        return Ok(text.to_owned());
+    }
+    let mend = "a slot name has 1 to 63 lower-case letters, digits and underscores";
+    Err(Complaint::new(format!("`{text}` is no slot name"), mend))
+}
+
+pub(super) fn publication(text: &str) -> Result<String, Complaint> {
+    if (1..=IDENTIFIER_BYTES_MAX).contains(&text.len()) && !text.contains('\0') {
+        return Ok(text.to_owned());
+    }
+    Err(Complaint::new("is no publication name", "a publication name has 1 to 63 bytes"))
+}
+
+/// Checks as much of a Postgres URL as can be checked without ever showing it: it holds a password.
+pub(super) fn postgres_url(text: &str) -> Result<(), Complaint> {
+    let mend = "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, \
+                special characters of the password percent-encoded";
+    if text.is_empty() {
+        return Err(Complaint::new("is empty", mend));
+    }
+    let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
+    match rest {
+        None => Err(Complaint::new("does not begin with postgres:// or postgresql://", mend)),
+        Some("") => Err(Complaint::new("names no host and no database", mend)),
+        Some(rest) if rest.chars().any(|c| c.is_whitespace() || c.is_control()) => {
+            Err(Complaint::new("contains white space", mend))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// A duration such as `500ms`, `1s` or `5m`, from a millisecond to a day.
+pub(super) fn duration(text: &str) -> Result<Duration, Complaint> {
+    let range = Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
+    text.parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .filter(|duration| range.contains(duration))
+        .ok_or_else(|| {
+            let mend = "write a number with its unit, from \"1ms\" to \"24h\", such as \"5m\"";
+            Complaint::new(format!("`{text}` is no such duration"), mend)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_names() {
+        #[track_caller]
+        fn check(input: &str, expected: Option<(&str, &str)>) {
+            let actual = input.parse::<TableName>().ok();
+            let actual = actual.as_ref().map(|table| (table.schema.as_str(), table.name.as_str()));
+            assert_eq!(actual, expected, "{input}");
+        }
+        check("t", Some(("public", "t")));
+        check("public.t", Some(("public", "t")));
+        check("My.Table", Some(("My", "Table")));
+        check("public.\"My.Table\"", Some(("public", "My.Table")));
+        check("\"a \"\"b\"\"\".\"c\"", Some(("a \"b\"", "c")));
+        check("täble", Some(("public", "täble")));
+        check("", None);
+        check(".", None);
+        check("a.", None);
+        check(".a", None);
+        check("a.b.c", None);
+        check("a b", None);
+        check("\"a", None);
+        check("\"\"", None);
+        check("\"a\"b", None);
+        check("a;drop", None);
+        check(&"x".repeat(63), Some(("public", &"x".repeat(63))));
+        check(&"x".repeat(64), None);
+    }
+
+    #[test]
+    fn listen_addresses() {
+        #[track_caller]
+        fn check(input: &str, expected: Option<&str>) {
+            let actual = input.parse::<Listen>().ok().map(|listen| listen.to_string());
+            assert_eq!(actual.as_deref(), expected, "{input}");
+        }
+        check("127.0.0.1:7070", Some("127.0.0.1:7070"));
+        check("LocalHost:0", Some("localhost:0"));
+        check("[::1]:7070", Some("[::1]:7070"));
+        check("0.0.0.0:80", Some("0.0.0.0:80"));
+        check("", None);
+        check("7070", None);
+        check(":7070", None);
+        check("localhost", None);
+        check("localhost:70700", None);
+        check("::1:7070", None);
+        check("[x]:1", None);
+        check("http://localhost:1", None);
+    }
+
+    #[test]
+    fn basins_streams_slots_durations() {
+        #[track_caller]
+        fn check<T>(parse: fn(&str) -> Result<T, Complaint>, input: &str, expected: bool) {
+            assert_eq!(parse(input).is_ok(), expected, "{input}");
+        }
+        for good in ["my-basin", "12345678", &"a".repeat(48)] {
+            check(basin, good, true);
+        }
+        for bad in ["", "short", "My-basin", "my_basin1", "-my-basin", "my-basin-", &"a".repeat(49)]
+        {
+            check(basin, bad, false);
+        }
+        for good in ["s", "a/b", "ü", &"a".repeat(512)] {
+            check(stream, good, true);
+        }
+        for bad in ["", ".", "..", "a\0b", "a\nb", &"a".repeat(513)] {
+            check(stream, bad, false);
+        }
+        for good in ["sluicebox", "a_1", &"a".repeat(63)] {
+            check(slot, good, true);
+        }
+        for bad in ["", "Slot", "a-b", "a b", &"a".repeat(64)] {
+            check(slot, bad, false);
+        }
+        for good in ["1ms", "1s", "5m", "1h 30m", "24h"] {
+            check(duration, good, true);
+        }
+        for bad in ["", "5", "-1s", "0s", "25h", "soon"] {
+            check(duration, bad, false);
+        }
+        for good in ["postgres://h/d", "postgresql://u:p@h:1,h2:2/d?sslmode=require"] {
+            check(postgres_url, good, true);
+        }
+        for bad in ["", "host=h user=u", "mysql://h", "postgres://", "postgres://u:p w@h/d"] {
+            check(postgres_url, bad, false);
+        }
+    }
+
+    #[test]
+    fn a_url_is_never_echoed() {
+        for url in ["mysql://u:hunter2@h/d", "postgres://u:hunter2 @h/d"] {
+            let complaint = postgres_url(url).unwrap_err();
+            assert!(!format!("{complaint:?}").contains("hunter2"));
+        }
+    }
+}

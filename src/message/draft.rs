@@ -1,0 +1,569 @@
+//! A message being shaped: a change, and what transforms have made of it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+
+use super::encode::{EncodeError, Sizes, Value};
+use super::envelope::{Envelope, TableParts, json_string};
+use super::header;
+use crate::change::{Action, Cell, Change, Tuple};
+use crate::sink::record::Header;
+
+/// The most headers that transforms may add to one record. Ours: S2 counts only their bytes, and
+/// a guest's loop should end before it fills the memory.
+pub const HEADERS_MAX: usize = 1000;
+
+/// The members of `metadata` that Sluicebox writes itself.
+const METADATA_KEYS: [&str; 13] = [
+    "table_schema",
+    "table_name",
+    "commit_timestamp",
+    "commit_lsn",
+    "commit_idx",
+    "idempotency_key",
+    "record_pks",
+    "unchanged_columns",
+    "database_name",
+    "transaction_annotations",
+    "enrichment",
+    "consumer",
+    "database",
+];
+
+/// Why an edit was refused. The draft is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    #[error("there is no column `{column}`")]
+    NoColumn { column: String },
+    #[error("there is a column `{column}` already")]
+    ColumnExists { column: String },
+    #[error("what was given for `{name}` is not JSON")]
+    InvalidJson { name: String, source: serde_json::Error },
+    #[error("the message has no value from before the change for `{column}`: only updates have")]
+    NoOldValues { column: String },
+    #[error("`metadata.{key}` is Sluicebox's own; choose another key")]
+    ReservedKey { key: String },
+    #[error("a header's name must not be empty: S2 takes such a record for a command")]
+    EmptyHeader,
+    #[error("the header `{name}` starts with `sb-`, which is kept for Sluicebox's own headers")]
+    ReservedHeader { name: String },
+    #[error("the record has {HEADERS_MAX} headers from transforms already")]
+    TooManyHeaders,
+    #[error("the whole message was replaced, so that its columns cannot be changed any more")]
+    Replaced,
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+/// A column as the message shows it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColumnInfo<'a> {
+    pub name: &'a str,
+    /// Postgres's type, also after an edit; `json` for a column that a transform added.
+    pub type_name: &'a str,
+    /// Part of the primary key.
+    pub key: bool,
+    /// A TOAST value that the update did not touch: the message names it and does not hold it.
+    pub unchanged: bool,
+    /// Of its value as JSON.
+    pub bytes: u64,
+}
+
+/// A change on its way through the transforms: edits are kept beside the change, which is never
+/// copied.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub(super) change: Change,
+    pub(super) envelope: Arc<Envelope>,
+    pub(super) table: Arc<TableParts>,
+    /// The columns in their order, from the first edit of any.
+    edited: Option<Vec<EditedColumn>>,
+    pub(super) extras: Extras,
+    pub(super) sizes: Sizes,
+}
+
+/// What transforms added beside the columns.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extras {
+    /// Keys and JSON values in `metadata`.
+    pub(super) annotations: Vec<(String, String)>,
+    pub(super) headers: Vec<Header>,
+    /// The value of `sb-passed`.
+    pub(super) passed: String,
+    /// In place of the JSON message.
+    pub(super) body: Option<Bytes>,
+    /// Index and count, for a change that became several records.
+    pub(super) part: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Debug)]
+struct EditedColumn {
+    /// The place in the table; nothing for a column that a transform added.
+    source: Option<usize>,
+    /// Unless it is the source's.
+    name: Option<String>,
+    /// JSON, unless it is the source's value.
+    value: Option<String>,
+    old: EditedOld,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum EditedOld {
+    /// As the change has it.
+    Source,
+    /// Not shown: the new value was edited, and the old one must not tell what it was.
+    Hidden,
+    /// JSON.
+    Json(String),
+}
+
+/// A column, whether any was edited or not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Column<'a> {
+    pub(super) source: Option<usize>,
+    /// Unless it is the source's.
+    pub(super) name: Option<&'a str>,
+    value: Option<&'a str>,
+    old: &'a EditedOld,
+}
+
+impl Draft {
+    #[must_use]
+    pub fn new(change: Change, envelope: Arc<Envelope>) -> Self {
+        let table = envelope.table(&change.table);
+        let (extras, sizes) = Default::default();
+        Self { change, envelope, table, edited: None, extras, sizes }
+    }
+
+    /// The change as Postgres sent it, whatever was edited.
+    #[must_use]
+    pub fn change(&self) -> &Change {
+        &self.change
+    }
+
+    /// How many columns the message has now, unchanged ones included.
+    #[must_use]
+    pub fn column_count(&self) -> usize {
+        self.columns().count()
+    }
+
+    /// A column by its place among those that the message has now. Asking for a column's size
+    /// reads its value once; see [`Self::column_name`] for what costs nothing.
+    #[must_use]
+    pub fn column(&self, index: usize) -> Option<ColumnInfo<'_>> {
+        self.columns().nth(index).map(|column| self.info(&column))
+    }
+
+    /// The name of the column at that place.
+    #[must_use]
+    pub fn column_name(&self, index: usize) -> Option<&str> {
+        self.columns().nth(index).map(|column| self.name(&column))
+    }
+
+    /// The place of the column of that name among those that the message has now.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.columns().position(|column| self.name(&column) == name)
+    }
+
+    /// A column's value as JSON text. Nothing where there is no such column or where it is
+    /// unchanged.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres's text is not UTF-8.
+    pub fn json(&self, name: &str) -> Result<Option<Cow<'_, str>>, EditError> {
+        let Some(column) = self.named(name) else { return Ok(None) };
+        Ok(self.value_json(&column, self.value(&column)?)?)
+    }
+
+    /// A column's value as Postgres's text; of an edited one, a JSON string's content or the JSON
+    /// text of anything else. Nothing where there is no such column, where it is unchanged, and
+    /// where it is NULL.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres's text is not UTF-8.
+    pub fn text(&self, name: &str) -> Result<Option<Cow<'_, str>>, EditError> {
+        let Some(column) = self.named(name) else { return Ok(None) };
+        Ok(match self.value(&column)? {
+            Value::Null | Value::Unchanged | Value::Json("null") => None,
+            Value::Text { text, .. } => match std::str::from_utf8(text) {
+                Ok(text) => Some(Cow::Borrowed(text)),
+                Err(_) => return Err(self.not_utf8(&column).into()),
+            },
+            Value::Json(json) => Some(match serde_json::from_str::<String>(json) {
+                Ok(content) => Cow::Owned(content),
+                Err(_) => Cow::Borrowed(json),
+            }),
+        })
+    }
+
+    /// A column's value from before the change, as `changes` shows it: only in an update, only
+    /// where it is known, and only where it differs. Ask before the column is edited: editing
+    /// hides it.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres's text is not UTF-8.
+    pub fn old_json(&self, name: &str) -> Result<Option<Cow<'_, str>>, EditError> {
+        let Some(column) = self.named(name) else { return Ok(None) };
+        let Some(old) = self.old(&column)? else { return Ok(None) };
+        Ok(self.value_json(&column, old)?)
+    }
+
+    /// Gives a column a value, and adds the column at the end if there is none of that name. Its
+    /// value from before the change leaves `changes`, so that what an edit hides does not stay
+    /// there; see [`Self::set_old_json`].
+    ///
+    /// # Errors
+    ///
+    /// When it is not JSON, or the whole message was replaced.
+    pub fn set_json(&mut self, name: &str, json: String) -> Result<(), EditError> {
+        let json = valid_json(name, json)?;
+        let found = self.find(name);
+        let columns = self.edit()?;
+        match found.and_then(|index| columns.get_mut(index)) {
+            Some(column) => {
+                column.value = Some(json);
+                column.old = EditedOld::Hidden;
+            }
+            None => columns.push(EditedColumn {
+                source: None,
+                name: Some(name.to_owned()),
+                value: Some(json),
+                old: EditedOld::Hidden,
+            }),
+        }
+        Ok(())
+    }
+
+    /// Gives a column a text, as a JSON string; otherwise as [`Self::set_json`].
+    ///
+    /// # Errors
+    ///
+    /// When the whole message was replaced.
+    pub fn set_text(&mut self, name: &str, text: &str) -> Result<(), EditError> {
+        let mut json = Vec::with_capacity(text.len() + 2);
+        json_string(&mut json, text);
+        self.set_json(name, String::from_utf8(json).expect("a JSON string of a str is UTF-8"))
+    }
+
+    /// Puts a value into `changes`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not JSON, there is no such column, the change is not an update, or the whole
+    /// message was replaced.
+    pub fn set_old_json(&mut self, name: &str, json: String) -> Result<(), EditError> {
+        if self.change.action != Action::Update {
+            return Err(EditError::NoOldValues { column: name.to_owned() });
+        }
+        let json = valid_json(name, json)?;
+        let found = self.find(name);
+        let columns = self.edit()?;
+        let column = found.and_then(|index| columns.get_mut(index));
+        column.ok_or_else(|| no_column(name))?.old = EditedOld::Json(json);
+        Ok(())
+    }
+
+    /// Takes a column out of the record, out of `changes` and out of the metadata that names or
+    /// repeats it. False where there is no such column.
+    ///
+    /// # Errors
+    ///
+    /// When the whole message was replaced.
+    pub fn remove(&mut self, name: &str) -> Result<bool, EditError> {
+        let found = self.find(name);
+        self.refuse_replaced()?;
+        let Some(index) = found else { return Ok(false) };
+        self.edit()?.remove(index);
+        Ok(true)
+    }
+
+    /// Gives a column another name, in its place and wherever the message names it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such column, the new name is taken, or the whole message was replaced.
+    pub fn rename(&mut self, from: &str, to: &str) -> Result<(), EditError> {
+        self.refuse_replaced()?;
+        let index = self.find(from).ok_or_else(|| no_column(from))?;
+        if from == to {
+            return Ok(());
+        }
+        if self.find(to).is_some() {
+            return Err(EditError::ColumnExists { column: to.to_owned() });
+        }
+        if let Some(column) = self.edit()?.get_mut(index) {
+            column.name = Some(to.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Sets `metadata.<key>`.
+    ///
+    /// # Errors
+    ///
+    /// When the key is one of Sluicebox's own, the value is not JSON, or the whole message was
+    /// replaced.
+    pub fn annotate(&mut self, key: &str, json: String) -> Result<(), EditError> {
+        self.refuse_replaced()?;
+        if METADATA_KEYS.contains(&key) {
+            return Err(EditError::ReservedKey { key: key.to_owned() });
+        }
+        let json = valid_json(key, json)?;
+        self.sizes.forget_total();
+        let annotations = &mut self.extras.annotations;
+        match annotations.iter_mut().find(|(known, _)| known == key) {
+            Some((_, value)) => *value = json,
+            None => annotations.push((key.to_owned(), json)),
+        }
+        Ok(())
+    }
+
+    /// Adds a header behind Sluicebox's own. Two of one name are both kept.
+    ///
+    /// # Errors
+    ///
+    /// When the name is empty or starts with `sb-`, or there are [`HEADERS_MAX`] already.
+    pub fn add_header(&mut self, name: &str, value: &[u8]) -> Result<(), EditError> {
+        if name.is_empty() {
+            return Err(EditError::EmptyHeader);
+        }
+        let prefix = name.as_bytes().get(..header::PREFIX.len());
+        if prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(header::PREFIX.as_bytes())) {
+            return Err(EditError::ReservedHeader { name: name.to_owned() });
+        }
+        if self.extras.headers.len() >= HEADERS_MAX {
+            return Err(EditError::TooManyHeaders);
+        }
+        self.sizes.forget_total();
+        self.extras.headers.push(Header {
+            name: Bytes::copy_from_slice(name.as_bytes()),
+            value: Bytes::copy_from_slice(value),
+        });
+        Ok(())
+    }
+
+    /// Replaces the whole message by a body of any form. Columns and metadata can be read from
+    /// here on, not edited; headers stay.
+    pub fn set_message(&mut self, body: Bytes) {
+        self.sizes.forget_total();
+        self.extras.body = Some(body);
+    }
+
+    /// Was the whole message replaced?
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.extras.body.is_some()
+    }
+
+    /// Notes in the header `sb-passed` that this transform failed and let the message pass.
+    pub fn set_passed(&mut self, transform: &str) {
+        self.sizes.forget_total();
+        let passed = &mut self.extras.passed;
+        if !passed.is_empty() {
+            passed.push(',');
+        }
+        passed.push_str(transform);
+    }
+
+    /// Which of how many records of its change this is: index from 0, and count.
+    #[must_use]
+    pub fn part(&self) -> (u32, u32) {
+        self.extras.part.unwrap_or((0, 1))
+    }
+
+    /// Numbers the records of one change anew: needed where a part was split again or dropped.
+    pub fn set_part(&mut self, index: u32, count: u32) {
+        self.sizes.forget_total();
+        self.extras.part = Some((index, count));
+    }
+
+    /// One draft for each body, numbered in their order, with this one's headers.
+    #[must_use]
+    pub fn split(self, bodies: Vec<Bytes>) -> Vec<Self> {
+        let count = u32::try_from(bodies.len()).unwrap_or(u32::MAX);
+        let parts = (0..count).zip(bodies).map(|(index, body)| {
+            let mut part = self.clone();
+            part.set_message(body);
+            part.set_part(index, count);
+            part
+        });
+        parts.collect()
+    }
+
+    /// The columns whose values take most in JSON, largest first. Empty where the whole message
+    /// was replaced.
+    #[must_use]
+    pub fn largest_columns(&self, count: usize) -> Vec<(String, u64)> {
+        if self.is_replaced() {
+            return Vec::new();
+        }
+        let mut columns: Vec<_> =
+            self.columns().map(|column| (self.name(&column), self.bytes(&column))).collect();
+        columns.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        columns.truncate(count);
+        columns.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
+    }
+
+    fn info<'a>(&'a self, column: &Column<'a>) -> ColumnInfo<'a> {
+        let source = column.source.and_then(|index| self.change.table.columns.get(index));
+        ColumnInfo {
+            name: self.name(column),
+            type_name: source.map_or("json", |source| &source.type_name),
+            key: source.is_some_and(|source| source.primary_key),
+            unchanged: matches!(self.value(column), Ok(Value::Unchanged)),
+            bytes: self.bytes(column),
+        }
+    }
+
+    fn value_json(
+        &self,
+        column: &Column<'_>,
+        value: Value<'_>,
+    ) -> Result<Option<Cow<'_, str>>, EncodeError> {
+        if matches!(value, Value::Unchanged) {
+            return Ok(None);
+        }
+        let mut json = Vec::new();
+        self.write(&mut json, column, value)?;
+        Ok(Some(Cow::Owned(String::from_utf8(json).expect("JSON is UTF-8"))))
+    }
+
+    fn refuse_replaced(&self) -> Result<(), EditError> {
+        if self.is_replaced() { Err(EditError::Replaced) } else { Ok(()) }
+    }
+
+    /// The columns for an edit, which makes known sizes of the whole invalid.
+    fn edit(&mut self) -> Result<&mut Vec<EditedColumn>, EditError> {
+        self.refuse_replaced()?;
+        self.sizes.forget_total();
+        let columns = self.edited.take().unwrap_or_else(|| {
+            let untouched = |column: Column<'_>| EditedColumn {
+                source: column.source,
+                name: None,
+                value: None,
+                old: EditedOld::Source,
+            };
+            self.columns().map(untouched).collect()
+        });
+        Ok(self.edited.insert(columns))
+    }
+
+    fn named(&self, name: &str) -> Option<Column<'_>> {
+        self.columns().find(|column| self.name(column) == name)
+    }
+
+    /// The columns that the message has now, in their order.
+    pub(super) fn columns(&self) -> impl Iterator<Item = Column<'_>> {
+        let source = match self.edited {
+            None => self.change.row().map_or(&[][..], |row| &row.cells),
+            Some(_) => &[],
+        };
+        let source = source
+            .iter()
+            .take(self.change.table.columns.len())
+            .enumerate()
+            .filter(|(_, cell)| !matches!(cell, Cell::Absent))
+            .map(|(index, _)| Column::of_source(index));
+        let edited = self.edited.iter().flatten().map(|column| Column {
+            source: column.source,
+            name: column.name.as_deref(),
+            value: column.value.as_deref(),
+            old: &column.old,
+        });
+        source.chain(edited)
+    }
+
+    /// The column that shows the table's column at that place, unless it was removed.
+    pub(super) fn column_of_source(&self, index: usize) -> Option<Column<'_>> {
+        match self.edited {
+            None => Some(Column::of_source(index)),
+            Some(_) => self.columns().find(|column| column.source == Some(index)),
+        }
+    }
+
+    pub(super) fn name<'a>(&'a self, column: &Column<'a>) -> &'a str {
+        let source = || column.source.and_then(|index| self.change.table.columns.get(index));
+        column.name.or_else(|| source().map(|source| source.name.as_str())).unwrap_or_default()
+    }
+
+    /// What the record shows for a column.
+    pub(super) fn value<'a>(&'a self, column: &Column<'a>) -> Result<Value<'a>, EncodeError> {
+        match (column.value, column.source, self.change.row()) {
+            (Some(json), _, _) => Ok(Value::Json(json)),
+            (None, Some(index), Some(row)) => self.cell(row, index),
+            (None, _, _) => Ok(Value::Null),
+        }
+    }
+
+    /// What `changes` shows for a column, if anything.
+    pub(super) fn old<'a>(&'a self, column: &Column<'a>) -> Result<Option<Value<'a>>, EncodeError> {
+        match column.old {
+            EditedOld::Hidden => return Ok(None),
+            EditedOld::Json(json) => return Ok(Some(Value::Json(json))),
+            EditedOld::Source => {}
+        }
+        let (Action::Update, Some(old), Some(new), Some(index)) =
+            (self.change.action, &self.change.old, &self.change.new, column.source)
+        else {
+            return Ok(None);
+        };
+        let differs = match (old.cells.get(index), new.cells.get(index)) {
+            (Some(Cell::Null), Some(Cell::Text { .. }))
+            | (Some(Cell::Text { .. }), Some(Cell::Null)) => true,
+            (Some(Cell::Text { .. }), Some(Cell::Text { .. })) => {
+                old.text(index) != new.text(index)
+            }
+            // Unknown on either side, or NULL on both.
+            _ => false,
+        };
+        if differs { self.cell(old, index).map(Some) } else { Ok(None) }
+    }
+
+    fn cell<'a>(&'a self, row: &'a Tuple, index: usize) -> Result<Value<'a>, EncodeError> {
+        match row.cells.get(index) {
+            Some(Cell::Unchanged) => Ok(Value::Unchanged),
+            Some(Cell::Text { .. }) => {
+                let damaged = || EncodeError::Damaged { table: self.change.table.qualified_name() };
+                let column = self.change.table.columns.get(index).ok_or_else(damaged)?;
+                let text = row.text(index).ok_or_else(damaged)?;
+                Ok(Value::Text { kind: &column.kind, text })
+            }
+            Some(Cell::Null | Cell::Absent) | None => Ok(Value::Null),
+        }
+    }
+}
+
+impl<'a> Column<'a> {
+    fn of_source(index: usize) -> Self {
+        Self { source: Some(index), name: None, value: None, old: &EditedOld::Source }
+    }
+
+    /// Is the value the one that Postgres sent?
+    pub(super) fn is_source_value(&self) -> bool {
+        self.value.is_none()
+    }
+}
+
+fn no_column(name: &str) -> EditError {
+    EditError::NoColumn { column: name.to_owned() }
+}
+
+/// Checks that the text is one JSON value, without building it, and takes white space off its
+/// ends.
+fn valid_json(name: &str, json: String) -> Result<String, EditError> {
+    let checked: Result<IgnoredAny, _> = serde_json::from_str(&json);
+    match checked {
+        Ok(_) => {
+            let trimmed = json.trim_matches([' ', '\t', '\r', '\n']);
+            Ok(if trimmed.len() == json.len() { json } else { trimmed.to_owned() })
+        }
+        Err(source) => Err(EditError::InvalidJson { name: name.to_owned(), source }),
+    }
+}

@@ -1,0 +1,48 @@
+//! The message: a change as the JSON object that consumers read, and as the record that carries
+//! it.
+//!
+//! A [`Draft`] is a change on its way through the transforms. It costs little to make: no value
+//! is copied until it is edited, and none is turned into JSON before somebody asks for it or for
+//! its size. Nothing here knows WebAssembly, Postgres's protocol or the network.
+//!
+//! ```text
+//! Change ──► Draft ──► edits ──► Record
+//!              │                    body: {"record","changes","action","metadata"}
+//!              └── Envelope         headers: sb-…, then those of the transforms
+//! ```
+
+mod draft;
+mod encode;
+mod envelope;
+mod interval;
+mod nested;
+pub mod out;
+mod string;
+#[cfg(test)]
+mod tests;
+mod time;
+mod value;
+
+pub use draft::{ColumnInfo, Draft, EditError, HEADERS_MAX};
+pub use encode::{EncodeError, RecordError};
+pub use envelope::{Envelope, EnvelopeSettings, idempotency_key};
+
+/// The names of Sluicebox's own record headers, in the order in which every record has them.
+pub mod header {
+    /// What all names start with; transforms cannot set such a header.
+    pub const PREFIX: &str = "sb-";
+    /// The pipeline's id, drawn once and kept in the store.
+    pub const PIPELINE: &str = "sb-pipeline";
+    /// The change's [`super::idempotency_key`].
+    pub const KEY: &str = "sb-key";
+    /// Which of how many records the change became: `0/3` is the first of three.
+    pub const PART: &str = "sb-part";
+    /// `schema.name`.
+    pub const TABLE: &str = "sb-table";
+    /// `insert`, `update`, `delete`, `read` or `truncate`.
+    pub const ACTION: &str = "sb-action";
+    /// Generation and digest of the chain that made the record.
+    pub const CHAIN: &str = "sb-chain";
+    /// The transforms, separated by commas, that failed and let the message pass.
+    pub const PASSED: &str = "sb-passed";
+}

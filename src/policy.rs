@@ -1,0 +1,130 @@
+//! Every decision about failure: what is tried again, when, and what an operator can do about it.
+//!
+//! ```text
+//! the message's own trouble      parked; only its group waits
+//!   oversize                     the same bytes stay too large: on a new chain, or by hand
+//!   everything else              1 s, doubling to 5 min, with jitter, for ever; a new chain at once
+//! the sink's, source's, store's  everything waits at the head, says why, and goes on when mended
+//! ```
+
+use std::time::Duration;
+
+use rand::Rng;
+
+use crate::store::Failure;
+
+/// When a failed message is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// After this long.
+    After(Duration),
+    /// When the chain changes, or when an operator asks: trying the same again cannot help.
+    OnRequest,
+}
+
+/// The bounds of a back-off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    pub min: Duration,
+    pub max: Duration,
+}
+
+/// Between attempts to reach S2 again.
+pub const SINK: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(15) };
+
+/// Between attempts to write the store again.
+pub const STORE: Backoff = Backoff { min: Duration::from_millis(500), max: Duration::from_secs(10) };
+
+impl Backoff {
+    /// How long to wait after so many failures in a row (from 1): doubling, and up to a quarter less,
+    /// so that many that failed together do not come back together.
+    #[must_use]
+    pub fn delay(self, failures: u64) -> Duration {
+        let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(u32::MAX).min(30);
+        let full = self.min.saturating_mul(1 << doublings).min(self.max);
+        full.mul_f64(1.0 - rand::rng().random_range(0.0..0.25))
+    }
+}
+
+/// When to try a message again that failed `attempts` times by now.
+#[must_use]
+pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff) -> Retry {
+    match failure.error.class.as_str() {
+        "oversize" => Retry::OnRequest,
+        _ => Retry::After(backoff.delay(attempts)),
+    }
+}
+
+/// What an operator can do about a failed message, in one sentence with a command.
+#[must_use]
+pub fn hint(id: &str, failure: Option<&Failure>) -> String {
+    let give_up = format!("or give it up: sluicebox messages ack {id}");
+    let Some(failure) = failure else {
+        return format!("It follows by itself once the message in front of it is through; {give_up}");
+    };
+    match failure.error.class.as_str() {
+        "oversize" => match failure.columns.first() {
+            Some(column) => format!(
+                "Remove or compress its largest column by a transform, and it is delivered at once: \
+                 sluicebox transforms add strip-columns --column {} (or compress-columns); {give_up}",
+                column.name
+            ),
+            None => format!(
+                "A transform made its body; put one into the folder that makes a smaller one; {give_up}"
+            ),
+        },
+        "refused" => format!(
+            "S2 does not take this record; change the transforms so that they make another, then: \
+             sluicebox messages retry {id}; {give_up}"
+        ),
+        _ => match &failure.error.transform {
+            Some(file) => format!(
+                "Replace {file} in the transforms folder by a version that handles it, and it is tried \
+                 at once; {give_up}"
+            ),
+            None => format!("Try it again: sluicebox messages retry {id}; {give_up}"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::control::ErrorView;
+
+    fn failure(class: &str) -> Failure {
+        Failure {
+            error: ErrorView {
+                class: class.to_owned(),
+                status: None,
+                text: String::new(),
+                body: None,
+                transform: None,
+            },
+            bytes: None,
+            columns: Vec::new(),
+            trace: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn delays_double_up_to_the_bound_and_vary_by_a_quarter() {
+        let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(300) };
+        for (failures, full) in [(1, 1), (2, 2), (3, 4), (9, 256), (10, 300), (u64::MAX, 300)] {
+            let full = Duration::from_secs(full);
+            for _ in 0..50 {
+                let delay = backoff.delay(failures);
+                assert!(delay <= full && delay >= full.mul_f64(0.749), "{failures}: {delay:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_stays_too_large_is_not_tried_again() {
+        let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(300) };
+        assert_eq!(retry(&failure("oversize"), 1, backoff), Retry::OnRequest);
+        for class in ["trap", "timeout", "limit", "guest", "invalid", "encode", "refused"] {
+            assert!(matches!(retry(&failure(class), 1, backoff), Retry::After(_)), "{class}");
+        }
+    }
+}

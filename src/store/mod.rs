@@ -1,0 +1,594 @@
+//! The message store: parked and waiting messages, the checkpoint, and a few facts, in one SQLite file
+//! in the state folder.
+//!
+//! The fast path writes nothing per change: the store is written when a message is parked and when a
+//! checkpoint is taken. Every write is one transaction that is on disk (synced) before it is answered,
+//! so what the store holds survives a power loss, and may be confirmed to Postgres.
+//!
+//! One thread owns the file. It takes requests in order; the store never decides what to do with a
+//! message.
+
+mod codec;
+mod schema;
+mod view;
+
+use std::collections::HashSet;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::oneshot;
+
+use crate::change::{Change, Lsn, Position};
+use crate::pipeline::control::{self, ColumnBytes, ErrorView, MessageList, PageQuery, TraceStep};
+use crate::pipeline::group::{GroupId, Groups};
+
+pub use codec::primary_key;
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not open the message store {}", path.display())]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error(
+        "the state folder {} is in use by another sluicebox: stop it, or give this one a folder of \
+         its own (state.dir)",
+        path.display()
+    )]
+    Locked { path: PathBuf },
+    #[error(
+        "the message store was written by another release (version {found}, this one knows \
+         {known}): go on with that release, or give this one an empty state folder"
+    )]
+    Version { found: i64, known: i64 },
+    #[error(
+        "the message store is damaged ({text}): restore the state folder from a backup; what it held \
+         is not delivered"
+    )]
+    Corrupt { text: String },
+    #[error("the disk that holds the message store is full: make room, and it goes on by itself")]
+    Full,
+    #[error("the message store failed")]
+    Sqlite(#[source] rusqlite::Error),
+    #[error("the message store holds something that this release cannot read: {text}")]
+    Content { text: String },
+    #[error("the message store has stopped")]
+    Stopped,
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Corrupt { text: error.to_string() }
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+impl Error {
+    /// Whether the same request may succeed later without anybody losing anything.
+    #[must_use]
+    pub fn heals(&self) -> bool {
+        match self {
+            Self::Full | Self::Sqlite(_) => true,
+            Self::Open { .. }
+            | Self::Locked { .. }
+            | Self::Version { .. }
+            | Self::Corrupt { .. }
+            | Self::Content { .. }
+            | Self::Stopped => false,
+        }
+    }
+}
+
+/// How far a stream and the source are settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Every change at or below it is in the stream, in the store, dropped or given up.
+    pub position: Position,
+    /// The lowest sequence number whose acknowledgement is not applied to the store: where a restart
+    /// begins to read the stream.
+    pub seq: u64,
+    /// What may be confirmed to Postgres.
+    pub confirm: Lsn,
+}
+
+/// Why a message failed, as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    pub error: ErrorView,
+    /// Metered bytes, where the record was measured.
+    pub bytes: Option<u64>,
+    /// The largest columns first, where the record was measured.
+    pub columns: Vec<ColumnBytes>,
+    pub trace: Vec<TraceStep>,
+}
+
+/// A message's state in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredState {
+    Parked,
+    Retrying,
+    Waiting,
+    /// Given up by an operator; kept until the checkpoint has passed it, so that a repeat is known.
+    Acknowledged,
+}
+
+impl StoredState {
+    fn number(self) -> i64 {
+        match self {
+            Self::Parked => 0,
+            Self::Retrying => 1,
+            Self::Waiting => 2,
+            Self::Acknowledged => 3,
+        }
+    }
+
+    fn from_number(number: i64) -> Result<Self, Error> {
+        match number {
+            0 => Ok(Self::Parked),
+            1 => Ok(Self::Retrying),
+            2 => Ok(Self::Waiting),
+            3 => Ok(Self::Acknowledged),
+            _ => Err(Error::Content { text: format!("a message in state {number}") }),
+        }
+    }
+}
+
+/// One write. A batch of them is one transaction.
+#[derive(Debug)]
+pub enum Write {
+    /// A message enters the store.
+    Insert {
+        id: u64,
+        change: Box<Change>,
+        groups: Groups,
+        state: StoredState,
+        attempts: u64,
+        next_attempt: Option<SystemTime>,
+        failure: Option<Failure>,
+    },
+    /// An attempt to deliver it failed.
+    Failed {
+        id: u64,
+        state: StoredState,
+        attempts: u64,
+        next_attempt: Option<SystemTime>,
+        failure: Failure,
+    },
+    /// It was delivered, or a transform dropped it.
+    Remove { id: u64 },
+    /// An operator gave it up.
+    Acknowledge { id: u64 },
+    /// How far everything is settled now.
+    Checkpoint(Checkpoint),
+    /// A new chain is about to be used.
+    Chain { generation: u64, digest: String },
+}
+
+/// A message as the pipeline needs to know it at start.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub id: u64,
+    pub position: Position,
+    pub groups: Groups,
+    pub state: StoredState,
+    pub attempts: u64,
+    pub next_attempt: Option<SystemTime>,
+}
+
+/// What the store knows at start.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Drawn once for each store: part of every record's identity.
+    pub pipeline_id: String,
+    /// Nothing before the first checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+    /// How often a writer of this store has taken the stream over.
+    pub epoch: u64,
+    pub generation: u64,
+    pub chain_digest: Option<String>,
+    pub messages: Vec<Known>,
+    pub next_id: u64,
+}
+
+type Answer<T> = oneshot::Sender<Result<T, Error>>;
+
+enum Request {
+    Write(Vec<Write>, Answer<Vec<Write>>),
+    Read(Vec<u64>, Answer<Vec<(u64, Change, u64)>>),
+    NextEpoch(Answer<u64>),
+    SourceIdentity(String, Answer<Option<String>>),
+    List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
+    Show(u64, HashSet<u64>, oneshot::Sender<Result<view::Stored, control::Error>>),
+    Select(control::Filter, oneshot::Sender<Result<Vec<u64>, control::Error>>),
+    UnchangedBehind(Vec<u64>, Answer<u64>),
+}
+
+/// The handle to the store's thread. The file is closed when the last handle is gone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    requests: mpsc::Sender<Request>,
+}
+
+pub use view::Stored;
+
+impl Store {
+    /// Opens or creates the store in a folder, which nobody else may use meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be made or is in use, or the file is damaged or of a newer release.
+    pub fn open(dir: &Path) -> Result<(Self, Loaded), Error> {
+        let open = |source| Error::Open { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(open)?;
+        let lock = File::create(dir.join("lock")).map_err(open)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(open(source)),
+        }
+        let connection = Connection::open(dir.join("sluicebox.db"))?;
+        schema::prepare(&connection)?;
+        let mut worker = Worker { connection, _lock: lock };
+        let loaded = worker.load()?;
+        let (requests, received) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || {
+                while let Ok(request) = received.recv() {
+                    worker.answer(request);
+                }
+            })
+            .map_err(open)?;
+        Ok((Self { requests }, loaded))
+    }
+
+    /// Carries all the writes out in one transaction, on disk when this returns. They come back, so
+    /// that the caller need not remember them; after an error nothing of them is written, and they are
+    /// lost to the caller unless it kept them.
+    ///
+    /// # Errors
+    ///
+    /// When the transaction failed as a whole.
+    pub async fn write(&self, writes: Vec<Write>) -> Result<Vec<Write>, Error> {
+        self.ask(|answer| Request::Write(writes, answer)).await
+    }
+
+    /// The changes of these messages, with their attempts so far. Messages that are gone are left out.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub async fn read(&self, ids: Vec<u64>) -> Result<Vec<(u64, Change, u64)>, Error> {
+        self.ask(|answer| Request::Read(ids, answer)).await
+    }
+
+    /// Draws the number of the next attempt to take the stream over, never given out before.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub async fn next_epoch(&self) -> Result<u64, Error> {
+        self.ask(Request::NextEpoch).await
+    }
+
+    /// Notes which database this store belongs to, the first time, and says what was noted before.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or written.
+    pub async fn source_identity(&self, identity: String) -> Result<Option<String>, Error> {
+        self.ask(|answer| Request::SourceIdentity(identity, answer)).await
+    }
+
+    /// A page of messages; `moving` are those on their way at this moment.
+    pub fn list(
+        &self,
+        query: PageQuery,
+        moving: HashSet<u64>,
+        answer: oneshot::Sender<Result<MessageList, control::Error>>,
+    ) {
+        self.send(Request::List(query, moving, answer));
+    }
+
+    /// One message whole.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that id, or the file cannot be read.
+    pub async fn show(&self, id: u64, moving: HashSet<u64>) -> Result<Stored, control::Error> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Request::Show(id, moving, answer));
+        answered.await.map_err(|_| control::Error::Stopped)?
+    }
+
+    /// The ids that a filter means, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the filter means nothing, or the file cannot be read.
+    pub async fn select(&self, filter: control::Filter) -> Result<Vec<u64>, control::Error> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Request::Select(filter, answer));
+        answered.await.map_err(|_| control::Error::Stopped)?
+    }
+
+    /// How many messages behind these, in their groups, are updates with unchanged TOAST columns.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub async fn unchanged_behind(&self, ids: Vec<u64>) -> Result<u64, Error> {
+        self.ask(|answer| Request::UnchangedBehind(ids, answer)).await
+    }
+
+    fn send(&self, request: Request) {
+        // The thread ends only when every handle is gone, or by a panic, and then the answer's
+        // channel tells.
+        drop(self.requests.send(request));
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.send(request(answer));
+        answered.await.map_err(|_| Error::Stopped)?
+    }
+}
+
+struct Worker {
+    connection: Connection,
+    _lock: File,
+}
+
+impl Worker {
+    fn answer(&mut self, request: Request) {
+        // A caller that no longer waits does not matter to the file.
+        match request {
+            Request::Write(writes, answer) => {
+                drop(answer.send(self.write(&writes).map(|()| writes)));
+            }
+            Request::Read(ids, answer) => drop(answer.send(self.read(&ids))),
+            Request::NextEpoch(answer) => drop(answer.send(self.next_epoch())),
+            Request::SourceIdentity(identity, answer) => {
+                drop(answer.send(self.source_identity(&identity)));
+            }
+            Request::List(query, moving, answer) => {
+                drop(answer.send(view::list(&self.connection, &query, &moving)));
+            }
+            Request::Show(id, moving, answer) => {
+                drop(answer.send(view::show(&self.connection, id, &moving)));
+            }
+            Request::Select(filter, answer) => {
+                drop(answer.send(view::select(&self.connection, &filter)));
+            }
+            Request::UnchangedBehind(ids, answer) => {
+                drop(answer.send(view::unchanged_behind(&self.connection, &ids)));
+            }
+        }
+    }
+
+    fn load(&mut self) -> Result<Loaded, Error> {
+        let pipeline_id = match self.fact("pipeline_id")? {
+            Some(id) => id,
+            None => {
+                let id = format!("{:016x}", rand::random::<u64>());
+                self.set_fact("pipeline_id", &id)?;
+                id
+            }
+        };
+        let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let checkpoint = self
+            .connection
+            .query_row(
+                "SELECT commit_lsn, commit_idx, seq, confirm_lsn FROM checkpoints WHERE stream = ''",
+                [],
+                |row| {
+                    Ok(Checkpoint {
+                        position: Position {
+                            commit_lsn: Lsn(unsigned(row.get(0)?)),
+                            index: unsigned(row.get(1)?),
+                        },
+                        seq: unsigned(row.get(2)?),
+                        confirm: Lsn(unsigned(row.get(3)?)),
+                    })
+                },
+            )
+            .optional()?;
+        let next_id: i64 = self.connection.query_row(
+            "SELECT max(coalesce((SELECT max(id) FROM messages), 0),
+                        coalesce((SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'last_id'), 0)) + 1",
+            [],
+            |row| row.get(0),
+        )?;
+        Ok(Loaded {
+            pipeline_id,
+            checkpoint,
+            epoch: number(self.fact("epoch")?),
+            generation: number(self.fact("generation")?),
+            chain_digest: self.fact("chain_digest")?,
+            messages: self.known()?,
+            next_id: unsigned(next_id),
+        })
+    }
+
+    fn known(&self) -> Result<Vec<Known>, Error> {
+        let mut statement = self.connection.prepare(
+            "SELECT id, commit_lsn, commit_idx, state, attempts, next_attempt_ms,
+                    table_group, group_a, group_b FROM messages ORDER BY id",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut known = Vec::new();
+        while let Some(row) = rows.next()? {
+            known.push(Known {
+                id: unsigned(row.get(0)?),
+                position: Position {
+                    commit_lsn: Lsn(unsigned(row.get(1)?)),
+                    index: unsigned(row.get(2)?),
+                },
+                state: StoredState::from_number(row.get(3)?)?,
+                attempts: unsigned(row.get(4)?),
+                next_attempt: row.get::<_, Option<i64>>(5)?.map(codec::time_from_ms),
+                groups: Groups {
+                    table: GroupId(row.get(6)?),
+                    first: row.get::<_, Option<[u8; 16]>>(7)?.map(GroupId),
+                    second: row.get::<_, Option<[u8; 16]>>(8)?.map(GroupId),
+                },
+            });
+        }
+        Ok(known)
+    }
+
+    fn write(&mut self, writes: &[Write]) -> Result<(), Error> {
+        let transaction = self.connection.transaction()?;
+        let mut removed = false;
+        for write in writes {
+            removed |= matches!(write, Write::Remove { .. } | Write::Acknowledge { .. });
+            carry_out(&transaction, write)?;
+        }
+        transaction.commit()?;
+        if removed {
+            // Gives the room of removed messages back to the disk, a few pages at a time.
+            self.connection.execute_batch("PRAGMA incremental_vacuum(2000);")?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, ids: &[u64]) -> Result<Vec<(u64, Change, u64)>, Error> {
+        let mut changes = Vec::with_capacity(ids.len());
+        for &id in ids {
+            if let Some((change, attempts)) = codec::read(&self.connection, id)? {
+                changes.push((id, change, attempts));
+            }
+        }
+        Ok(changes)
+    }
+
+    fn next_epoch(&self) -> Result<u64, Error> {
+        let epoch = self.fact("epoch")?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) + 1;
+        self.set_fact("epoch", &epoch.to_string())?;
+        Ok(epoch)
+    }
+
+    fn source_identity(&self, identity: &str) -> Result<Option<String>, Error> {
+        let known = self.fact("source_identity")?;
+        if known.is_none() {
+            self.set_fact("source_identity", identity)?;
+        }
+        Ok(known)
+    }
+
+    fn fact(&self, name: &str) -> Result<Option<String>, Error> {
+        let fact = self
+            .connection
+            .query_row("SELECT CAST(value AS TEXT) FROM facts WHERE name = ?1", [name], |row| {
+                row.get(0)
+            })
+            .optional()?;
+        Ok(fact)
+    }
+
+    fn set_fact(&self, name: &str, value: &str) -> Result<(), Error> {
+        set_fact(&self.connection, name, value)
+    }
+}
+
+fn set_fact(connection: &Connection, name: &str, value: &str) -> Result<(), Error> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)")?
+        .execute(params![name, value])?;
+    Ok(())
+}
+
+fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
+    match write {
+        Write::Insert { id, change, groups, state, attempts, next_attempt, failure } => {
+            codec::insert(connection, *id, change, groups)?;
+            set_fact(connection, "last_id", &id.to_string())?;
+            update(connection, *id, *state, *attempts, *next_attempt, failure.as_ref())
+        }
+        Write::Failed { id, state, attempts, next_attempt, failure } => {
+            update(connection, *id, *state, *attempts, *next_attempt, Some(failure))
+        }
+        Write::Remove { id } => {
+            connection
+                .prepare_cached("DELETE FROM messages WHERE id = ?1")?
+                .execute([signed(*id)])?;
+            Ok(())
+        }
+        Write::Acknowledge { id } => {
+            connection
+                .prepare_cached("DELETE FROM pieces WHERE message = ?1")?
+                .execute([signed(*id)])?;
+            connection
+                .prepare_cached("UPDATE messages SET state = 3, failure = NULL WHERE id = ?1")?
+                .execute([signed(*id)])?;
+            Ok(())
+        }
+        Write::Checkpoint(checkpoint) => {
+            let Checkpoint { position, seq, confirm } = checkpoint;
+            connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO checkpoints
+                     (stream, commit_lsn, commit_idx, seq, confirm_lsn) VALUES ('', ?1, ?2, ?3, ?4)",
+                )?
+                .execute([
+                    signed(position.commit_lsn.0),
+                    signed(position.index),
+                    signed(*seq),
+                    signed(confirm.0),
+                ])?;
+            connection
+                .prepare_cached(
+                    "DELETE FROM messages WHERE state = 3
+                     AND (commit_lsn, commit_idx) <= (?1, ?2)",
+                )?
+                .execute([signed(position.commit_lsn.0), signed(position.index)])?;
+            Ok(())
+        }
+        Write::Chain { generation, digest } => {
+            set_fact(connection, "generation", &generation.to_string())?;
+            set_fact(connection, "chain_digest", digest)
+        }
+    }
+}
+
+fn update(
+    connection: &Connection,
+    id: u64,
+    state: StoredState,
+    attempts: u64,
+    next_attempt: Option<SystemTime>,
+    failure: Option<&Failure>,
+) -> Result<(), Error> {
+    let failure = failure.map(codec::to_json).transpose()?;
+    let next_attempt = next_attempt.map(codec::ms_from_time);
+    connection
+        .prepare_cached(
+            "UPDATE messages SET state = ?2, attempts = ?3, next_attempt_ms = ?4, failure = ?5
+             WHERE id = ?1",
+        )?
+        .execute(params![signed(id), state.number(), signed(attempts), next_attempt, failure])?;
+    Ok(())
+}
+
+/// SQLite's integers are signed; ours are counts and log positions below 2^63.
+fn signed(value: u64) -> i64 {
+    value.cast_signed()
+}
+
+fn unsigned(value: i64) -> u64 {
+    value.cast_unsigned()
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
