@@ -6,3 +6,4 @@ pub mod message;
 pub mod pg_type;
 pub mod pipeline;
 pub mod sink;
+pub mod transform;
