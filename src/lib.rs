@@ -1,6 +1,7 @@
 //! Sluicebox: Postgres changes, through your own WebAssembly, into an S2 stream.
 
 pub mod admin;
+pub mod app;
 pub mod change;
 pub mod cli;
 pub mod config;
@@ -15,3 +16,4 @@ pub mod sink;
 pub mod source;
 pub mod store;
 pub mod throwaway;
+pub mod transform;

@@ -170,6 +170,8 @@ pub enum Write {
     Checkpoint(Checkpoint),
     /// A new chain is about to be used.
     Chain { generation: u64, digest: String },
+    /// Which Postgres is read, by its `system_identifier`.
+    SourceIdentity { system_identifier: String },
 }
 
 /// A message as the pipeline needs to know it at start.
@@ -194,6 +196,8 @@ pub struct Loaded {
     pub epoch: u64,
     pub generation: u64,
     pub chain_digest: Option<String>,
+    /// `system_identifier` of the Postgres that was read, once one was.
+    pub source_identity: Option<String>,
     pub messages: Vec<Known>,
     pub next_id: u64,
 }
@@ -204,7 +208,6 @@ enum Request {
     Write(Arc<[Write]>, Answer<()>),
     Read(Vec<u64>, usize, Answer<Vec<(u64, Change)>>),
     NextEpoch(Answer<u64>),
-    SourceIdentity(String, Answer<Option<String>>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
     Show(u64, HashSet<u64>, oneshot::Sender<Result<view::Stored, control::Error>>),
     Select(control::Filter, oneshot::Sender<Result<Vec<u64>, control::Error>>),
@@ -282,15 +285,6 @@ impl Store {
         self.ask(Request::NextEpoch).await
     }
 
-    /// Notes which database this store belongs to, the first time, and says what was noted before.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read or written.
-    pub async fn source_identity(&self, identity: String) -> Result<Option<String>, Error> {
-        self.ask(|answer| Request::SourceIdentity(identity, answer)).await
-    }
-
     /// A page of messages; `moving` are those on their way at this moment.
     pub fn list(
         &self,
@@ -361,9 +355,6 @@ impl Worker {
                 drop(answer.send(self.read(&ids, bytes_max)));
             }
             Request::NextEpoch(answer) => drop(answer.send(self.next_epoch())),
-            Request::SourceIdentity(identity, answer) => {
-                drop(answer.send(self.source_identity(&identity)));
-            }
             Request::List(query, moving, answer) => {
                 drop(answer.send(view::list(&self.connection, &query, &moving)));
             }
@@ -418,6 +409,7 @@ impl Worker {
             epoch: number(self.fact("epoch")?),
             generation: number(self.fact("generation")?),
             chain_digest: self.fact("chain_digest")?,
+            source_identity: self.fact("source_identity")?,
             messages: self.known()?,
             next_id: unsigned(next_id),
         })
@@ -484,14 +476,6 @@ impl Worker {
         let epoch = self.fact("epoch")?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) + 1;
         self.set_fact("epoch", &epoch.to_string())?;
         Ok(epoch)
-    }
-
-    fn source_identity(&self, identity: &str) -> Result<Option<String>, Error> {
-        let known = self.fact("source_identity")?;
-        if known.is_none() {
-            self.set_fact("source_identity", identity)?;
-        }
-        Ok(known)
     }
 
     fn fact(&self, name: &str) -> Result<Option<String>, Error> {
@@ -565,6 +549,9 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::Chain { generation, digest } => {
             set_fact(connection, "generation", &generation.to_string())?;
             set_fact(connection, "chain_digest", digest)
+        }
+        Write::SourceIdentity { system_identifier } => {
+            set_fact(connection, "source_identity", system_identifier)
         }
     }
 }
