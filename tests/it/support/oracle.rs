@@ -166,7 +166,10 @@ impl Writer {
         let commit = !self.random.one_in(10);
         sql.push_str(if commit { "commit" } else { "rollback" });
         if let Err(error) = client.batch_execute(&sql).await {
-            assert!(error.as_db_error().is_none_or(is_the_server_leaving), "{error:?} in {sql:.900}");
+            assert!(
+                error.as_db_error().is_none_or(is_the_server_leaving),
+                "{error:?} in {sql:.900}"
+            );
             return Err(error);
         }
         if commit {
