@@ -1,0 +1,17 @@
+//! Sluicebox as a user runs it: the real program as a child process, against a real Postgres and
+//! the real s2-lite, judged by its commands, its HTTP answers and what the stream holds.
+//!
+//! Nothing here reaches into the library's insides. No test measures time: time-outs only bound
+//! how long a failing test hangs. Random workloads print their seed; `SLUICEBOX_SEED=N` repeats
+//! one.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets the unexpected is meant to fail")]
+
+mod bad_input;
+mod cli;
+mod restart;
+mod sink_faults;
+mod story;
+mod support;
+mod transforms;
+mod values;

@@ -1,0 +1,345 @@
+//! Random work on a table with a ledger of what was committed, and the judgement over the whole
+//! stream: every committed change once, none that was rolled back, each row's changes in their
+//! order, positions rising, every record within S2's limit, and the stream folded into a table
+//! equals the table.
+//!
+//! Each writer owns its rows, so that the order of its operations is the commit order of each
+//! row's changes. The ledger is a table of the same database, written in the same transactions:
+//! a commit whose answer was lost is in it or not, as Postgres decided.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+use super::postgres::{Database, try_connect};
+use super::s2::{Record, data};
+use super::{PATIENCE, Random, until};
+
+/// The metered limit of a record, as S2 documents it.
+const RECORD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Longer than any record can be.
+const OVERSIZE_BYTES: usize = 1_200_000;
+
+/// The tables that a [`Workload`] writes. `items` is what the tests publish.
+pub const TABLES: &str = "
+    create table items (
+        id bigint primary key, op bigint not null, label text not null, body text
+    );
+    create table ledger (
+        op bigint primary key, id bigint not null, action text not null
+    );";
+
+/// What the writers do, drawn from a seed.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    pub url: String,
+    pub seed: u64,
+    pub writers: u64,
+    /// Rows that each writer owns.
+    pub rows: u64,
+    /// One insert in so many has a body that no record can hold; 0: none has.
+    pub oversize_one_in: u64,
+}
+
+/// Writers at work.
+#[derive(Debug)]
+pub struct Work {
+    stop: Arc<AtomicBool>,
+    commits: Arc<AtomicU64>,
+    writers: Vec<JoinHandle<()>>,
+}
+
+impl Workload {
+    /// Creates nothing: the tables of [`TABLES`] must be there.
+    pub fn start(&self) -> Work {
+        let stop = Arc::new(AtomicBool::new(false));
+        let commits = Arc::new(AtomicU64::new(0));
+        let writer = |number| {
+            let writer = Writer {
+                workload: self.clone(),
+                random: Random::new(self.seed ^ (number * 0x1_0001)),
+                first_id: number * 1_000_000,
+                next_op: number * 1_000_000_000,
+            };
+            tokio::spawn(writer.work(Arc::clone(&stop), Arc::clone(&commits)))
+        };
+        let writers = (1..=self.writers).map(writer).collect();
+        Work { stop, commits, writers }
+    }
+}
+
+impl Work {
+    /// Waits until so many more transactions were committed.
+    pub async fn commits(&self, more: u64) {
+        let goal = self.commits.load(Ordering::Relaxed) + more;
+        until(&format!("{more} commits"), async || {
+            let commits = self.commits.load(Ordering::Relaxed);
+            if commits >= goal { Ok(()) } else { Err(format!("{commits} of {goal}")) }
+        })
+        .await;
+    }
+
+    /// Lets each writer finish its transaction, and ends it.
+    pub async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.await.unwrap();
+        }
+    }
+}
+
+struct Writer {
+    workload: Workload,
+    random: Random,
+    first_id: u64,
+    next_op: u64,
+}
+
+impl Writer {
+    async fn work(mut self, stop: Arc<AtomicBool>, commits: Arc<AtomicU64>) {
+        let mut connection: Option<(Client, BTreeSet<u64>)> = None;
+        let mut failing_since: Option<std::time::Instant> = None;
+        while !stop.load(Ordering::Relaxed) {
+            let done = match &mut connection {
+                Some((client, live)) => self.transaction(client, live).await,
+                None => self.connect().await.map(|opened| {
+                    connection = Some(opened);
+                    false
+                }),
+            };
+            match done {
+                Ok(committed) => {
+                    failing_since = None;
+                    commits.fetch_add(u64::from(committed), Ordering::Relaxed);
+                    // Leaves some of the two cores to the pipeline.
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+                // Tests restart the server under us: what was committed is read from the ledger.
+                Err(error) => {
+                    connection = None;
+                    let since = *failing_since.get_or_insert_with(std::time::Instant::now);
+                    assert!(since.elapsed() < PATIENCE, "the writer cannot go on: {error}");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// A connection, and the rows of ours that exist.
+    async fn connect(&self) -> Result<(Client, BTreeSet<u64>), tokio_postgres::Error> {
+        let client = try_connect(&self.workload.url).await?;
+        let (first, last) = (self.first_id, self.first_id + self.workload.rows);
+        let sql = format!("select id::text from items where id >= {first} and id < {last}");
+        let mut live = BTreeSet::new();
+        for message in client.simple_query(&sql).await? {
+            if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+                let id = row.get(0).expect("ids are not null");
+                live.insert(id.parse().expect("ids are numbers"));
+            }
+        }
+        Ok((client, live))
+    }
+
+    /// One to five operations; now and then rolled back, whole or in part. Says whether it was
+    /// committed.
+    async fn transaction(
+        &mut self,
+        client: &Client,
+        live: &mut BTreeSet<u64>,
+    ) -> Result<bool, tokio_postgres::Error> {
+        let mut after = live.clone();
+        let mut sql = String::from("begin;");
+        for _ in 0..=self.random.below(4) {
+            if self.random.one_in(12) {
+                sql.push_str("savepoint s;");
+                self.operation(&mut sql, &mut after.clone());
+                sql.push_str("rollback to savepoint s;");
+            } else {
+                self.operation(&mut sql, &mut after);
+            }
+        }
+        let commit = !self.random.one_in(10);
+        sql.push_str(if commit { "commit" } else { "rollback" });
+        if let Err(error) = client.batch_execute(&sql).await {
+            assert!(
+                error.as_db_error().is_none_or(is_the_server_leaving),
+                "{error:?} in {sql:.900}"
+            );
+            return Err(error);
+        }
+        if commit {
+            *live = after;
+        }
+        Ok(commit)
+    }
+
+    fn operation(&mut self, sql: &mut String, live: &mut BTreeSet<u64>) {
+        let id = self.first_id + self.random.below(self.workload.rows);
+        let op = self.next_op;
+        self.next_op += 1;
+        let label = self.random.text(24);
+        let action = if live.insert(id) {
+            let oversize = self.workload.oversize_one_in;
+            let bytes = if oversize > 0 && self.random.one_in(oversize) {
+                OVERSIZE_BYTES
+            } else {
+                // Mostly small; some large enough for TOAST, and to fill batches by bytes.
+                match self.random.below(50) {
+                    0 => 60_000,
+                    1..5 => 5_000,
+                    _ => 200,
+                }
+            };
+            let body = self.random.text(bytes);
+            sql.push_str(&format!("insert into items values ({id}, {op}, '{label}', '{body}');"));
+            "insert"
+        } else if self.random.one_in(4) {
+            live.remove(&id);
+            sql.push_str(&format!("delete from items where id = {id};"));
+            "delete"
+        } else {
+            // Leaves the body alone: a large one is then an unchanged TOAST value.
+            let set = format!("update items set op = {op}, label = '{label}' where id = {id};");
+            sql.push_str(&set);
+            "update"
+        };
+        sql.push_str(&format!("insert into ledger values ({op}, {id}, '{action}');"));
+    }
+}
+
+/// Postgres ends a connection because it stops, or refuses one because it starts.
+fn is_the_server_leaving(error: &tokio_postgres::error::DbError) -> bool {
+    error.code().code().starts_with("57P")
+}
+
+/// What the stream has to be judged by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Positions rise over the whole stream.
+    #[default]
+    Whole,
+    /// Positions rise for each row; some rows were parked and came later.
+    PerRow,
+}
+
+/// Waits until the stream holds every change that the ledger names.
+pub async fn until_complete(database: &Database<'_>, mut read: impl AsyncFnMut() -> Vec<Record>) {
+    let goal = database.value("select count(*) from ledger").await.unwrap();
+    let goal: usize = goal.parse().unwrap();
+    until("every committed change in the stream", async || {
+        let count = data(&read().await).len();
+        if count >= goal { Ok(()) } else { Err(format!("{count} of {goal}")) }
+    })
+    .await;
+}
+
+/// Judges the stream, from its first record to its last, against the ledger and the table.
+pub async fn judge(database: &Database<'_>, records: &[Record], order: Order) {
+    let records = data(records);
+    check_records(&records);
+    check_positions(&records, order);
+
+    let mut told: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    let mut folded: BTreeMap<u64, (String, String)> = BTreeMap::new();
+    for record in &records {
+        let message = record.json();
+        assert_eq!(record.header("sb-table"), "public.items");
+        let action = message["action"].as_str().expect("an action").to_owned();
+        assert_eq!(record.header("sb-action"), action);
+        let row = &message["record"];
+        let id = row["id"].as_u64().expect("an id");
+        let op = row["op"].as_u64();
+        told.entry(id).or_default().push(match (action.as_str(), op) {
+            ("delete", _) => "delete".to_owned(),
+            (_, op) => format!("{action} {}", op.expect("an op")),
+        });
+        if action == "delete" {
+            folded.remove(&id);
+        } else {
+            let label = row["label"].as_str().expect("a label").to_owned();
+            folded.insert(id, (op.expect("an op").to_string(), label));
+        }
+    }
+
+    let mut committed: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for row in database.rows("select id, action, op from ledger order by op").await {
+        let [id, action, op] = row.try_into().expect("three columns");
+        let id = id.unwrap().parse().unwrap();
+        let action = action.unwrap();
+        committed.entry(id).or_default().push(match action.as_str() {
+            "delete" => action,
+            _ => format!("{action} {}", op.unwrap()),
+        });
+    }
+    for id in committed.keys().chain(told.keys()) {
+        assert_eq!(
+            told.get(id),
+            committed.get(id),
+            "row {id}: left what the stream tells, right what was committed"
+        );
+    }
+
+    let mut table = BTreeMap::new();
+    for row in database.rows("select id, op, label from items").await {
+        let [id, op, label] = row.try_into().expect("three columns");
+        table.insert(id.unwrap().parse().unwrap(), (op.unwrap(), label.unwrap()));
+    }
+    assert!(folded == table, "the stream, folded, differs from the table");
+}
+
+/// No record twice, none over the limit, and headers that agree with the message.
+fn check_records(records: &[&Record]) {
+    let mut seen: HashMap<(String, String), u64> = HashMap::new();
+    let mut pipelines = BTreeSet::new();
+    for record in records {
+        let identity = (record.header("sb-key").to_owned(), record.header("sb-part").to_owned());
+        if let Some(first) = seen.insert(identity.clone(), record.seq_num) {
+            panic!("{identity:?} is in the stream twice, as {first} and {}", record.seq_num);
+        }
+        pipelines.insert(record.header("sb-pipeline").to_owned());
+        assert!(
+            record.metered_bytes() <= RECORD_BYTES_MAX,
+            "record {} has {} metered bytes",
+            record.seq_num,
+            record.metered_bytes()
+        );
+        let message = record.json();
+        assert_eq!(
+            message["metadata"]["idempotency_key"].as_str(),
+            Some(record.header("sb-key")),
+            "the key in the message of record {}",
+            record.seq_num
+        );
+    }
+    assert!(pipelines.len() <= 1, "one pipeline wrote the stream: {pipelines:?}");
+}
+
+fn check_positions(records: &[&Record], order: Order) {
+    let mut last: HashMap<String, (u64, u64)> = HashMap::new();
+    for record in records {
+        let message = record.json();
+        let position = position(&message);
+        let group = match order {
+            Order::Whole => String::new(),
+            Order::PerRow => message["record"]["id"].to_string(),
+        };
+        if let Some(previous) = last.insert(group, position) {
+            assert!(
+                previous < position,
+                "record {} at {position:?} comes after {previous:?}",
+                record.seq_num
+            );
+        }
+    }
+}
+
+/// `(commit_lsn, commit_idx)` of a message.
+pub fn position(message: &Value) -> (u64, u64) {
+    let part = |name: &str| message["metadata"][name].as_u64().expect("positions are numbers");
+    (part("commit_lsn"), part("commit_idx"))
+}

@@ -1,0 +1,339 @@
+//! What goes wrong between Sluicebox and its servers: a relay of bytes that cuts and stalls
+//! connections, and an HTTP server in front of S2 that answers statuses of its own.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use axum::serve::ListenerExt;
+use futures_util::{Stream, StreamExt};
+use prost::Message;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::free_port;
+
+/// What a [`Relay`] does with the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    Pass,
+    /// Connections stay open, new ones are accepted, and no byte passes.
+    Stall,
+    /// Nobody listens, and every connection is gone.
+    Cut,
+}
+
+/// A relay of bytes to one server, which knows nothing of what they mean.
+#[derive(Debug)]
+pub struct Relay {
+    port: u16,
+    wire: watch::Sender<Wire>,
+}
+
+impl Relay {
+    pub async fn to(server: u16) -> Self {
+        let port = free_port();
+        let wire = watch::Sender::new(Wire::Pass);
+        let mut state = wire.subscribe();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut listener = Some(TcpListener::bind(address).await.unwrap());
+        tokio::spawn(async move {
+            loop {
+                let accepted = async {
+                    match &listener {
+                        Some(listener) => listener.accept().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = state.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        if *state.borrow_and_update() == Wire::Cut {
+                            listener = None;
+                        } else if listener.is_none() {
+                            listener = Some(TcpListener::bind(address).await.unwrap());
+                        }
+                    }
+                    Ok((client, _)) = accepted => {
+                        tokio::spawn(relay(client, server, state.clone()));
+                    }
+                }
+            }
+        });
+        Self { port, wire }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn set(&self, wire: Wire) {
+        self.wire.send_replace(wire);
+    }
+
+    /// Ends every connection; new ones pass at once.
+    pub async fn cut_once(&self) {
+        self.set(Wire::Cut);
+        // Every connection's task has to see it before it passes again.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        self.set(Wire::Pass);
+    }
+}
+
+async fn relay(client: TcpStream, server: u16, mut state: watch::Receiver<Wire>) {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (client_read, client_write) = client.into_split();
+    let (server_read, server_write) = server.into_split();
+    tokio::select! {
+        () = pump(client_read, server_write, state.clone()) => {}
+        () = pump(server_read, client_write, state.clone()) => {}
+        _ = state.wait_for(|wire| *wire == Wire::Cut) => {}
+    }
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut state: watch::Receiver<Wire>,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        if state.wait_for(|wire| *wire != Wire::Stall).await.is_err() {
+            return;
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What a [`Front`] answers instead of S2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Everything passes.
+    None,
+    /// Every request: this status, with S2's code for it.
+    Status { status: u16, code: &'static str, retry_after_ms: Option<u64> },
+    /// 401 to every request that does not bear this token.
+    Unless { token: String },
+    /// 413 to records with a body of more bytes, as a proxy with a limit of its own would.
+    BodiesOver { bytes: usize },
+}
+
+impl Fault {
+    pub fn status(status: u16, code: &'static str) -> Self {
+        Self::Status { status, code, retry_after_ms: None }
+    }
+}
+
+/// An HTTP server in front of S2, for HTTP/1.1 and HTTP/2, whose answers a test chooses.
+#[derive(Debug)]
+pub struct Front {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    upstream: String,
+    http: reqwest::Client,
+    fault: watch::Sender<Fault>,
+    refused: Mutex<u64>,
+}
+
+impl Front {
+    pub async fn of(server: &super::s2::Server) -> Self {
+        let port = free_port();
+        let shared = Arc::new(Shared {
+            upstream: server.endpoint(),
+            // Append sessions are two streams at once, which HTTP/1.1 cannot do.
+            http: reqwest::Client::builder().http2_prior_knowledge().build().unwrap(),
+            fault: watch::Sender::new(Fault::None),
+            refused: Mutex::new(0),
+        });
+        let router = Router::new().fallback(forward).with_state(Arc::clone(&shared));
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let listener = listener.tap_io(|connection| {
+            let _ = connection.set_nodelay(true);
+        });
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { port, shared }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// From now on; sessions that are open end.
+    pub fn set(&self, fault: Fault) {
+        *self.shared.refused.lock().unwrap() = 0;
+        self.shared.fault.send_replace(fault);
+    }
+
+    /// Requests and sessions refused since the last [`Self::set`].
+    pub fn refused(&self) -> u64 {
+        *self.shared.refused.lock().unwrap()
+    }
+}
+
+impl Shared {
+    fn refuse(&self) {
+        *self.refused.lock().unwrap() += 1;
+    }
+}
+
+async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let mut faults = shared.fault.subscribe();
+    let fault = faults.borrow_and_update().clone();
+    if let Some(answer) = refusal(&fault, request.headers()) {
+        shared.refuse();
+        return answer;
+    }
+
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut upstream = shared.http.request(parts.method, format!("{}{path}", shared.upstream));
+    upstream = upstream.headers(end_to_end(&parts.headers));
+    let session = parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "s2s/proto");
+    let body_bytes_max = match fault {
+        Fault::BodiesOver { bytes } if session => bytes,
+        _ => usize::MAX,
+    };
+    let (oversize, met_oversize) = watch::channel(false);
+    let upload = until_oversize(body.into_data_stream(), body_bytes_max, oversize);
+    let answer = match upstream.body(reqwest::Body::wrap_stream(upload)).send().await {
+        Ok(answer) => answer,
+        Err(error) => return error_answer(502, "hot_server", &error.to_string()),
+    };
+
+    let mut response = Response::builder().status(answer.status());
+    if let Some(headers) = response.headers_mut() {
+        headers.extend(end_to_end(answer.headers()));
+    }
+    let counted = Arc::clone(&shared);
+    let terminal = async move {
+        let refused = *met_oversize.borrow();
+        refused.then(|| {
+            counted.refuse();
+            Ok::<_, std::io::Error>(terminal_frame(413, "the request is too large for this proxy"))
+        })
+    };
+    let terminal = futures_util::stream::once(terminal).filter_map(std::future::ready);
+    let download = answer.bytes_stream().map(|chunk| chunk.map_err(std::io::Error::other));
+    let download = download.chain(terminal);
+    // A change of the fault ends the session, as a proxy that is configured anew would.
+    let changed = async move {
+        let _ = faults.changed().await;
+    };
+    response.body(Body::from_stream(Box::pin(download).take_until(Box::pin(changed)))).unwrap()
+}
+
+/// The answer in place of S2's, if the fault says so before the body is seen.
+fn refusal(fault: &Fault, headers: &HeaderMap) -> Option<Response> {
+    match fault {
+        Fault::None | Fault::BodiesOver { .. } => None,
+        Fault::Status { status, code, retry_after_ms } => {
+            let mut answer = error_answer(*status, code, "a fault that a test asked for");
+            if let Some(wait) = retry_after_ms {
+                answer.headers_mut().insert("retry-after-ms", HeaderValue::from(*wait));
+            }
+            Some(answer)
+        }
+        Fault::Unless { token } => {
+            let expected = format!("Bearer {token}");
+            let given = headers.get(header::AUTHORIZATION);
+            let good = given.is_some_and(|given| given.as_bytes() == expected.as_bytes());
+            (!good).then(|| error_answer(401, "authn", "the access token is not valid"))
+        }
+    }
+}
+
+fn error_answer(status: u16, code: &str, message: &str) -> Response {
+    let body = json!({ "code": code, "message": message }).to_string();
+    let mut answer = Response::new(Body::from(body));
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// The headers that a proxy passes on.
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    const HOP_BY_HOP: [HeaderName; 4] =
+        [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    let mut headers = headers.clone();
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// S2's terminal frame: its length, the flag, the status and the error.
+fn terminal_frame(status: u16, message: &str) -> Bytes {
+    let error = json!({ "code": "payload_too_large", "message": message }).to_string();
+    let length = u32::try_from(1 + 2 + error.len()).unwrap();
+    let mut frame = length.to_be_bytes()[1..].to_vec();
+    frame.push(0x80);
+    frame.extend(status.to_be_bytes());
+    frame.extend(error.as_bytes());
+    frame.into()
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AppendInput {
+    #[prost(message, repeated, tag = "1")]
+    records: Vec<AppendRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AppendRecord {
+    #[prost(bytes = "vec", tag = "3")]
+    body: Vec<u8>,
+}
+
+/// Passes an append session's frames on, until one holds a body over the limit: there the upload
+/// ends. Anything that is not a session passes as it is.
+fn until_oversize(
+    upload: impl Stream<Item = Result<Bytes, axum::Error>> + Send + Unpin + 'static,
+    body_bytes_max: usize,
+    oversize: watch::Sender<bool>,
+) -> impl Stream<Item = Result<Bytes, axum::Error>> + Send + 'static {
+    let start = Some((upload, Vec::new(), oversize));
+    futures_util::stream::unfold(start, move |state| async move {
+        let (mut upload, mut pending, oversize) = state?;
+        let chunk = match upload.next().await? {
+            Ok(chunk) if body_bytes_max < usize::MAX => chunk,
+            other => return Some((other, Some((upload, pending, oversize)))),
+        };
+        pending.extend_from_slice(&chunk);
+        let mut passed = Vec::new();
+        while pending.len() >= 3 {
+            let length = u32::from_be_bytes([0, pending[0], pending[1], pending[2]]) as usize;
+            if pending.len() < 3 + length {
+                break;
+            }
+            let frame: Vec<u8> = pending.drain(..3 + length).collect();
+            assert_eq!(frame[3], 0, "frames of clients are neither terminal nor compressed");
+            let input = AppendInput::decode(&frame[4..]).unwrap();
+            if input.records.iter().any(|record| record.body.len() > body_bytes_max) {
+                oversize.send_replace(true);
+                return Some((Ok(passed.into()), None));
+            }
+            passed.extend(frame);
+        }
+        Some((Ok(passed.into()), Some((upload, pending, oversize))))
+    })
+}

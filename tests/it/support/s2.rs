@@ -1,0 +1,188 @@
+//! The real s2-lite as a child process, spoken to by plain REST: what the tests believe of the
+//! stream comes from the server's JSON and not from any code of Sluicebox.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::free_port;
+
+/// A server, in memory or on a folder, that can be killed and come back at the same address.
+#[derive(Debug)]
+pub struct Server {
+    port: u16,
+    dir: Option<PathBuf>,
+    child: Mutex<Option<Child>>,
+    http: Client,
+}
+
+impl Server {
+    pub async fn in_memory() -> Self {
+        Self::start(None).await
+    }
+
+    pub async fn on_disk(dir: &Path) -> Self {
+        Self::start(Some(dir.to_owned())).await
+    }
+
+    async fn start(dir: Option<PathBuf>) -> Self {
+        let server = Self { port: free_port(), dir, child: Mutex::new(None), http: Client::new() };
+        server.up().await;
+        server
+    }
+
+    /// Starts the server again where it was.
+    pub async fn up(&self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluicebox"));
+        command.args(["s2", "--listen", &format!("127.0.0.1:{}", self.port)]);
+        if let Some(dir) = &self.dir {
+            command.arg("--dir").arg(dir);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut lines = BufReader::new(stdout).lines();
+        let line = lines.next_line().await.unwrap();
+        let line = line.expect("`sluicebox s2` prints its endpoint before it ends");
+        assert_eq!(line.trim(), self.endpoint(), "the endpoint that `sluicebox s2` printed");
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        *self.child.lock().unwrap() = Some(child);
+    }
+
+    /// `kill -9`.
+    pub async fn kill(&self) {
+        let child = self.child.lock().unwrap().take();
+        child.expect("the server runs").kill().await.unwrap();
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.lock().unwrap().as_ref().and_then(Child::id)
+    }
+
+    pub async fn create_basin(&self, basin: &str) {
+        let body = json!({ "basin": basin });
+        let request = self.http.post(format!("{}/v1/basins", self.endpoint())).json(&body);
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success(), "creating a basin: {}", answer.status());
+    }
+
+    pub async fn create_stream(&self, basin: &str, stream: &str) {
+        let body = json!({ "stream": stream });
+        let request = self.http.post(format!("{}/v1/streams", self.endpoint()));
+        let answer = request.header("s2-basin", basin).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "creating a stream: {}", answer.status());
+    }
+
+    /// The number that the next record will have, or the status of a refusal.
+    pub async fn tail(&self, basin: &str, stream: &str) -> Result<u64, StatusCode> {
+        let url = format!("{}/tail", self.records_url(stream));
+        let answer = self.http.get(url).header("s2-basin", basin).send().await.unwrap();
+        if !answer.status().is_success() {
+            return Err(answer.status());
+        }
+        let body: Value = answer.json().await.unwrap();
+        Ok(body["tail"]["seq_num"].as_u64().expect("the tail is a number"))
+    }
+
+    /// The whole stream from its beginning to the tail that it has now, page by page.
+    pub async fn read(&self, basin: &str, stream: &str) -> Vec<Record> {
+        self.read_from(basin, stream, 0).await
+    }
+
+    pub async fn read_from(&self, basin: &str, stream: &str, start: u64) -> Vec<Record> {
+        let tail = self.tail(basin, stream).await.expect("the stream exists");
+        let mut records = Vec::new();
+        let mut next = start;
+        while next < tail {
+            let url = format!("{}?seq_num={next}&count=1000", self.records_url(stream));
+            let request = self.http.get(url).header("s2-basin", basin);
+            let answer = request.header("s2-format", "raw").send().await.unwrap();
+            assert!(answer.status().is_success(), "reading from {next}: {}", answer.status());
+            let page: Page = answer.json().await.unwrap();
+            assert!(!page.records.is_empty(), "an empty page at {next} before the tail {tail}");
+            for record in page.records {
+                assert_eq!(record.seq_num, next, "numbers follow each other");
+                next += 1;
+                records.push(record);
+            }
+        }
+        records
+    }
+
+    fn records_url(&self, stream: &str) -> String {
+        format!("{}/v1/streams/{}/records", self.endpoint(), stream.replace('/', "%2F"))
+    }
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Page {
+    records: Vec<Record>,
+}
+
+/// A record as the server's JSON shows it.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Record {
+    pub seq_num: u64,
+    pub timestamp: u64,
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    #[serde(default)]
+    pub body: String,
+}
+
+impl Record {
+    /// A fence or a trim: for the server, not for consumers.
+    pub fn is_command(&self) -> bool {
+        self.headers.iter().any(|(name, _)| name.is_empty())
+    }
+
+    /// The value of a header that must be there.
+    pub fn header(&self, name: &str) -> &str {
+        self.find_header(name).unwrap_or_else(|| {
+            panic!("record {} has no header {name}: {:?}", self.seq_num, self.headers)
+        })
+    }
+
+    pub fn find_header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The generation of the chain that made the record.
+    pub fn generation(&self) -> u64 {
+        let chain = self.header("sb-chain");
+        let (generation, digest) = chain.split_once(':').expect("sb-chain is number:digest");
+        assert!(
+            digest.len() == 16 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "sb-chain has 16 hexadecimal digits: {chain}"
+        );
+        generation.parse().expect("the generation is a number")
+    }
+
+    pub fn metered_bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(n, v)| 2 + n.len() + v.len()).sum();
+        8 + headers + self.body.len()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("record {} is not JSON: {error}", self.seq_num))
+    }
+}
+
+/// Without the commands.
+pub fn data(records: &[Record]) -> Vec<&Record> {
+    records.iter().filter(|record| !record.is_command()).collect()
+}

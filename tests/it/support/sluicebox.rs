@@ -1,0 +1,305 @@
+//! Sluicebox itself: a folder with a configuration, `run` as a child process, and its commands.
+//!
+//! Whatever it prints is looked through when a test ends: for secrets, for values of rows, for
+//! panics. So every test is a test of that, too.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::{ROW_MARK, free_port, postgres, until};
+
+/// The access token that tests use unless they say otherwise.
+pub const TOKEN: &str = "s2-t0ken-s3cret";
+
+/// What goes into `sluicebox.toml`. Text is written as it is, so that a test can be wrong on
+/// purpose.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub url: String,
+    pub slot: String,
+    pub publication: String,
+    pub tables: Vec<String>,
+    /// The credentials' line under `[sink]`.
+    pub token: String,
+    pub endpoint: String,
+    pub basin: String,
+    pub stream: String,
+    pub transforms: String,
+    pub state: String,
+    /// More text under `[sink]`, then whole sections.
+    pub sink: String,
+    pub sections: String,
+}
+
+/// A folder with a configuration, and everything that `run` printed there.
+#[derive(Debug)]
+pub struct Home {
+    dir: TempDir,
+    pub settings: Settings,
+    console: u16,
+    secrets: Vec<String>,
+}
+
+impl Home {
+    pub fn new(settings: Settings) -> Self {
+        let dir = tempfile::Builder::new().prefix("sluicebox-it-").tempdir().unwrap();
+        fs::create_dir(dir.path().join("transforms")).unwrap();
+        let secrets = vec![TOKEN.to_owned(), postgres::PASSWORD.to_owned()];
+        let home = Self { dir, settings, console: free_port(), secrets };
+        home.write_config();
+        home
+    }
+
+    /// One more text that must never be printed.
+    pub fn secret(&mut self, secret: &str) {
+        self.secrets.push(secret.to_owned());
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes `sluicebox.toml` from the settings as they are now.
+    pub fn write_config(&self) {
+        let Settings { url, slot, publication, token, endpoint, basin, stream, .. } =
+            &self.settings;
+        let Settings { transforms, state, sink, sections, tables, .. } = &self.settings;
+        let console = self.console;
+        let text = format!(
+            "[source]\nurl = \"{url}\"\nslot = \"{slot}\"\npublication = \"{publication}\"\n\
+             tables = {tables:?}\n\n\
+             [sink]\nbasin = \"{basin}\"\nstream = \"{stream}\"\n{token}\n\
+             endpoint = \"{endpoint}\"\n{sink}\n\n\
+             [transforms]\ndir = \"{transforms}\"\n\n[state]\ndir = \"{state}\"\n\n\
+             [console]\nlisten = \"127.0.0.1:{console}\"\n\n{sections}\n"
+        );
+        fs::write(self.path("sluicebox.toml"), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_sluicebox"));
+        process.args(args).arg("-c").arg(self.path("sluicebox.toml"));
+        process.current_dir("/").env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
+        process
+    }
+
+    /// Starts `run`. Its stderr is appended to a file of this folder.
+    pub fn start(&self) -> Running<'_> {
+        self.start_with(&[])
+    }
+
+    pub fn start_with(&self, args: &[&str]) -> Running<'_> {
+        let mut log = fs::OpenOptions::new();
+        let mut log = log.create(true).append(true).open(self.path("log")).unwrap();
+        writeln!(log, "---- run").unwrap();
+        let mut command = self.command(&[&["run"], args].concat());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        Running { home: self, child: command.spawn().unwrap() }
+    }
+
+    /// Everything that `run` printed in this folder so far.
+    pub fn log(&self) -> String {
+        fs::read(self.path("log"))
+            .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Runs a command to its end.
+    pub async fn cli(&self, args: &[&str]) -> Output {
+        let output = self.command(args).output().await.unwrap();
+        let printed = String::from_utf8_lossy(&output.stderr);
+        self.look_through(&format!("`sluicebox {}`", args.join(" ")), &printed);
+        output
+    }
+
+    /// Runs a command that must succeed, and returns its stdout.
+    pub async fn ok(&self, args: &[&str]) -> String {
+        let output = self.cli(args).await;
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "`sluicebox {}` ended with {}:\n{stdout}\n{}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        stdout
+    }
+
+    /// Runs a command with `--json`, which must succeed, and returns what it printed.
+    pub async fn json(&self, args: &[&str]) -> Value {
+        let stdout = self.ok(&[args, &["--json"]].concat()).await;
+        serde_json::from_str(&stdout).unwrap_or_else(|error| {
+            panic!("`sluicebox {}` did not print JSON: {error}\n{stdout}", args.join(" "))
+        })
+    }
+
+    /// What `messages list` shows, of one state or of all.
+    pub async fn messages(&self, state: Option<&str>) -> Vec<Value> {
+        let mut args = vec!["messages", "list"];
+        args.extend(state.iter().flat_map(|state| ["--state", state]));
+        let list = self.json(&args).await;
+        list["messages"].as_array().expect("`messages` is a list").clone()
+    }
+
+    /// Waits until exactly this many messages are in a state, and returns them.
+    pub async fn until_messages(&self, state: &str, count: usize) -> Vec<Value> {
+        until(&format!("{count} messages {state}"), async || {
+            let output = self.cli(&["messages", "list", "--state", state, "--json"]).await;
+            let list: Value = serde_json::from_slice(&output.stdout)
+                .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&output.stderr)))?;
+            let messages = list["messages"].as_array().cloned().unwrap_or_default();
+            if messages.len() == count { Ok(messages) } else { Err(format!("{messages:#?}")) }
+        })
+        .await
+    }
+
+    /// Waits until nothing failed or waits any more.
+    pub async fn until_no_messages(&self) {
+        until("an empty list of messages", async || {
+            let output = self.cli(&["messages", "list", "--json"]).await;
+            let list: Value = serde_json::from_slice(&output.stdout)
+                .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&output.stderr)))?;
+            if list["total"] == 0 { Ok(()) } else { Err(format!("{list:#}")) }
+        })
+        .await;
+    }
+
+    /// The entry of a file in `transforms list`, once the answer is there and `good` likes it.
+    pub async fn until_transform(&self, file: &str, state: &str) -> Value {
+        until(&format!("{file} to be {state}"), async || {
+            let list = self.json(&["transforms", "list"]).await;
+            let all = list["transforms"].as_array().expect("`transforms` is a list");
+            let entry = all.iter().find(|entry| entry["file"] == file && entry["state"] == state);
+            entry.cloned().ok_or_else(|| format!("{list:#}"))
+        })
+        .await
+    }
+
+    /// Puts a file into the transforms folder in one step, as the documentation advises.
+    pub fn drop_in(&self, name: &str, bytes: &[u8]) {
+        let temporary = self.path(&format!("transforms/{name}.tmp"));
+        fs::write(&temporary, bytes).unwrap();
+        fs::rename(temporary, self.path(&format!("transforms/{name}"))).unwrap();
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.console)
+    }
+
+    /// The body of `/readyz`, whatever its status.
+    pub async fn readyz(&self) -> Result<Value, String> {
+        let answer = reqwest::get(self.url("/readyz")).await.map_err(|error| error.to_string())?;
+        let status = answer.status();
+        let body: Value = answer.json().await.map_err(|error| error.to_string())?;
+        if body["ready"] != (status == 200) {
+            return Err(format!("/readyz answers {status} with {body}"));
+        }
+        Ok(body)
+    }
+
+    /// What the process publishes of itself.
+    pub async fn status(&self) -> Result<Value, String> {
+        let answer = reqwest::get(self.url("/api/v1/status")).await;
+        answer.map_err(|e| e.to_string())?.json().await.map_err(|e| e.to_string())
+    }
+
+    /// Fails the test if a text shows what nobody may see.
+    pub fn look_through(&self, what: &str, text: &str) {
+        let row = [ROW_MARK.to_owned()];
+        for secret in self.secrets.iter().chain(&row) {
+            if let Some(line) = text.lines().find(|line| line.contains(secret.as_str())) {
+                panic!("{what} printed {secret}:\n{line}");
+            }
+        }
+        for trace in ["panicked at", "RUST_BACKTRACE", "stack backtrace"] {
+            assert!(!text.contains(trace), "{what} panicked:\n{text}");
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let log = self.log();
+        if std::thread::panicking() {
+            let skipped = log.len().saturating_sub(20_000);
+            eprintln!("---- what `sluicebox run` printed (the end of it)");
+            eprintln!("{}", String::from_utf8_lossy(&log.as_bytes()[skipped..]));
+            return;
+        }
+        self.look_through("`sluicebox run`", &log);
+    }
+}
+
+/// A running `sluicebox run`. Killed when dropped.
+#[derive(Debug)]
+pub struct Running<'a> {
+    pub home: &'a Home,
+    child: Child,
+}
+
+impl Running<'_> {
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the process runs")
+    }
+
+    /// Fails the test if the process has ended.
+    pub fn assert_alive(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("`sluicebox run` ended by itself with {status}");
+        }
+    }
+
+    /// Waits until `/readyz` says that everything works.
+    pub async fn ready(mut self) -> Self {
+        until("`sluicebox run` to be ready", async || {
+            self.assert_alive();
+            let body = self.home.readyz().await?;
+            if body["ready"] == true { Ok(()) } else { Err(body.to_string()) }
+        })
+        .await;
+        self
+    }
+
+    /// Waits until `/readyz` gives this code as a reason, and returns the reason's text.
+    pub async fn unready(&mut self, code: &str) -> String {
+        until(&format!("/readyz to say {code}"), async || {
+            self.assert_alive();
+            let body = self.home.readyz().await?;
+            let reasons = body["reasons"].as_array().expect("`reasons` is a list").clone();
+            let reason = reasons.iter().find(|reason| reason["code"] == code);
+            let text = reason.and_then(|reason| reason["text"].as_str());
+            text.map(str::to_owned).ok_or_else(|| body.to_string())
+        })
+        .await
+    }
+
+    pub fn signal(&self, name: &str) {
+        let mut kill = std::process::Command::new("kill");
+        let status = kill.args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        assert!(status.success(), "could not send {name}");
+    }
+
+    /// Waits for the process to end by itself.
+    pub async fn ended(mut self) -> ExitStatus {
+        let ended = tokio::time::timeout(super::PATIENCE, self.child.wait()).await;
+        ended.expect("`sluicebox run` did not end").unwrap()
+    }
+
+    /// SIGTERM; the process must drain and exit with 0.
+    pub async fn stop(self) {
+        self.signal("TERM");
+        let status = self.ended().await;
+        assert_eq!(status.code(), Some(0), "`sluicebox run` after SIGTERM: {status}");
+    }
+
+    /// `kill -9`.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
