@@ -213,12 +213,11 @@ async fn story(stage: &mut Stage, options: Options, narrator: &Narrator) -> anyh
     }
 
     narrator.step("The operator drops strip-columns.wasm into the folder; the clients write on");
-    let columns = LARGE_COLUMNS.map(str::to_owned);
-    let module = install_strip_columns(&transforms_dir, &columns)?;
+    let module = install_strip_columns(&transforms_dir)?;
     narrator.say(format_args!(
-        "{} and its settings: {} of {TABLE}",
+        "{}, with settings beside it: {} go where a record would be too large",
         module.display(),
-        columns.join(" and ")
+        LARGE_COLUMNS.join(" and ")
     ));
     let begun = Instant::now();
     let former_chain = watch.status().chain;
@@ -326,10 +325,12 @@ async fn read_back(
     Ok(fold)
 }
 
-/// The ready-made module with settings for the large columns.
-fn install_strip_columns(dir: &Path, columns: &[String]) -> anyhow::Result<PathBuf> {
-    let columns = serde_json::to_string(columns)?;
-    let settings = format!("tables = [\"{TABLE}\"]\n\n[config]\ncolumns = {columns}\n");
+/// The ready-made module with settings for the large columns: they go where the message would be
+/// too large otherwise.
+fn install_strip_columns(dir: &Path) -> anyhow::Result<PathBuf> {
+    let columns: Vec<String> =
+        LARGE_COLUMNS.iter().map(|column| format!("\"{column}\"")).collect();
+    let settings = format!("[config]\ncolumns = [{}]\nonly_oversize = true\n", columns.join(", "));
     Ok(ready_made::install(dir, "strip-columns", &settings, None)?)
 }
 
