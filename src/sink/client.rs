@@ -53,6 +53,9 @@ pub enum Mode {
     /// A request per batch, one at a time: bound by latency, for servers and proxies that a session
     /// does not get through.
     Unary,
+    /// Nothing is sent: batches are encoded, thrown away and acknowledged at once. Only for measuring
+    /// what everything in front of S2 costs.
+    Discard,
 }
 
 /// What a client is made of.

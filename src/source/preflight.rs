@@ -19,6 +19,7 @@ use super::sql::{Session, Sql, get};
 use super::transport::Replication;
 use super::{Settings, TableName, quote_identifier, quote_literal};
 use crate::change::Lsn;
+use crate::finding::Level;
 
 /// The oldest server that is known to send what we ask for (`messages`, since 14).
 const SERVER_VERSION_MIN: i32 = 14_00_00;
@@ -31,15 +32,6 @@ const REPLICA_IDENTITY: &str = "source_replica_identity";
 
 /// How long the creation of a slot may wait for transactions that were open before it.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How a finding turned out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    Ok,
-    /// It works, and may stop working.
-    Warn,
-    Fail,
-}
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
