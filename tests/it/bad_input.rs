@@ -69,9 +69,10 @@ async fn a_configuration_that_says_nothing_sensible_is_refused() {
         (with(&|s| s.sections = "[sorce]\nurl = \"x\"".to_owned()), vec!["sorce"]),
         (with(&|s| s.sink = "create = \"yes\"".to_owned()), vec!["create"]),
         (with(&|s| s.sections = "[oops".to_owned()), vec!["sluicebox.toml"]),
-        (with(&|s| s.url = "${SLUICEBOX_NO_SUCH_VARIABLE}".to_owned()), vec![
-            "SLUICEBOX_NO_SUCH_VARIABLE",
-        ]),
+        (
+            with(&|s| s.url = "${SLUICEBOX_NO_SUCH_VARIABLE}".to_owned()),
+            vec!["SLUICEBOX_NO_SUCH_VARIABLE"],
+        ),
         (with(&|s| s.url = "mysql://root:pg-s3cret-p4ss@h/db".to_owned()), vec!["url", "postgres"]),
         (with(&|s| s.url = "not a url".to_owned()), vec!["url"]),
         (with(&|s| s.basin = "short".to_owned()), vec!["basin", "8", "48"]),
@@ -170,8 +171,7 @@ async fn unreachable_hosts_are_named_and_awaited() {
     check_names(&world, &["127.0.0.1:9"]).await;
     run_waits(&world, "source_unreachable", &["127.0.0.1:9"]).await;
 
-    world.home.settings.url =
-        "postgres://tester:pg-s3cret-p4ss@no-such-host.invalid/x".to_owned();
+    world.home.settings.url = "postgres://tester:pg-s3cret-p4ss@no-such-host.invalid/x".to_owned();
     world.home.write_config();
     check_names(&world, &["no-such-host.invalid"]).await;
 }
@@ -270,7 +270,9 @@ async fn missing_privileges_are_named() {
 async fn a_slot_of_another_plugin_or_database_is_refused() {
     let world = good("foreign_slot").await;
     let slot = &world.settings.slot;
-    world.sql(&format!("select pg_create_logical_replication_slot('{slot}', 'test_decoding')")).await;
+    world
+        .sql(&format!("select pg_create_logical_replication_slot('{slot}', 'test_decoding')"))
+        .await;
     check_names(&world, &[slot, "test_decoding"]).await;
     world.sql(&format!("select pg_drop_replication_slot('{slot}')")).await;
 

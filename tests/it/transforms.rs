@@ -6,9 +6,9 @@ use std::fs;
 use serde_json::Value;
 
 use crate::support::guest;
-use crate::support::oracle::{Order, TABLES, Workload, judge, until_complete};
+use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::sluicebox::Home;
-use crate::support::world::{BASIN, STREAM, World, field};
+use crate::support::world::{World, field};
 use crate::support::{Random, until};
 
 const NOTES: &str = "create table notes (id bigint primary key, label text, body text);";
@@ -25,8 +25,7 @@ fn insert(id: u64, label: &str) -> String {
 async fn added(home: &Home, column: &str) -> (String, Vec<u8>, String) {
     let before = files(home);
     home.ok(&["transforms", "add", "strip-columns", "--column", column]).await;
-    let new: Vec<String> =
-        files(home).into_iter().filter(|file| !before.contains(file)).collect();
+    let new: Vec<String> = files(home).into_iter().filter(|file| !before.contains(file)).collect();
     let [settings, wasm] = new.as_slice() else { panic!("a module and its settings: {new:?}") };
     assert!(wasm.ends_with("strip-columns.wasm"), "{wasm}");
     assert_eq!(settings.strip_suffix(".toml"), wasm.strip_suffix(".wasm"));
@@ -154,9 +153,8 @@ async fn a_broken_file_never_replaces_a_working_one() {
             let list = world.json(&["transforms", "list"]).await;
             let all = list["transforms"].as_array().unwrap().clone();
             let of_file: Vec<&Value> = all.iter().filter(|entry| entry["file"] == wasm).collect();
-            let good = of_file.iter().any(|e| {
-                e["state"] == "live" && e["digest"] == live["digest"]
-            });
+            let good =
+                of_file.iter().any(|e| e["state"] == "live" && e["digest"] == live["digest"]);
             let bad = of_file.iter().any(|entry| entry["state"] == "rejected");
             if good && !bad { Ok(()) } else { Err(list.to_string()) }
         })
@@ -337,9 +335,8 @@ async fn a_reload_is_one_step_between_two_changes() {
         work.commits(60).await;
     }
     work.stop().await;
-    until_complete(&world.database, async || world.s2.read(BASIN, STREAM).await).await;
+    judge(&world, Order::Whole).await;
     let records = world.records().await;
-    judge(&world.database, &records, Order::Whole).await;
 
     let mut last = 0;
     let mut kinds: BTreeMap<String, (bool, u64)> = BTreeMap::new();

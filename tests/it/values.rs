@@ -27,13 +27,21 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("float8", "'NaN'", r#""NaN""#),
     ("float8", "'Infinity'", r#""Infinity""#),
     ("float4", "'-Infinity'", r#""-Infinity""#),
-    ("numeric", "123456789012345678901234567890.123456789", r#""123456789012345678901234567890.123456789""#),
+    (
+        "numeric",
+        "123456789012345678901234567890.123456789",
+        r#""123456789012345678901234567890.123456789""#,
+    ),
     ("numeric(10,2)", "5.9", r#""5.90""#),
     ("numeric", "'NaN'", r#""NaN""#),
     ("numeric", "'Infinity'", r#""Infinity""#),
     ("money", "'$1,234.50'", r#""$1,234.50""#),
     ("text", "''", r#""""#),
-    ("text", "E'quote \" slash \\\\ tab \\t line \\n bell \\x07'", r#""quote \" slash \\ tab \t line \n bell \u0007""#),
+    (
+        "text",
+        "E'quote \" slash \\\\ tab \\t line \\n bell \\x07'",
+        r#""quote \" slash \\ tab \t line \n bell \u0007""#,
+    ),
     ("text", "'žluťoučký 🐎 \u{2028}'", "\"žluťoučký 🐎 \u{2028}\""),
     ("text", "'unchanged_toast'", r#""unchanged_toast""#),
     ("varchar(5)", "'abc'", r#""abc""#),
@@ -53,10 +61,18 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("timestamptz", "'2025-06-11 01:19:22.402358+02'", r#""2025-06-10T23:19:22.402358Z""#),
     ("timestamptz", "'2025-01-01 00:00:00+00'", r#""2025-01-01T00:00:00.000000Z""#),
     ("timestamptz", "'infinity'", r#""infinity""#),
-    ("interval", "'1 year 2 months 3 days 04:05:06.789'", r#"{"months":14,"days":3,"microseconds":14706789000}"#),
+    (
+        "interval",
+        "'1 year 2 months 3 days 04:05:06.789'",
+        r#"{"months":14,"days":3,"microseconds":14706789000}"#,
+    ),
     ("interval", "'-1 days -00:00:00.000001'", r#"{"months":0,"days":-1,"microseconds":-1}"#),
     ("json", r#"'{"b": 1, "a": 1e400, "a": 2}'"#, r#"{"b": 1, "a": 1e400, "a": 2}"#),
-    ("json", "'12345678901234567890.123456789012345678901'", "12345678901234567890.123456789012345678901"),
+    (
+        "json",
+        "'12345678901234567890.123456789012345678901'",
+        "12345678901234567890.123456789012345678901",
+    ),
     ("jsonb", r#"'{"b": [1, null, "x"], "a": {}}'"#, r#"{"a": {}, "b": [1, null, "x"]}"#),
     ("jsonb", "'null'", "null"),
     ("int4[]", "'{1,NULL,3}'", "[1,null,3]"),
@@ -64,7 +80,11 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("int4[]", "'{{1,2},{3,4}}'", "[[1,2],[3,4]]"),
     ("text[]", r#"ARRAY['NULL', NULL, 'a,b', 'q"q', '']"#, r#"["NULL",null,"a,b","q\"q",""]"#),
     ("int4[]", "'[2:3]={7,8}'", r#""[2:3]={7,8}""#),
-    ("timestamptz[]", "ARRAY['2025-01-01 00:00:00+00'::timestamptz]", r#"["2025-01-01T00:00:00.000000Z"]"#),
+    (
+        "timestamptz[]",
+        "ARRAY['2025-01-01 00:00:00+00'::timestamptz]",
+        r#"["2025-01-01T00:00:00.000000Z"]"#,
+    ),
     ("jsonb[]", r#"ARRAY['{"a": 1}'::jsonb]"#, r#"[{"a": 1}]"#),
     ("mood", "'so so'", r#""so so""#),
     ("mood[]", "ARRAY['so so'::mood]", r#"["so so"]"#),
@@ -226,8 +246,7 @@ async fn names_with_every_letter_and_tables_that_change() {
         ))
         .await;
     let records = world.until_records(3).await;
-    let rows: Vec<Value> =
-        records.iter().map(|record| record.json()["record"].clone()).collect();
+    let rows: Vec<Value> = records.iter().map(|record| record.json()["record"].clone()).collect();
     let column = "col \"q\" ž";
     assert_eq!(rows[0], serde_json::json!({ "Id": 1, column: "r0wv4lue" }));
     assert_eq!(rows[1], serde_json::json!({ "Id": 2, column: "r0wv4lue", "extra": 8 }));

@@ -105,10 +105,8 @@ impl Home {
 
     /// Everything that `run` printed in this folder so far.
     pub fn log(&self) -> String {
-        fs::read(self.path("log")).map_or_else(
-            |_| String::new(),
-            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-        )
+        fs::read(self.path("log"))
+            .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Runs a command to its end.
@@ -153,9 +151,8 @@ impl Home {
     pub async fn until_messages(&self, state: &str, count: usize) -> Vec<Value> {
         until(&format!("{count} messages {state}"), async || {
             let output = self.cli(&["messages", "list", "--state", state, "--json"]).await;
-            let list: Value = serde_json::from_slice(&output.stdout).map_err(|error| {
-                format!("{error}: {}", String::from_utf8_lossy(&output.stderr))
-            })?;
+            let list: Value = serde_json::from_slice(&output.stdout)
+                .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&output.stderr)))?;
             let messages = list["messages"].as_array().cloned().unwrap_or_default();
             if messages.len() == count { Ok(messages) } else { Err(format!("{messages:#?}")) }
         })
@@ -166,9 +163,8 @@ impl Home {
     pub async fn until_no_messages(&self) {
         until("an empty list of messages", async || {
             let output = self.cli(&["messages", "list", "--json"]).await;
-            let list: Value = serde_json::from_slice(&output.stdout).map_err(|error| {
-                format!("{error}: {}", String::from_utf8_lossy(&output.stderr))
-            })?;
+            let list: Value = serde_json::from_slice(&output.stdout)
+                .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&output.stderr)))?;
             if list["total"] == 0 { Ok(()) } else { Err(format!("{list:#}")) }
         })
         .await;
