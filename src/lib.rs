@@ -1,13 +1,19 @@
 //! Sluicebox: Postgres changes, through your own WebAssembly, into an S2 stream.
 
 pub mod admin;
+pub mod app;
 pub mod change;
+pub mod cli;
 pub mod config;
 pub mod decode;
+pub mod demo;
+pub mod finding;
 pub mod message;
 pub mod pg_type;
 pub mod pipeline;
 pub mod policy;
 pub mod sink;
+pub mod source;
 pub mod store;
 pub mod throwaway;
+pub mod transform;

@@ -110,16 +110,6 @@ impl Holds {
         self.counts
     }
 
-    #[must_use]
-    pub fn contains(&self, id: MessageId) -> bool {
-        self.messages.contains_key(&id)
-    }
-
-    /// All messages, in no order.
-    pub fn ids(&self) -> impl Iterator<Item = MessageId> {
-        self.messages.keys().copied()
-    }
-
     /// Messages that are on their way at this moment.
     pub fn moving(&self) -> impl Iterator<Item = MessageId> {
         let moving = |(id, held): (&MessageId, &Held)| (held.phase != Phase::Idle).then_some(*id);
@@ -254,6 +244,17 @@ impl Holds {
         for id in ids {
             self.request(id);
         }
+    }
+
+    /// Whether a message has failed, rather than only waiting behind one.
+    #[must_use]
+    pub fn has_failed(&self, id: MessageId) -> bool {
+        self.messages.get(&id).is_some_and(|held| held.failed)
+    }
+
+    /// All messages with their positions, in no order.
+    pub fn positions(&self) -> impl Iterator<Item = (Position, MessageId)> {
+        self.messages.iter().map(|(id, held)| (held.position, *id))
     }
 
     /// Whether a message is idle: neither tried nor sent at this moment.

@@ -13,7 +13,7 @@ pub enum Origin {
     /// From the source, just now.
     Source { entry: EntryId },
     /// From the store, for another attempt.
-    Store { id: MessageId, attempts: u64 },
+    Store { id: MessageId },
 }
 
 /// A change with its origin.

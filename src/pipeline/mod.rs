@@ -1,7 +1,24 @@
 //! The path of a change, from the source to the confirmation.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `driver` | the one task that owns a running pipeline |
+//! | `workers` | the threads that run the transforms, and the size gate behind them |
+//! | `outbox`, `link` | what is on its way to S2, and the line there |
+//! | `ack` | what may be confirmed to Postgres |
+//! | `group`, `holds` | which changes keep their order, and which wait in the store |
+//! | `size_gate` | the only maker of a record that the sink takes |
+//! | `budget` | how much may be between the source and its settlement |
+//! | `control` | what the console and the commands ask |
 
 pub mod ack;
+pub mod budget;
 pub mod control;
+pub mod driver;
 pub mod group;
 pub mod holds;
+pub mod item;
+pub mod link;
+pub mod outbox;
 pub mod size_gate;
+pub mod workers;

@@ -63,12 +63,20 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// The change of a message and its attempts so far; nothing where there is no such message, or it was
-/// given up.
-pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<(Change, u64)>, Error> {
+/// What a message's change takes in memory, in bytes.
+pub(super) fn bytes(connection: &Connection, id: u64) -> Result<usize, Error> {
+    let bytes: Option<i64> = connection
+        .prepare_cached("SELECT bytes FROM messages WHERE id = ?1")?
+        .query_row([signed(id)], |row| row.get(0))
+        .optional()?;
+    Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0))
+}
+
+/// The change of a message; nothing where there is no such message, or it was given up.
+pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, Error> {
     let row = connection
         .prepare_cached(
-            "SELECT commit_lsn, commit_idx, commit_timestamp_us, action, cells, attempts, description
+            "SELECT commit_lsn, commit_idx, commit_timestamp_us, action, cells, description
              FROM messages JOIN relations ON relations.id = relation
              WHERE messages.id = ?1 AND state <> 3",
         )?
@@ -81,12 +89,11 @@ pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<(Change, u
                 row.get::<_, i64>(2)?,
                 row.get::<_, String>(3)?,
                 row.get::<_, String>(4)?,
-                unsigned(row.get(5)?),
-                row.get::<_, String>(6)?,
+                row.get::<_, String>(5)?,
             ))
         })
         .optional()?;
-    let Some((position, commit_timestamp_us, action, cells, attempts, table)) = row else {
+    let Some((position, commit_timestamp_us, action, cells, table)) = row else {
         return Ok(None);
     };
     let action: Action = from_json(&format!("\"{action}\""))?;
@@ -101,17 +108,14 @@ pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<(Change, u
         return Err(Error::Content { text: format!("message {id} is shorter than it says") });
     }
     let old_data = data.slice(old_from..);
-    Ok(Some((
-        Change {
-            position,
-            commit_timestamp_us,
-            action,
-            table: Arc::new(table),
-            new: tuple(cells.new, &data),
-            old: tuple(cells.old, &old_data),
-        },
-        attempts,
-    )))
+    Ok(Some(Change {
+        position,
+        commit_timestamp_us,
+        action,
+        table: Arc::new(table),
+        new: tuple(cells.new, &data),
+        old: tuple(cells.old, &old_data),
+    }))
 }
 
 fn pieces(connection: &Connection, id: u64) -> Result<Bytes, Error> {

@@ -15,7 +15,7 @@ mod view;
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -170,6 +170,8 @@ pub enum Write {
     Checkpoint(Checkpoint),
     /// A new chain is about to be used.
     Chain { generation: u64, digest: String },
+    /// Which Postgres is read, by its `system_identifier`.
+    SourceIdentity { system_identifier: String },
 }
 
 /// A message as the pipeline needs to know it at start.
@@ -194,6 +196,8 @@ pub struct Loaded {
     pub epoch: u64,
     pub generation: u64,
     pub chain_digest: Option<String>,
+    /// `system_identifier` of the Postgres that was read, once one was.
+    pub source_identity: Option<String>,
     pub messages: Vec<Known>,
     pub next_id: u64,
 }
@@ -201,10 +205,9 @@ pub struct Loaded {
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Request {
-    Write(Vec<Write>, Answer<Vec<Write>>),
-    Read(Vec<u64>, Answer<Vec<(u64, Change, u64)>>),
+    Write(Arc<[Write]>, Answer<()>),
+    Read(Vec<u64>, usize, Answer<Vec<(u64, Change)>>),
     NextEpoch(Answer<u64>),
-    SourceIdentity(String, Answer<Option<String>>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
     Show(u64, HashSet<u64>, oneshot::Sender<Result<view::Stored, control::Error>>),
     Select(control::Filter, oneshot::Sender<Result<Vec<u64>, control::Error>>),
@@ -250,24 +253,27 @@ impl Store {
         Ok((Self { requests }, loaded))
     }
 
-    /// Carries all the writes out in one transaction, on disk when this returns. They come back, so
-    /// that the caller need not remember them; after an error nothing of them is written, and they are
-    /// lost to the caller unless it kept them.
+    /// Carries all the writes out in one transaction, on disk when this returns.
     ///
     /// # Errors
     ///
-    /// When the transaction failed as a whole.
-    pub async fn write(&self, writes: Vec<Write>) -> Result<Vec<Write>, Error> {
+    /// When the transaction failed as a whole; nothing of it is written then.
+    pub async fn write(&self, writes: Arc<[Write]>) -> Result<(), Error> {
         self.ask(|answer| Request::Write(writes, answer)).await
     }
 
-    /// The changes of these messages, with their attempts so far. Messages that are gone are left out.
+    /// The changes of these messages: the first that is there, and as many more as fit into
+    /// `bytes_max` together with it.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub async fn read(&self, ids: Vec<u64>) -> Result<Vec<(u64, Change, u64)>, Error> {
-        self.ask(|answer| Request::Read(ids, answer)).await
+    pub async fn read(
+        &self,
+        ids: Vec<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<(u64, Change)>, Error> {
+        self.ask(|answer| Request::Read(ids, bytes_max, answer)).await
     }
 
     /// Draws the number of the next attempt to take the stream over, never given out before.
@@ -277,15 +283,6 @@ impl Store {
     /// When it cannot be written.
     pub async fn next_epoch(&self) -> Result<u64, Error> {
         self.ask(Request::NextEpoch).await
-    }
-
-    /// Notes which database this store belongs to, the first time, and says what was noted before.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read or written.
-    pub async fn source_identity(&self, identity: String) -> Result<Option<String>, Error> {
-        self.ask(|answer| Request::SourceIdentity(identity, answer)).await
     }
 
     /// A page of messages; `moving` are those on their way at this moment.
@@ -352,13 +349,12 @@ impl Worker {
         // A caller that no longer waits does not matter to the file.
         match request {
             Request::Write(writes, answer) => {
-                drop(answer.send(self.write(&writes).map(|()| writes)));
+                drop(answer.send(self.write(&writes)));
             }
-            Request::Read(ids, answer) => drop(answer.send(self.read(&ids))),
+            Request::Read(ids, bytes_max, answer) => {
+                drop(answer.send(self.read(&ids, bytes_max)));
+            }
             Request::NextEpoch(answer) => drop(answer.send(self.next_epoch())),
-            Request::SourceIdentity(identity, answer) => {
-                drop(answer.send(self.source_identity(&identity)));
-            }
             Request::List(query, moving, answer) => {
                 drop(answer.send(view::list(&self.connection, &query, &moving)));
             }
@@ -413,6 +409,7 @@ impl Worker {
             epoch: number(self.fact("epoch")?),
             generation: number(self.fact("generation")?),
             chain_digest: self.fact("chain_digest")?,
+            source_identity: self.fact("source_identity")?,
             messages: self.known()?,
             next_id: unsigned(next_id),
         })
@@ -460,11 +457,16 @@ impl Worker {
         Ok(())
     }
 
-    fn read(&self, ids: &[u64]) -> Result<Vec<(u64, Change, u64)>, Error> {
-        let mut changes = Vec::with_capacity(ids.len());
+    fn read(&self, ids: &[u64], bytes_max: usize) -> Result<Vec<(u64, Change)>, Error> {
+        let mut changes: Vec<(u64, Change)> = Vec::with_capacity(ids.len());
+        let mut total = 0;
         for &id in ids {
-            if let Some((change, attempts)) = codec::read(&self.connection, id)? {
-                changes.push((id, change, attempts));
+            total += codec::bytes(&self.connection, id)?;
+            if total > bytes_max && !changes.is_empty() {
+                break;
+            }
+            if let Some(change) = codec::read(&self.connection, id)? {
+                changes.push((id, change));
             }
         }
         Ok(changes)
@@ -474,14 +476,6 @@ impl Worker {
         let epoch = self.fact("epoch")?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) + 1;
         self.set_fact("epoch", &epoch.to_string())?;
         Ok(epoch)
-    }
-
-    fn source_identity(&self, identity: &str) -> Result<Option<String>, Error> {
-        let known = self.fact("source_identity")?;
-        if known.is_none() {
-            self.set_fact("source_identity", identity)?;
-        }
-        Ok(known)
     }
 
     fn fact(&self, name: &str) -> Result<Option<String>, Error> {
@@ -555,6 +549,9 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::Chain { generation, digest } => {
             set_fact(connection, "generation", &generation.to_string())?;
             set_fact(connection, "chain_digest", digest)
+        }
+        Write::SourceIdentity { system_identifier } => {
+            set_fact(connection, "source_identity", system_identifier)
         }
     }
 }

@@ -76,7 +76,7 @@ pub(super) fn show(
         let message = view(connection, row, moving, &mut Behind::default())?;
         let failure: Option<String> = row.get(8)?;
         let failure = failure.map(|failure| codec::from_json(&failure)).transpose()?;
-        let Some((change, _)) = codec::read(connection, id)? else { return Ok(None) };
+        let Some(change) = codec::read(connection, id)? else { return Ok(None) };
         Ok(Some(Stored { message, change, failure }))
     };
     read().map_err(store)?.ok_or(control::Error::NotFound { id })

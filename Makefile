@@ -1,0 +1,31 @@
+# Short names for cargo commands, which also work without them.
+#
+# wasmtime and s2-lite take minutes to build. `demo` and `test` therefore use the same profile
+# (dev) and the same features, so that both are built once; Cargo.toml says how the features of
+# their dependencies are kept alike. Only `bench` needs optimised code and builds them again.
+#
+# ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
+ARGS ?=
+
+.PHONY: demo test bench fmt lint setup
+
+# The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
+demo: setup
+	cargo run --locked -- demo $(ARGS)
+
+test: setup
+	cargo test --locked $(ARGS)
+
+bench: setup
+	cargo bench --locked --bench pipeline -- $(ARGS)
+
+fmt:
+	cargo fmt
+
+lint: setup
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+# Installs what is missing: Rust and its wasm target by rustup, Postgres and a C compiler by apt-get.
+setup:
+	@.ci/setup

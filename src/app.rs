@@ -1,0 +1,223 @@
+//! A whole running process put together: the store, the transforms, the source, the sink and the
+//! console around one pipeline.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::change::Lsn;
+use crate::config::{self, Config};
+use crate::pipeline::budget::ByteBudget;
+use crate::pipeline::control::{Control, Status};
+use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::outbox::Window;
+use crate::pipeline::workers::Workers;
+use crate::policy::Backoff;
+use crate::sink;
+use crate::source::{self, Dsn, Resume};
+use crate::store::Store;
+use crate::transform::{Host, HostSettings};
+
+/// Changes between the source and their settlement, in bytes as [`crate::change::Change::bytes`]
+/// counts them. One change that is larger passes alone.
+const BUDGET_BYTES: usize = 24 * 1024 * 1024;
+
+/// Requests that wait for the pipeline.
+const REQUESTS_MAX: usize = 64;
+
+/// A pipeline that runs, with everything around it.
+#[derive(Debug)]
+pub struct Running {
+    /// What the console and the commands ask.
+    pub control: Control,
+    /// Where the console listens.
+    pub console: std::net::SocketAddr,
+    pipeline: JoinHandle<Result<(), driver::Error>>,
+    admin: JoinHandle<Result<(), admin::Error>>,
+    /// Ends what serves the pipeline, once that has ended.
+    after: CancellationToken,
+    #[cfg(feature = "embedded-s2")]
+    embedded: Option<sink::embedded::Embedded>,
+}
+
+impl Running {
+    /// Waits until the pipeline has ended: by the shutdown token, or by itself where something cannot
+    /// heal. Then ends the rest.
+    ///
+    /// # Errors
+    ///
+    /// Why it ended by itself.
+    pub async fn finish(self) -> anyhow::Result<()> {
+        let ended = self.pipeline.await.context("the pipeline broke off, which is a defect")?;
+        self.after.cancel();
+        let served = self.admin.await.context("the console broke off, which is a defect")?;
+        #[cfg(feature = "embedded-s2")]
+        if let Some(embedded) = self.embedded {
+            embedded.shutdown().await?;
+        }
+        ended?;
+        served?;
+        Ok(())
+    }
+}
+
+/// Starts a process's pipeline. Problems of the configuration and of this machine come out here;
+/// Postgres and S2 are waited for behind it.
+///
+/// # Errors
+///
+/// What has to be mended before anything can run.
+pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+    let server = admin::Server::bind(&config.console).await?;
+    let console = server.address();
+    let dsn = Dsn::parse(config.source.url.expose())?;
+    let (store, loaded) = Store::open(&config.state.dir)?;
+    let host = Arc::new(Host::start(HostSettings {
+        generation: loaded.generation,
+        digest: loaded.chain_digest.clone(),
+        ..HostSettings::new(config.transforms.dir.clone(), config.state.dir.clone())
+    })?);
+    let runners = (0..config.transforms.workers.max(1)).map(|_| host.runner()).collect();
+    let (workers, finished) =
+        Workers::start(runners).context("could not start the threads that run the transforms")?;
+
+    #[cfg(feature = "embedded-s2")]
+    let embedded = embedded(&config).await?;
+    #[cfg(feature = "embedded-s2")]
+    let url = embedded.as_ref().map(sink::embedded::Embedded::url);
+    #[cfg(not(feature = "embedded-s2"))]
+    let url = None;
+    let client = sink::Client::new(sink_settings(&config, url)?)?;
+
+    let budget = Arc::new(ByteBudget::new(BUDGET_BYTES));
+    let checkpoint = loaded.checkpoint;
+    let settings = driver::Settings {
+        window: Window {
+            linger: config.sink.linger,
+            bytes_max: config.sink.in_flight_bytes_max as u64,
+        },
+        retry: Backoff { min: config.delivery.retry_min, max: config.delivery.retry_max },
+        pipeline_name: config.source.slot.clone(),
+        database_name: dsn.database().to_owned(),
+        hostname: dsn.hostname(),
+    };
+    let source = source::start(
+        source_settings(&config, dsn),
+        Resume {
+            skip_through: checkpoint.map(|checkpoint| checkpoint.position),
+            // Nothing was confirmed yet, so nothing can be missing.
+            cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
+            system_identifier: loaded.source_identity.clone(),
+        },
+        Arc::clone(&budget),
+        shutdown.clone(),
+    );
+    let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
+    let (status_in, status) = watch::channel(Status::default());
+    let control = Control::new(requests_in, status);
+    let parts = Parts {
+        settings,
+        store,
+        loaded,
+        source,
+        budget,
+        chains: host.chain(),
+        workers,
+        client,
+        status: status_in,
+        shutdown,
+    };
+    let pipeline = tokio::spawn(driver::run(parts, finished, requests));
+    let after = CancellationToken::new();
+    let transforms = Arc::new(move || serde_json::to_value(host.list()).unwrap_or_default());
+    let admin = tokio::spawn(server.serve(control.clone(), transforms, after.clone()));
+    Ok(Running {
+        control,
+        console,
+        pipeline,
+        admin,
+        after,
+        #[cfg(feature = "embedded-s2")]
+        embedded,
+    })
+}
+
+/// What the source is told.
+#[must_use]
+pub fn source_settings(config: &Config, dsn: Dsn) -> source::Settings {
+    source::Settings {
+        dsn,
+        slot: config.source.slot.clone(),
+        publication: config.source.publication.clone(),
+        tables: config.source.tables.clone(),
+    }
+}
+
+/// What the sink is told. `embedded` is the address of the server in this process, where there is one.
+///
+/// # Errors
+///
+/// When the configuration asks for an embedded server that is not there, or the token is no token.
+pub fn sink_settings(config: &Config, embedded: Option<String>) -> anyhow::Result<sink::Settings> {
+    let endpoint = match &config.sink.endpoint {
+        config::Endpoint::Cloud => sink::Endpoint::Cloud,
+        config::Endpoint::Url(url) => sink::Endpoint::Url(url.clone()),
+        config::Endpoint::Embedded => sink::Endpoint::Url(embedded.context(
+            "sink.endpoint = \"embedded\" is a server inside `sluicebox run`, and there is none here: \
+             start the pipeline, or name a server by its URL (a build without the feature \
+             `embedded-s2` has none at all)",
+        )?),
+    };
+    let token = match &config.sink.access_token {
+        None => None,
+        Some(config::AccessToken::Value(token)) => Some(sink::Token::fixed(token.expose())?),
+        Some(config::AccessToken::File(path)) => Some(sink::Token::file(path.clone())),
+    };
+    Ok(sink::Settings {
+        endpoint,
+        token,
+        mode: match config.sink.mode {
+            config::Mode::Session => sink::Mode::Session,
+            config::Mode::Unary => sink::Mode::Unary,
+        },
+        create: config.sink.create,
+        fencing: config.sink.fencing,
+        ..sink::Settings::new(&config.sink.basin, &config.sink.stream)
+    })
+}
+
+/// The server inside this process, with its streams beside the store, where the configuration asks for
+/// one.
+#[cfg(feature = "embedded-s2")]
+async fn embedded(config: &Config) -> anyhow::Result<Option<sink::embedded::Embedded>> {
+    use sink::embedded::{Embedded, EmbeddedSettings, Storage};
+    match &config.sink.endpoint {
+        config::Endpoint::Cloud | config::Endpoint::Url(_) => Ok(None),
+        config::Endpoint::Embedded => {
+            let settings = EmbeddedSettings {
+                listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
+                storage: Storage::Dir(config.state.dir.join("s2")),
+            };
+            let embedded = Embedded::start(settings).await?;
+            tracing::info!(endpoint = embedded.url(), "the embedded S2 server is ready");
+            Ok(Some(embedded))
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+#[must_use]
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,195 @@
+//! `sluicebox check`: what is wrong, and what mends it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::client::{Client, ClientError, ProcessArguments};
+use super::output::{print, print_json, printable};
+use super::{EXIT_NO, Global};
+use crate::admin;
+use crate::config::Config;
+use crate::finding::{Finding, Level};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&global.config)?;
+    let mut findings = vec![Finding::ok(
+        "configuration",
+        "file",
+        format!("{} is well formed", global.config.display()),
+    )];
+    findings.push(transforms_folder(&config.transforms.dir));
+    findings.push(state_folder(&config.state.dir));
+    findings.extend(console(&config).await);
+    let is_well = findings.iter().all(|finding| finding.level != Level::Fail);
+    if arguments.json {
+        print_json(&json!({"ok": is_well, "findings": findings}))?;
+    } else {
+        print(&findings_text(&findings))?;
+    }
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
+}
+
+fn transforms_folder(dir: &Path) -> Finding {
+    const PART: &str = "transforms";
+    let shown = dir.display();
+    let modules = std::fs::read_dir(dir).and_then(|mut entries| {
+        entries.try_fold(0_u64, |count, entry| {
+            let is_module = entry?.path().extension().is_some_and(|ending| ending == "wasm");
+            Ok(count + u64::from(is_module))
+        })
+    });
+    match modules {
+        Ok(count) => {
+            let text = format!("{shown} has {}", super::human::count(count, "module"));
+            Finding::ok(PART, "folder", text)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = format!("the folder {shown} does not exist");
+            Finding::fail(PART, "folder", text, format!("mkdir -p '{shown}'"))
+        }
+        Err(error) => {
+            let text = format!("the folder {shown} cannot be read: {error}");
+            Finding::fail(PART, "folder", text, "set transforms.dir to a folder that can be read")
+        }
+    }
+}
+
+/// Whether the store can be written, found out by writing a file that is gone at once.
+fn state_folder(dir: &Path) -> Finding {
+    const PART: &str = "state";
+    let shown = dir.display();
+    if !dir.exists() {
+        // `run` creates it; whether it may is seen by the nearest folder that exists.
+        let parent = dir.ancestors().skip(1).find(|parent| parent.is_dir());
+        let parent = parent.unwrap_or(Path::new("."));
+        return match tempfile::tempfile_in(parent) {
+            Ok(_) => Finding::ok(PART, "folder", format!("{shown} will be created")),
+            Err(error) => {
+                let text = format!("the folder {shown} does not exist and cannot be made: {error}");
+                Finding::fail(PART, "folder", text, format!("mkdir -p '{shown}'"))
+            }
+        };
+    }
+    match tempfile::tempfile_in(dir) {
+        Ok(_) => Finding::ok(PART, "folder", format!("{shown} can be written")),
+        Err(error) => {
+            let text = format!("the folder {shown} cannot be written: {error}");
+            Finding::fail(PART, "folder", text, "set state.dir to a folder that can be written")
+        }
+    }
+}
+
+/// Whether the address is free, or else held by a sluicebox that is ready.
+async fn console(config: &Config) -> Vec<Finding> {
+    const PART: &str = "console";
+    let listen = &config.console.listen;
+    match admin::Server::bind(&config.console).await {
+        Ok(_) => return vec![Finding::ok(PART, "listen", format!("{listen} is free"))],
+        Err(admin::Error::InUse { .. }) => {}
+        Err(error) => {
+            let text = format!("{:#}", anyhow::Error::from(error));
+            let mend = "set console.listen to an address of this machine";
+            return vec![Finding::fail(PART, "listen", text, mend)];
+        }
+    }
+    match running_status(config).await {
+        Ok(status) if status.ready => {
+            vec![Finding::ok(PART, "listen", format!("a sluicebox runs at {listen} and is ready"))]
+        }
+        Ok(status) => {
+            let running = format!("a sluicebox runs at {listen} and is not ready");
+            let mend = "its reasons follow; it goes on by itself when they are mended";
+            let mut findings = vec![Finding::warn(PART, "listen", running, mend)];
+            findings.extend(status.reasons.into_iter().map(|reason| Finding {
+                part: PART,
+                name: reason.code,
+                level: Level::Warn,
+                text: reason.text,
+                mend: None,
+            }));
+            findings
+        }
+        Err(error) => {
+            let text = format!("{listen} is in use: {error:#}");
+            let mend = "end what listens there, or set console.listen to another address";
+            vec![Finding::fail(PART, "listen", text, mend)]
+        }
+    }
+}
+
+async fn running_status(config: &Config) -> anyhow::Result<crate::pipeline::control::Status> {
+    let console = Some(config.console.listen.clone());
+    let client = Client::new(&ProcessArguments { console }, &config.path)?;
+    let answer: Result<_, ClientError> = client.get(&["status"], &[]).await;
+    Ok(client.read(answer?)?)
+}
+
+fn findings_text(findings: &[Finding]) -> String {
+    let name = |finding: &Finding| format!("{}.{}", finding.part, finding.name);
+    let width = findings.iter().map(|finding| name(finding).chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        let (level, found) = (finding.level.as_str(), printable(&finding.text));
+        // Writing into a string cannot fail.
+        let _: std::fmt::Result = writeln!(text, "{level:<4}  {:<width$}  {found}", name(finding));
+        for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
+            text.push_str("        ");
+            text.push_str(&printable(line));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_line_up_with_their_mend_below() {
+        let findings = [
+            Finding::ok("source", "connect", "Postgres 17.2"),
+            Finding::fail(
+                "source",
+                "wal_level",
+                "wal_level is replica",
+                "ALTER SYSTEM SET wal_level = logical;\nthen restart Postgres",
+            ),
+        ];
+        let expected = "\
+ok    source.connect    Postgres 17.2
+fail  source.wal_level  wal_level is replica
+        ALTER SYSTEM SET wal_level = logical;
+        then restart Postgres
+";
+        assert_eq!(findings_text(&findings), expected);
+    }
+
+    #[test]
+    fn folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("a/b");
+        assert_eq!(transforms_folder(&missing).level, Level::Fail);
+        assert_eq!(state_folder(&missing).level, Level::Ok);
+        assert!(!missing.exists());
+        std::fs::write(dir.path().join("10-x.wasm"), "").unwrap();
+        std::fs::write(dir.path().join("10-x.toml"), "").unwrap();
+        let finding = transforms_folder(dir.path());
+        assert!(finding.text.ends_with("has 1 module"), "{}", finding.text);
+        assert_eq!(state_folder(dir.path()).level, Level::Ok);
+        let file = dir.path().join("10-x.toml");
+        assert_eq!(transforms_folder(&file).level, Level::Fail);
+        assert_eq!(state_folder(&file).level, Level::Fail);
+    }
+}

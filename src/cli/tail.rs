@@ -1,0 +1,174 @@
+//! `sluicebox tail`: the stream as S2 has it, command records included.
+
+use std::process::ExitCode;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Map, Value, json};
+
+use super::output::{cut, printable};
+use super::{Global, human};
+use crate::sink::record::Header;
+
+/// Characters of a body that a line shows; --json shows all.
+const BODY_CHARS_MAX: usize = 200;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Print the last N records.
+    #[arg(short, value_name = "N", default_value = "10")]
+    number: u64,
+    /// Begin with this sequence number instead, and print everything behind it.
+    #[arg(long, value_name = "SEQ", conflicts_with = "number")]
+    from: Option<u64>,
+    /// Go on with records as they are appended, until Ctrl-C.
+    #[arg(short, long)]
+    follow: bool,
+    /// Print one JSON object for each record, bodies whole.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A record as it was read.
+struct Record<'a> {
+    seq: u64,
+    timestamp_ms: u64,
+    headers: &'a [Header],
+    body: &'a [u8],
+}
+
+impl Record<'_> {
+    /// The name of a command to S2: a record whose only header has an empty name.
+    fn command(&self) -> Option<&[u8]> {
+        let header = self.headers.first()?;
+        header.name.is_empty().then_some(&header.value)
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        let header = self.headers.iter().find(|header| header.name == name)?;
+        Some(String::from_utf8_lossy(&header.value).into_owned())
+    }
+}
+
+/// Number, time, table, action, key and body on one line.
+fn text_line(record: &Record<'_>) -> String {
+    let (seq, timestamp) = (record.seq, human::timestamp(record.timestamp_ms));
+    if let Some(command) = record.command() {
+        let command = String::from_utf8_lossy(command).into_owned();
+        let what = match (command.as_str(), <[u8; 8]>::try_from(record.body)) {
+            ("trim", Ok(bytes)) => format!("trim before {}", u64::from_be_bytes(bytes)),
+            ("fence", _) => format!("fence, token {:?}", String::from_utf8_lossy(record.body)),
+            _ => command,
+        };
+        return format!("{seq:>8}  {timestamp}  (command: {})\n", cut(&what, BODY_CHARS_MAX));
+    }
+    let header = |name| record.header(name).unwrap_or_else(|| "-".to_owned());
+    let [table, action, key] = ["sb-table", "sb-action", "sb-key"].map(header);
+    let named = format!("{table}  {action}  {key}");
+    format!("{seq:>8}  {timestamp}  {}  {}\n", printable(&named), body_text(record.body))
+}
+
+fn body_text(body: &[u8]) -> String {
+    // Only so much of it can be shown as characters of four bytes at most.
+    let shown = &body[..body.len().min(BODY_CHARS_MAX * 4)];
+    let whole = String::from_utf8_lossy(shown);
+    let text = cut(&whole, BODY_CHARS_MAX);
+    if text.ends_with('…') || shown.len() < body.len() {
+        return format!("{text} ({})", human::bytes(body.len() as u64));
+    }
+    text
+}
+
+/// The shape of the S2 command line's JSON; bytes that are not UTF-8 come as `…_base64` instead.
+fn json_line(record: &Record<'_>) -> String {
+    let mut line = Map::new();
+    line.insert("seq_num".to_owned(), json!(record.seq));
+    line.insert("timestamp".to_owned(), json!(record.timestamp_ms));
+    if let Some(command) = record.command() {
+        line.insert("command".to_owned(), json!(String::from_utf8_lossy(command)));
+    }
+    let headers: Option<Vec<Value>> = record
+        .headers
+        .iter()
+        .map(|header| {
+            let name = std::str::from_utf8(&header.name).ok()?;
+            Some(json!([name, std::str::from_utf8(&header.value).ok()?]))
+        })
+        .collect();
+    match headers {
+        Some(headers) => line.insert("headers".to_owned(), Value::Array(headers)),
+        None => {
+            let pair = |h: &Header| json!([BASE64.encode(&h.name), BASE64.encode(&h.value)]);
+            let headers = record.headers.iter().map(pair).collect();
+            line.insert("headers_base64".to_owned(), headers)
+        }
+    };
+    match std::str::from_utf8(record.body) {
+        Ok(body) => line.insert("body".to_owned(), json!(body)),
+        Err(_) => line.insert("body_base64".to_owned(), json!(BASE64.encode(record.body))),
+    };
+    format!("{}\n", Value::Object(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> Vec<Header> {
+        pairs
+            .iter()
+            .map(|(name, value)| Header {
+                name: Bytes::from_static(name.as_bytes()),
+                value: Bytes::from_static(value.as_bytes()),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn lines_for_people_and_for_programs() {
+        #[track_caller]
+        fn check(headers: &[Header], body: &[u8], text: &str, json: &str) {
+            let record = Record { seq: 7, timestamp_ms: 1, headers, body };
+            let (time, numbers) = ("1970-01-01T00:00:00.001Z", "\"seq_num\":7,\"timestamp\":1");
+            assert_eq!(text_line(&record), format!("       7  {time}  {text}\n"));
+            let expected: Value = serde_json::from_str(&format!("{{{numbers},{json}}}")).unwrap();
+            assert_eq!(serde_json::from_str::<Value>(&json_line(&record)).unwrap(), expected);
+        }
+        check(
+            &headers(&[("sb-table", "public.t"), ("sb-action", "insert"), ("sb-key", "MTow")]),
+            b"{\"a\":1}",
+            "public.t  insert  MTow  {\"a\":1}",
+            r#""headers":[["sb-table","public.t"],["sb-action","insert"],["sb-key","MTow"]],
+               "body":"{\"a\":1}""#,
+        );
+        check(
+            &headers(&[("", "fence")]),
+            b"token",
+            "(command: fence, token \"token\")",
+            r#""command":"fence","headers":[["","fence"]],"body":"token""#,
+        );
+        check(
+            &headers(&[("", "trim")]),
+            &[0, 0, 0, 0, 0, 0, 1, 0],
+            "(command: trim before 256)",
+            r#""command":"trim","headers":[["","trim"]],"body":"\u0000\u0000\u0000\u0000\u0000\u0000\u0001\u0000""#,
+        );
+        check(&[], b"a\x1b[0m", "-  -  -  a\\u{1b}[0m", r#""headers":[],"body":"a\u001b[0m""#);
+        check(&[], b"\xff", "-  -  -  \u{fffd}", r#""headers":[],"body_base64":"/w==""#);
+        check(&[], b"", "-  -  -  ", r#""headers":[],"body":"""#);
+    }
+
+    #[test]
+    fn long_bodies_are_cut_with_their_size() {
+        #[track_caller]
+        fn check(body: &str, expected: &str) {
+            assert_eq!(body_text(body.as_bytes()), expected);
+        }
+        let long = "ä".repeat(200);
+        check(&long, &long);
+        check(&format!("{long}b"), &format!("{long}… (401 B)"));
+        check(&"a".repeat(3 << 20), &format!("{}… (3.0 MiB)", "a".repeat(200)));
+    }
+}

@@ -1,0 +1,218 @@
+//! The threads that run the transforms: changes go out in small batches and come back with what was
+//! made of them. Order is restored by the caller, from the job's number.
+//!
+//! Guest code runs only here, on threads of its own, so that a slow transform never keeps the tasks
+//! that talk to Postgres and S2 from running.
+
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use tokio::sync::mpsc as async_mpsc;
+
+use super::control::{ColumnBytes, ErrorView, TraceStep};
+use super::item::{Item, Shaped};
+use super::size_gate;
+use crate::message::{Draft, Envelope, RecordError};
+use crate::sink::record::RECORD_BYTES_MAX;
+use crate::store::Failure;
+use crate::transform::{Chain, Outcome, Runner};
+
+/// How many of an oversized message's columns are named.
+const COLUMNS_NAMED: usize = 5;
+
+/// Changes that are shaped by one chain.
+#[derive(Debug)]
+pub struct Job {
+    pub number: u64,
+    pub chain: Arc<Chain>,
+    pub envelope: Arc<Envelope>,
+    pub items: Vec<Item>,
+}
+
+/// A job's results, in the order of its items.
+#[derive(Debug)]
+pub struct Done {
+    pub number: u64,
+    pub results: Vec<(Item, Shaped)>,
+}
+
+/// The threads. They end when this is dropped and their last job is done.
+#[derive(Debug)]
+pub struct Workers {
+    jobs: mpsc::Sender<Job>,
+    count: usize,
+}
+
+impl Workers {
+    /// Starts a thread for each runner. What they finish comes out of the receiver, in any order.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a thread.
+    pub fn start(
+        runners: Vec<Runner>,
+    ) -> std::io::Result<(Self, async_mpsc::UnboundedReceiver<Done>)> {
+        let (jobs, received) = mpsc::channel::<Job>();
+        let received = Arc::new(Mutex::new(received));
+        // The caller bounds how many jobs are out, and so what this channel may hold.
+        let (done, finished) = async_mpsc::unbounded_channel();
+        let count = runners.len();
+        for (index, mut runner) in runners.into_iter().enumerate() {
+            let received = Arc::clone(&received);
+            let done = done.clone();
+            std::thread::Builder::new().name(format!("transform-{index}")).spawn(move || {
+                loop {
+                    // The lock covers only the wait for a job, never a job.
+                    let next = received.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(job) = next else { break };
+                    if done.send(shape_all(&mut runner, job)).is_err() {
+                        break;
+                    }
+                }
+            })?;
+        }
+        Ok((Self { jobs, count }, finished))
+    }
+
+    /// How many jobs keep every thread busy without a pause.
+    #[must_use]
+    pub fn jobs_max(&self) -> usize {
+        self.count * 2 + 1
+    }
+
+    /// Hands a job to whichever thread is free first. Says whether any thread is left to take it.
+    #[must_use]
+    pub fn submit(&self, job: Job) -> bool {
+        self.jobs.send(job).is_ok()
+    }
+}
+
+fn shape_all(runner: &mut Runner, job: Job) -> Done {
+    let Job { number, chain, envelope, items } = job;
+    let shape = |item: Item| {
+        let shaped = shape(runner, &chain, &envelope, &item);
+        (item, shaped)
+    };
+    Done { number, results: items.into_iter().map(shape).collect() }
+}
+
+fn shape(
+    runner: &mut Runner,
+    chain: &Arc<Chain>,
+    envelope: &Arc<Envelope>,
+    item: &Item,
+) -> Shaped {
+    let draft = Draft::new(item.change.clone(), Arc::clone(envelope));
+    let drafts = match runner.run(chain, draft) {
+        Outcome::Keep(drafts) => drafts,
+        Outcome::Failed(failure) => {
+            let halt = failure.halt;
+            let failure = Box::new(Failure {
+                error: ErrorView {
+                    class: failure.class.as_str().to_owned(),
+                    status: None,
+                    text: failure.text,
+                    body: None,
+                    transform: Some(failure.transform),
+                },
+                bytes: None,
+                columns: Vec::new(),
+                trace: failure.trace,
+            });
+            return if halt { Shaped::Halt(failure) } else { Shaped::Failed(failure) };
+        }
+    };
+    if drafts.is_empty() {
+        return Shaped::Dropped;
+    }
+    let mut records = Vec::with_capacity(drafts.len());
+    for draft in &drafts {
+        match draft.record() {
+            Ok(record) => match size_gate::check(record) {
+                Ok(record) => records.push(record),
+                Err(size_gate::Oversize { bytes, .. }) => {
+                    return Shaped::Failed(oversize(draft, bytes, runner.trace()));
+                }
+            },
+            Err(RecordError::Oversize { bytes }) => {
+                return Shaped::Failed(oversize(draft, bytes, runner.trace()));
+            }
+            Err(RecordError::Encode(error)) => {
+                return Shaped::Failed(Box::new(Failure {
+                    error: ErrorView {
+                        class: "encode".to_owned(),
+                        status: None,
+                        text: error.to_string(),
+                        body: None,
+                        transform: None,
+                    },
+                    bytes: None,
+                    columns: Vec::new(),
+                    trace: runner.trace(),
+                }));
+            }
+        }
+    }
+    let mut meter = crate::sink::session::BatchMeter::default();
+    if records.len() > 1 && !records.iter().all(|record| meter.try_add(record)) {
+        return Shaped::Failed(split_too_large(&drafts, &records, runner.trace()));
+    }
+    Shaped::Records(records)
+}
+
+fn oversize(draft: &Draft, bytes: u64, trace: Vec<TraceStep>) -> Box<Failure> {
+    let columns: Vec<ColumnBytes> = draft
+        .largest_columns(COLUMNS_NAMED)
+        .into_iter()
+        .map(|(name, bytes)| ColumnBytes { name, bytes })
+        .collect();
+    let table = draft.change().table.qualified_name();
+    let named = |column: &ColumnBytes| format!("{} ({} bytes)", column.name, column.bytes);
+    let largest = columns.iter().take(3).map(named).collect::<Vec<_>>().join(", ");
+    let because = if columns.is_empty() {
+        "a transform replaced its body".to_owned()
+    } else {
+        format!("largest columns: {largest}")
+    };
+    let text = format!(
+        "a record of {table} has {bytes} bytes, and S2 takes {RECORD_BYTES_MAX}; {because}"
+    );
+    Box::new(Failure {
+        error: ErrorView {
+            class: "oversize".to_owned(),
+            status: None,
+            text,
+            body: None,
+            transform: None,
+        },
+        bytes: Some(bytes),
+        columns,
+        trace,
+    })
+}
+
+fn split_too_large(
+    drafts: &[Draft],
+    records: &[size_gate::SizedRecord],
+    trace: Vec<TraceStep>,
+) -> Box<Failure> {
+    let bytes = records.iter().map(size_gate::SizedRecord::metered_bytes).sum();
+    let table = drafts.first().map(|draft| draft.change().table.qualified_name());
+    let text = format!(
+        "a change of {} was split into {} records of {bytes} bytes together; parts land together \
+         or not at all, and one batch takes {RECORD_BYTES_MAX} bytes and 1000 records",
+        table.unwrap_or_default(),
+        records.len(),
+    );
+    Box::new(Failure {
+        error: ErrorView {
+            class: "oversize".to_owned(),
+            status: None,
+            text,
+            body: None,
+            transform: None,
+        },
+        bytes: Some(bytes),
+        columns: Vec::new(),
+        trace,
+    })
+}

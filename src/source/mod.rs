@@ -1,0 +1,330 @@
+//! Postgres: the replication connection, the slot, the publication and the catalogue.
+//!
+//! Nothing else speaks to Postgres. One task reads the slot and hands over batches of changes, in
+//! order and each once for the life of the process: after a reconnect Postgres repeats what was not
+//! confirmed yet, and the repetition is left out here. Nothing is confirmed here by itself: what
+//! the owner publishes on [`Source::confirm`] is what Postgres is told it may forget.
+//!
+//! ```text
+//! Connecting ──► Streaming ──► (lost) ──► Waiting ──► Connecting …
+//!     │              │                       ▲
+//!     └── unmet ─────┼───────────────────────┘   heals by itself once it is mended
+//!                    └──► Fatal                  going on would lose changes
+//! ```
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `dsn`, `tls`, `socket` | where Postgres is, and the way there |
+//! | `frame`, `transport` | the replication protocol |
+//! | `sql`, `catalog`, `preflight` | questions to Postgres |
+//! | `seen`, `reader` | what was read already; the task |
+//! | `error` | what went wrong, and whether waiting helps |
+
+mod catalog;
+mod dsn;
+mod error;
+mod frame;
+mod preflight;
+mod reader;
+mod seen;
+mod socket;
+mod sql;
+mod tls;
+mod transport;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::change::{Change, Lsn, Position};
+use crate::pipeline::budget::ByteBudget;
+
+pub use dsn::{Dsn, DsnError, Endpoint, RootCert, Ssl, SslMode};
+pub use error::{Error, ServerError, Trouble};
+pub use preflight::{Finding, Level, SlotHealth, check, is_slot_name};
+pub use transport::Identity;
+
+/// What our connections are called in `pg_stat_activity`.
+pub const APPLICATION_NAME: &str = "sluicebox";
+
+/// How long [`Source::finish`] waits for the last status update to be taken.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A table as the configuration names it. No case folding: the name is what the catalogue says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    pub schema: String,
+    pub name: String,
+}
+
+impl TableName {
+    /// As SQL takes it, both parts quoted.
+    #[must_use]
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+    }
+}
+
+impl fmt::Display for TableName {
+    /// `schema.name`, as messages name it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// The text is not `schema.table`.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not a table's name (expected schema.table, such as public.documents; a part that holds a \
+         dot goes in double quotes)"
+)]
+pub struct InvalidTableName;
+
+impl FromStr for TableName {
+    type Err = InvalidTableName;
+
+    /// `schema.table`, or `table` for one in `public`. Either part may be in double quotes.
+    fn from_str(text: &str) -> Result<Self, InvalidTableName> {
+        let (first, rest) = name_part(text)?;
+        let (schema, name) = match rest {
+            None => ("public".to_owned(), first),
+            Some(rest) => match name_part(rest)? {
+                (name, None) => (first, name),
+                (_, Some(_)) => return Err(InvalidTableName),
+            },
+        };
+        Ok(Self { schema, name })
+    }
+}
+
+/// One part of a dotted name, and what follows the dot.
+fn name_part(text: &str) -> Result<(String, Option<&str>), InvalidTableName> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (part, rest) = match text.split_once('.') {
+            Some((part, rest)) => (part, Some(rest)),
+            None => (text, None),
+        };
+        return if part.is_empty() { Err(InvalidTableName) } else { Ok((part.to_owned(), rest)) };
+    };
+    let mut part = String::new();
+    let mut left = quoted;
+    loop {
+        let (piece, after) = left.split_once('"').ok_or(InvalidTableName)?;
+        part.push_str(piece);
+        // A doubled quote is a quote in the name.
+        match after.strip_prefix('"') {
+            Some(after) => {
+                part.push('"');
+                left = after;
+            }
+            None if part.is_empty() => return Err(InvalidTableName),
+            None if after.is_empty() => return Ok((part, None)),
+            None => {
+                let rest = after.strip_prefix('.').ok_or(InvalidTableName)?;
+                return Ok((part, Some(rest)));
+            }
+        }
+    }
+}
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub dsn: Dsn,
+    /// See [`is_slot_name`].
+    pub slot: String,
+    pub publication: String,
+    /// Changes of other tables that the publication holds are left out. Not empty.
+    pub tables: Vec<TableName>,
+}
+
+/// Where an earlier run of the pipeline stopped.
+#[derive(Clone, Debug, Default)]
+pub struct Resume {
+    /// Changes up to here are settled: they are read and left out.
+    pub skip_through: Option<Position>,
+    /// The durable mark: at least what was ever confirmed to Postgres. A slot that was confirmed
+    /// further has forgotten changes that this pipeline never saw, and then nothing starts. With a
+    /// cursor, a slot that is missing is not made anew.
+    pub cursor: Option<Lsn>,
+    /// Of the cluster that the earlier run read; another one is refused.
+    pub system_identifier: Option<String>,
+}
+
+/// What comes out of the slot, in its order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    Change(Change),
+    /// A transaction is complete. Once all changes before it are settled, `end_lsn` may be
+    /// confirmed.
+    Commit {
+        end_lsn: Lsn,
+    },
+    /// Everything up to `wal_end` has been delivered before this; may be confirmed likewise. Keeps
+    /// an idle slot from holding WAL of other tables and databases.
+    Idle {
+        wal_end: Lsn,
+    },
+}
+
+/// Items that travel together.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub items: Vec<Item>,
+    /// The sum of [`Change::bytes`], which is what was taken from the budget for them.
+    pub bytes: usize,
+}
+
+/// What the source is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Connecting,
+    Streaming,
+    /// Something has to heal; the next attempt is at `until`.
+    Waiting {
+        code: &'static str,
+        text: String,
+        until: SystemTime,
+    },
+    /// It does not go on: a new configuration or an operator's decision is needed. No more batches
+    /// come.
+    Fatal {
+        code: &'static str,
+        text: String,
+    },
+    /// It was told to stop, and has.
+    Stopped,
+}
+
+/// What the source knows, published as it changes (numbers about once a second).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceStatus {
+    pub state: State,
+    /// The end of the server's WAL as last heard.
+    pub wal_end: Lsn,
+    /// Everything before this was handed over.
+    pub received: Lsn,
+    /// What Postgres was last told.
+    pub confirmed: Lsn,
+    /// Changes handed over by this process.
+    pub changes: u64,
+    /// Connections made by this process, the first included.
+    pub connections: u64,
+    /// Of the cluster, once it was asked.
+    pub identity: Option<Identity>,
+    /// What the slot keeps, asked every few seconds.
+    pub slot: Option<SlotHealth>,
+    /// What works and may stop working, one sentence each with its mend.
+    pub warnings: Vec<String>,
+}
+
+impl Default for SourceStatus {
+    fn default() -> Self {
+        Self {
+            state: State::Connecting,
+            wal_end: Lsn::default(),
+            received: Lsn::default(),
+            confirmed: Lsn::default(),
+            changes: 0,
+            connections: 0,
+            identity: None,
+            slot: None,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// A running source.
+#[derive(Debug)]
+pub struct Source {
+    /// Ends after shutdown, once everything that was read is handed over, and after
+    /// [`State::Fatal`].
+    pub batches: mpsc::Receiver<Batch>,
+    /// Everything up to this is settled. It only ever rises; a lower value is ignored. It must be
+    /// durable before it is sent here (see [`Resume::cursor`]).
+    pub confirm: watch::Sender<Lsn>,
+    pub status: watch::Receiver<SourceStatus>,
+    /// Ends after [`Self::finish`], or after [`State::Fatal`].
+    pub task: JoinHandle<()>,
+}
+
+impl Source {
+    /// Ends the source after the shutdown token was cancelled and the batches are drained: tells
+    /// Postgres the last confirmed LSN, ends the stream and closes the connection.
+    pub async fn finish(self) {
+        let Self { batches, confirm, status, mut task } = self;
+        // That both are gone is how the task knows that nobody confirms any more.
+        drop((batches, confirm, status));
+        if tokio::time::timeout(FINISH_TIMEOUT, &mut task).await.is_err() {
+            tracing::warn!("Postgres did not take the end of the stream in time");
+            task.abort();
+        }
+    }
+}
+
+/// Starts reading. Before anything is read, `budget` is asked for room.
+///
+/// After `shutdown` no new data is read, but the connection is kept (and what is confirmed is sent)
+/// until [`Source::finish`].
+#[must_use]
+pub fn start(
+    settings: Settings,
+    resume: Resume,
+    budget: Arc<ByteBudget>,
+    shutdown: CancellationToken,
+) -> Source {
+    let (batches_in, batches) = mpsc::channel(reader::BATCHES_MAX);
+    let (confirm, confirmed) = watch::channel(resume.cursor.unwrap_or_default());
+    let (publish, status) = watch::channel(SourceStatus::default());
+    let reader =
+        reader::Reader::new(settings, resume, budget, batches_in, confirmed, publish, shutdown);
+    let task = tokio::spawn(reader.run());
+    Source { batches, confirm, status, task }
+}
+
+/// `"name"`, with quotes in it doubled.
+fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `'text'`, with quotes in it doubled.
+fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_names() {
+        fn check(text: &str, expected: Option<(&str, &str)>) {
+            let expected = expected
+                .map(|(schema, name)| TableName { schema: schema.into(), name: name.into() })
+                .ok_or(InvalidTableName);
+            assert_eq!(text.parse(), expected, "{text}");
+        }
+        check("public.t", Some(("public", "t")));
+        check("t", Some(("public", "t")));
+        check("S.My Table", Some(("S", "My Table")));
+        check("\"a.b\".\"c\"\"d\"", Some(("a.b", "c\"d")));
+        check("\"a\"\"\"\"b\".c", Some(("a\"\"b", "c")));
+        check("s.\"T\"", Some(("s", "T")));
+        for bad in ["", ".", "a.", ".a", "a.b.c", "\"a", "\"a\"b", "\"\".a", "\"a\"\"", "\""] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn quoting() {
+        assert_eq!(quote_identifier("My\"Pub"), "\"My\"\"Pub\"");
+        assert_eq!(quote_literal("it's"), "'it''s'");
+        let name = TableName { schema: "a".into(), name: "B".into() };
+        assert_eq!((name.quoted(), name.to_string()), ("\"a\".\"B\"".into(), "a.B".into()));
+    }
+}

@@ -1,0 +1,870 @@
+//! The task that owns the replication connection: connects, reads, hands over, confirms, and does
+//! it all again after a loss.
+//!
+//! Whatever it waits for (room in the budget, the consumer, an answer about a type), it goes on
+//! telling Postgres that it is alive, so that a stalled sink never costs the connection. What was
+//! read and not handed over when a connection is lost stays in the batch: the next connection goes
+//! on behind it.
+//!
+//! A batch is handed over as soon as nothing more is ready to be read. While the consumer is still
+//! busy with the batch before, it grows instead: small batches when there is time, large ones when
+//! there is not.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use rand::RngExt;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::catalog::Catalog;
+use super::error::{Error, Trouble, chain};
+use super::frame::Streamed;
+use super::preflight::{self, Health, Prepared};
+use super::seen::Seen;
+use super::sql::{Ended, Session, Sql};
+use super::transport::{Identity, Replication};
+use super::{Batch, Item, Resume, Settings, SourceStatus, State};
+use crate::change::{Change, Lsn};
+use crate::decode::{Decoded, Decoder, Relation};
+use crate::pipeline::budget::ByteBudget;
+
+/// Batches between the source and its consumer. One waits while one is worked on; more would only
+/// make batches smaller.
+pub(super) const BATCHES_MAX: usize = 1;
+
+/// A batch is not filled further beyond this: large enough that what a hand-over costs (about a
+/// microsecond, and often a wake-up) vanishes, small enough to spread over workers.
+const BATCH_ITEMS_MAX: usize = 256;
+const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// How often clocks are looked at: whether to send a status update, whether the server is silent,
+/// whether to stop.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A status update goes out at least this often, and with each tick where more was confirmed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The server's default `wal_sender_timeout`, taken where it has none: how long it may be silent.
+const SILENCE_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Postgres before 15 is silent while it decodes a large transaction of tables that are not
+/// published. Patience doubles with each loss by silence, this many times.
+const PATIENCE_DOUBLINGS_MAX: u32 = 4;
+
+/// The first delay after a loss, and the longest.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How often the slot and the publication are looked at while streaming.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a stream lives on after Postgres announced its shutdown: enough to confirm what is
+/// just settling, short against the minute after which administrators lose patience.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+
+/// The task's state across connections.
+#[derive(Debug)]
+pub(super) struct Reader {
+    settings: Arc<Settings>,
+    sql: Arc<Sql>,
+    catalog: Catalog,
+    intake: Intake,
+    confirmed: watch::Receiver<Lsn>,
+    publish: watch::Sender<SourceStatus>,
+    shutdown: CancellationToken,
+    /// What the slot may have been confirmed to at most; none before the first look at it.
+    mark: Option<Lsn>,
+    system_identifier: Option<String>,
+    /// The publication that streaming began with.
+    publication: Option<u32>,
+    /// The code that was last logged.
+    logged: Option<&'static str>,
+    silent_losses: u32,
+}
+
+/// How streaming ended without an error.
+enum End {
+    /// We were told to stop, and everything is handed over.
+    Shutdown,
+    /// Nobody takes batches any more.
+    Abandoned,
+}
+
+impl Reader {
+    pub(super) fn new(
+        settings: Settings,
+        resume: Resume,
+        budget: Arc<ByteBudget>,
+        batches: mpsc::Sender<Batch>,
+        confirmed: watch::Receiver<Lsn>,
+        publish: watch::Sender<SourceStatus>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let sql = Arc::new(Sql::new(Arc::new(settings.dsn.clone())));
+        let catalog = Catalog::new(&settings.tables);
+        let seen = Seen::new(resume.skip_through, resume.cursor.unwrap_or_default());
+        Self {
+            settings: Arc::new(settings),
+            sql,
+            catalog,
+            intake: Intake::new(seen, budget, batches),
+            confirmed,
+            publish,
+            shutdown,
+            mark: resume.cursor,
+            system_identifier: resume.system_identifier,
+            publication: None,
+            logged: None,
+            silent_losses: 0,
+        }
+    }
+
+    /// Reads until it is told to stop, or cannot go on.
+    pub(super) async fn run(mut self) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            if self.shutdown.is_cancelled() {
+                break;
+            }
+            let progress = self.intake.progress;
+            let error = match Box::pin(self.connect_and_stream()).await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            if self.intake.progress != progress {
+                backoff = BACKOFF_MIN;
+                self.silent_losses = 0;
+            }
+            if matches!(error, Error::Silent { .. }) {
+                self.silent_losses = (self.silent_losses + 1).min(PATIENCE_DOUBLINGS_MAX);
+            }
+            self.intake.forget_reservation();
+            let Trouble { code, text, fatal, .. } = error.trouble();
+            if fatal {
+                tracing::error!(code, "the source has stopped: {text}");
+                self.publish.send_modify(|status| status.state = State::Fatal { code, text });
+                return;
+            }
+            // One line for each reason, not for each attempt.
+            if self.logged.replace(code) != Some(code) {
+                tracing::warn!(code, "the source waits: {text}");
+            } else {
+                tracing::debug!(code, "the source still waits: {text}");
+            }
+            let delay = backoff.mul_f64(rand::rng().random_range(0.75..1.25));
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            let until = SystemTime::now() + delay;
+            self.publish.send_modify(|status| status.state = State::Waiting { code, text, until });
+            self.wait(delay).await;
+        }
+        self.publish.send_modify(|status| status.state = State::Stopped);
+    }
+
+    /// Waits before the next attempt, and hands over what the lost connection has left.
+    async fn wait(&mut self, delay: Duration) {
+        let sleep = tokio::time::sleep(delay);
+        tokio::pin!(sleep);
+        loop {
+            let pending = self.intake.pending();
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return,
+                handed_over = self.intake.hand_over(), if pending => if handed_over.is_err() {
+                    // The owner has gone without a word.
+                    self.shutdown.cancel();
+                },
+                () = &mut sleep => return,
+            }
+        }
+    }
+
+    async fn connect_and_stream(&mut self) -> Result<(), Error> {
+        self.publish.send_modify(|status| {
+            if !matches!(status.state, State::Waiting { .. }) {
+                status.state = State::Connecting;
+            }
+        });
+        let shutdown = self.shutdown.clone();
+        let connected = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(()),
+            connected = self.connect() => connected,
+        };
+        if connected.is_err() {
+            // Whatever it was, the next attempt asks on a connection that is known to be good.
+            self.sql.forget().await;
+        }
+        let (connection, session, prepared) = connected?;
+        self.logged = None;
+        Box::pin(self.stream(connection, session, &prepared)).await
+    }
+
+    /// Everything up to the first byte of the stream.
+    async fn connect(&mut self) -> Result<(Replication, Session, Prepared), Error> {
+        let session = self.sql.session().await?;
+        let prepared = preflight::prepare(&session, &self.settings, self.mark).await?;
+        self.check_mark(prepared.confirmed)?;
+        self.check_publication(Some(prepared.publication))?;
+        let dsn = &self.settings.dsn;
+        let mut connection = Replication::connect(dsn, &session.endpoint).await?;
+        let identity = connection.identify().await?;
+        self.check_identity(&identity)?;
+        let started = connection.start(&self.settings.slot, &self.settings.publication).await;
+        if let Err(error) = started {
+            return Err(self.explain_start(&session, error).await);
+        }
+        self.mark = self.mark.max(Some(prepared.confirmed));
+        self.publication = Some(prepared.publication);
+        self.system_identifier = Some(identity.system_identifier.clone());
+        for warning in &prepared.warnings {
+            tracing::debug!("{warning}");
+        }
+        self.publish.send_modify(|status| {
+            status.state = State::Streaming;
+            status.wal_end = status.wal_end.max(identity.wal_end);
+            status.confirmed = status.confirmed.max(prepared.confirmed);
+            status.connections += 1;
+            status.warnings = prepared.warnings.iter().map(with_mend).collect();
+            status.identity = Some(identity);
+        });
+        tracing::info!(
+            slot = self.settings.slot,
+            from = %prepared.confirmed,
+            server = %session.endpoint,
+            "streaming"
+        );
+        Ok((connection, session, prepared))
+    }
+
+    /// The slot must not have been confirmed by anybody else.
+    fn check_mark(&self, confirmed: Lsn) -> Result<(), Error> {
+        let Some(mark) = self.mark.filter(|&mark| confirmed > mark) else { return Ok(()) };
+        Err(Error::Unmet {
+            code: "source_slot_advanced",
+            text: format!(
+                "slot `{}` was confirmed up to {confirmed}, but this pipeline has read only up to \
+                 {mark}: changes in between may be lost to it. Something else has read from the \
+                 slot, it was made anew, or the state folder is an older copy",
+                self.settings.slot
+            ),
+            mend: None,
+            fatal: true,
+        })
+    }
+
+    /// It must be the same cluster, and not an older copy of it.
+    fn check_identity(&self, identity: &Identity) -> Result<(), Error> {
+        let unmet = |text| {
+            Err(Error::Unmet { code: "source_other_cluster", text, mend: None, fatal: true })
+        };
+        let found = &identity.system_identifier;
+        if let Some(known) = self.system_identifier.as_ref().filter(|known| *known != found) {
+            return unmet(format!(
+                "this is another Postgres cluster (system identifier {found}) than the one that \
+                 the pipeline has read ({known})"
+            ));
+        }
+        match self.mark.filter(|&mark| identity.wal_end < mark) {
+            Some(mark) => unmet(format!(
+                "the WAL of this Postgres ends at {}, but the pipeline has read up to {mark}: it \
+                 was restored from an older copy",
+                identity.wal_end
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A publication that was dropped and made anew has not published in between; Postgres 18 says
+    /// nothing about it.
+    fn check_publication(&self, found: Option<u32>) -> Result<(), Error> {
+        let name = &self.settings.publication;
+        let text = match (self.publication, found) {
+            (None, _) => return Ok(()),
+            (Some(known), Some(found)) if known == found => return Ok(()),
+            (Some(_), Some(_)) => format!("publication `{name}` was dropped and made anew"),
+            (Some(_), None) => format!("publication `{name}` was dropped"),
+        };
+        Err(Error::Unmet {
+            code: "source_publication",
+            text: format!(
+                "{text}: changes since then may not be in the stream. Drop slot `{}` and start \
+                 anew, with a backfill if those changes matter",
+                self.settings.slot
+            ),
+            mend: None,
+            fatal: true,
+        })
+    }
+
+    /// Says who holds the slot where that is why streaming did not start.
+    async fn explain_start(&self, session: &Session, error: Error) -> Error {
+        let Error::Server(server) = &error else { return error };
+        if server.code != "55006" {
+            return error;
+        }
+        let holder = session
+            .first(
+                "SELECT a.pid, a.application_name, coalesce(host(a.client_addr), 'this machine') \
+                 FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid \
+                 WHERE s.slot_name = $1",
+                &[&self.settings.slot],
+            )
+            .await;
+        let Ok(Some(row)) = holder else { return error };
+        let pid: i32 = row.try_get(0).unwrap_or_default();
+        let name: Option<String> = row.try_get(1).unwrap_or_default();
+        let from: Option<String> = row.try_get(2).unwrap_or_default();
+        Error::Unmet {
+            code: "source_slot_active",
+            text: format!(
+                "slot `{}` is in use by `{}` from {} (pid {pid}); Sluicebox goes on when that ends",
+                self.settings.slot,
+                name.unwrap_or_default(),
+                from.unwrap_or_default(),
+            ),
+            mend: Some(format!("SELECT pg_terminate_backend({pid})")),
+            fatal: false,
+        }
+    }
+
+    async fn stream(
+        &mut self,
+        connection: Replication,
+        session: Session,
+        prepared: &Prepared,
+    ) -> Result<(), Error> {
+        let timeout = prepared.server.wal_sender_timeout;
+        let pulse = Pulse::new(
+            self.confirmed.clone(),
+            self.mark.unwrap_or_default(),
+            timeout,
+            timeout.unwrap_or(SILENCE_DEFAULT) * 2_u32.pow(self.silent_losses),
+        );
+        let mut link = Link { connection, pulse };
+        let (news, mut health) = watch::channel(Watched::Nothing);
+        let watcher = tokio::spawn(watch_over(
+            Arc::clone(&self.sql),
+            Arc::clone(&self.settings),
+            session,
+            news,
+        ));
+        let ended = self.read(&mut link, &mut health).await;
+        watcher.abort();
+        self.mark = self.mark.max(Some(link.pulse.confirmed));
+        match ended? {
+            End::Abandoned => link.connection.close(link.pulse.confirmed).await,
+            End::Shutdown => {
+                self.intake.close();
+                self.linger(link).await
+            }
+        }
+    }
+
+    /// The hot loop.
+    async fn read(
+        &mut self,
+        link: &mut Link,
+        health: &mut watch::Receiver<Watched>,
+    ) -> Result<End, Error> {
+        let mut stream = Decoding::default();
+        loop {
+            // Everything that has been read.
+            while let Some(streamed) = link.connection.next_streamed()? {
+                match streamed {
+                    Streamed::Data { message, .. } => {
+                        if let Some(relation) = stream.take(message, &mut self.intake)? {
+                            let described =
+                                link.alive(self.catalog.describe(&self.sql, relation)).await??;
+                            stream.define(described);
+                        }
+                    }
+                    Streamed::Keepalive { wal_end, reply_requested } => {
+                        link.pulse.wal_end = link.pulse.wal_end.max(wal_end);
+                        if !stream.in_transaction {
+                            self.intake.idle(wal_end);
+                        }
+                        if reply_requested {
+                            link.status(false).await?;
+                        }
+                    }
+                    Streamed::Done => return Err(Error::Closed),
+                    Streamed::Other => {}
+                }
+                if self.intake.is_full() && link.alive(self.intake.hand_over()).await?.is_err() {
+                    return Ok(End::Abandoned);
+                }
+            }
+            // A frame that is larger than what is read at once: memory first.
+            if let Some(bytes) = link.connection.large_frame()?
+                && !self.intake.reserved
+            {
+                let pending = self.intake.pending();
+                if pending && link.alive(self.intake.hand_over()).await?.is_err() {
+                    return Ok(End::Abandoned);
+                }
+                let stopped = link
+                    .alive(async {
+                        tokio::select! {
+                            biased;
+                            () = self.intake.reserve(bytes) => false,
+                            () = self.shutdown.cancelled() => true,
+                        }
+                    })
+                    .await?;
+                if stopped {
+                    return Ok(End::Shutdown);
+                }
+                link.connection.reserve_frame(bytes);
+            }
+            let pending = self.intake.pending() && !self.intake.reserved;
+            tokio::select! {
+                biased;
+                read = link.connection.read() => {
+                    read?;
+                    link.pulse.heard();
+                }
+                _now = link.pulse.tick.tick() => {
+                    if self.shutdown.is_cancelled() {
+                        return self.finish_reading(link).await;
+                    }
+                    self.on_tick(link, health).await?;
+                }
+                handed_over = self.intake.hand_over(), if pending => if handed_over.is_err() {
+                    return Ok(End::Abandoned);
+                },
+            }
+        }
+    }
+
+    async fn on_tick(
+        &mut self,
+        link: &mut Link,
+        health: &mut watch::Receiver<Watched>,
+    ) -> Result<(), Error> {
+        link.on_tick().await?;
+        link.pulse.check_silence()?;
+        if link.pulse.published != link.pulse.sent_at {
+            link.pulse.published = link.pulse.sent_at;
+            let (wal_end, confirmed) = (link.pulse.wal_end, link.pulse.confirmed);
+            let (received, changes) = (self.intake.seen.received(), self.intake.changes);
+            self.publish.send_modify(|status| {
+                status.wal_end = status.wal_end.max(wal_end);
+                status.confirmed = confirmed;
+                status.received = received;
+                status.changes = changes;
+            });
+        }
+        if health.has_changed().unwrap_or(false) {
+            let news = health.borrow_and_update().clone();
+            self.on_news(news)?;
+        }
+        Ok(())
+    }
+
+    fn on_news(&mut self, news: Watched) -> Result<(), Error> {
+        let Watched::Health(Health { wal_end, publication, unpublished, slot }) = news else {
+            return if matches!(news, Watched::ShutDown) {
+                Err(Error::ShuttingDown)
+            } else {
+                Ok(())
+            };
+        };
+        self.check_publication(publication)?;
+        let warning = (!unpublished.is_empty()).then(|| {
+            let names: Vec<_> = unpublished.iter().map(ToString::to_string).collect();
+            format!(
+                "publication `{}` does not hold {} any more: their changes are not read",
+                self.settings.publication,
+                names.join(", ")
+            )
+        });
+        self.publish.send_modify(|status| {
+            status.wal_end = status.wal_end.max(wal_end);
+            status.slot = slot;
+            if let Some(warning) = warning.filter(|warning| !status.warnings.contains(warning)) {
+                tracing::warn!("{warning}");
+                status.warnings.push(warning);
+            }
+        });
+        Ok(())
+    }
+
+    /// Hands over what was read before the stop.
+    async fn finish_reading(&mut self, link: &mut Link) -> Result<End, Error> {
+        if self.intake.pending() && link.alive(self.intake.hand_over()).await?.is_err() {
+            return Ok(End::Abandoned);
+        }
+        Ok(End::Shutdown)
+    }
+
+    /// Keeps the connection while the owner drains, and ends it when the owner has.
+    async fn linger(&mut self, mut link: Link) -> Result<(), Error> {
+        loop {
+            // The owner has dropped its end of `confirm`: nothing more will be confirmed.
+            if link.pulse.source.has_changed().is_err() {
+                link.pulse.take_confirmed();
+                let confirmed = link.pulse.confirmed;
+                self.publish.send_modify(|status| status.confirmed = confirmed);
+                return link.connection.close(confirmed).await;
+            }
+            link.pulse.tick.tick().await;
+            if let Err(error) = link.on_tick().await {
+                // What is not confirmed now is repeated at the next start, and left out then.
+                tracing::warn!("could not confirm to the end: {}", chain(&error));
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn with_mend(finding: &preflight::Finding) -> String {
+    match &finding.mend {
+        Some(mend) => format!("{}; mend it with: {mend}", finding.text),
+        None => finding.text.clone(),
+    }
+}
+
+/// What is being read from one connection.
+#[derive(Debug, Default)]
+struct Decoding {
+    decoder: Decoder,
+    in_transaction: bool,
+    /// Tables of the publication that nobody asked for; almost always empty.
+    unwanted: HashSet<u32>,
+    /// Where the last transaction was committed, for errors.
+    after: Lsn,
+}
+
+impl Decoding {
+    /// Takes one message. Returns a relation that has to be defined before the next.
+    fn take(&mut self, message: Bytes, intake: &mut Intake) -> Result<Option<Relation>, Error> {
+        let after = self.after;
+        let decoded =
+            self.decoder.decode(message).map_err(|source| Error::Decode { after, source })?;
+        match decoded {
+            Decoded::Change(change) => self.change(change, intake),
+            Decoded::Truncate(changes) => {
+                for change in changes {
+                    self.change(change, intake);
+                }
+            }
+            Decoded::Begin { .. } => self.in_transaction = true,
+            Decoded::Commit { end_lsn, .. } => {
+                self.in_transaction = false;
+                self.after = end_lsn;
+                intake.commit(end_lsn);
+            }
+            Decoded::Relation(relation) => return Ok(Some(relation)),
+            Decoded::Other => {}
+        }
+        Ok(None)
+    }
+
+    fn change(&self, change: Change, intake: &mut Intake) {
+        let unwanted = !self.unwanted.is_empty() && self.unwanted.contains(&change.table.oid);
+        intake.change(change, unwanted);
+    }
+
+    fn define(&mut self, described: super::catalog::Described) {
+        let oid = described.table.oid;
+        if described.wanted {
+            self.unwanted.remove(&oid);
+        } else if self.unwanted.insert(oid) {
+            let table = described.table.qualified_name();
+            tracing::info!(table, "the publication holds a table that is not configured; left out");
+        }
+        self.decoder.define(described.table);
+    }
+}
+
+/// The batch that is being filled, and the room for it.
+#[derive(Debug)]
+struct Intake {
+    seen: Seen,
+    batch: Batch,
+    budget: Arc<ByteBudget>,
+    /// What of the budget belongs to the batch already.
+    held: usize,
+    /// `held` is for a large frame that is being read.
+    reserved: bool,
+    /// Nothing after shutdown.
+    out: Option<mpsc::Sender<Batch>>,
+    changes: u64,
+    /// Rises with everything new that was read.
+    progress: u64,
+}
+
+/// The consumer has gone.
+#[derive(Debug)]
+struct Gone;
+
+impl Intake {
+    fn new(seen: Seen, budget: Arc<ByteBudget>, out: mpsc::Sender<Batch>) -> Self {
+        Self {
+            seen,
+            batch: Batch::default(),
+            budget,
+            held: 0,
+            reserved: false,
+            out: Some(out),
+            changes: 0,
+            progress: 0,
+        }
+    }
+
+    fn change(&mut self, change: Change, unwanted: bool) {
+        // Its frame has been read: what was reserved for it is now the batch's.
+        self.reserved = false;
+        if !self.seen.change(change.position) {
+            return;
+        }
+        self.progress += 1;
+        if !unwanted {
+            self.batch.bytes += change.bytes();
+            self.changes += 1;
+            self.batch.items.push(Item::Change(change));
+        }
+    }
+
+    fn commit(&mut self, end_lsn: Lsn) {
+        if self.seen.end(end_lsn) {
+            self.progress += 1;
+            self.batch.items.push(Item::Commit { end_lsn });
+        }
+    }
+
+    fn idle(&mut self, wal_end: Lsn) {
+        if !self.seen.end(wal_end) {
+            return;
+        }
+        match self.batch.items.last_mut() {
+            // Only the last of several is of any use.
+            Some(Item::Idle { wal_end: last }) => *last = wal_end,
+            _ => self.batch.items.push(Item::Idle { wal_end }),
+        }
+    }
+
+    fn pending(&self) -> bool {
+        !self.batch.items.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.items.len() >= BATCH_ITEMS_MAX || self.batch.bytes >= BATCH_BYTES_MAX
+    }
+
+    /// Takes room for a frame before it is read. The batch was handed over before.
+    async fn reserve(&mut self, bytes: usize) {
+        self.give_back();
+        self.budget.acquire(bytes).await;
+        self.held = bytes;
+        self.reserved = true;
+    }
+
+    /// The frame that room was reserved for does not come on this connection.
+    fn forget_reservation(&mut self) {
+        if self.reserved {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        self.budget.release(std::mem::take(&mut self.held));
+        self.reserved = false;
+    }
+
+    /// Hands the batch over, with exactly its bytes taken from the budget. Dropping the future
+    /// loses nothing: what was taken stays with the batch.
+    async fn hand_over(&mut self) -> Result<(), Gone> {
+        let Some(out) = &self.out else { return Err(Gone) };
+        let bytes = self.batch.bytes;
+        if self.held > bytes {
+            self.budget.release(self.held - bytes);
+            self.held = bytes;
+        } else if self.held < bytes {
+            let more = bytes - self.held;
+            if self.held > 0 {
+                // A large frame's change, which counts a little more than its frame: it is in
+                // memory, and waiting for more while holding some could wait for itself.
+                self.budget.force(more);
+            } else {
+                tokio::select! {
+                    biased;
+                    () = self.budget.acquire(more) => {}
+                    () = out.closed() => return Err(Gone),
+                }
+            }
+            self.held = bytes;
+        }
+        let permit = out.reserve().await.map_err(|_| Gone)?;
+        let room = self.batch.items.len().min(BATCH_ITEMS_MAX);
+        let next = Batch { items: Vec::with_capacity(room), bytes: 0 };
+        permit.send(std::mem::replace(&mut self.batch, next));
+        self.held = 0;
+        Ok(())
+    }
+
+    /// No more batches: the consumer sees the end.
+    fn close(&mut self) {
+        self.out = None;
+        self.give_back();
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// A connection and its clocks.
+#[derive(Debug)]
+struct Link {
+    connection: Replication,
+    pulse: Pulse,
+}
+
+impl Link {
+    /// Waits for something else while Postgres goes on hearing from us.
+    async fn alive<T>(&mut self, wait: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::pin!(wait);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut wait => {
+                    // Nothing was read meanwhile; that is not the server's silence.
+                    self.pulse.heard();
+                    return Ok(done);
+                }
+                _now = self.pulse.tick.tick() => self.on_tick().await?,
+            }
+        }
+    }
+
+    /// Sends a status update if one is due.
+    async fn on_tick(&mut self) -> Result<(), Error> {
+        let risen = self.pulse.take_confirmed();
+        if risen || self.pulse.sent_at.elapsed() >= self.pulse.status_interval {
+            let request_reply = self.pulse.heard_at.elapsed() > self.pulse.silence_max / 2;
+            self.status(request_reply).await?;
+        }
+        Ok(())
+    }
+
+    async fn status(&mut self, request_reply: bool) -> Result<(), Error> {
+        self.pulse.take_confirmed();
+        self.pulse.sent_at = Instant::now();
+        self.connection.send_status(self.pulse.confirmed, request_reply).await
+    }
+}
+
+/// When to say what to the server.
+#[derive(Debug)]
+struct Pulse {
+    tick: Interval,
+    status_interval: Duration,
+    silence_max: Duration,
+    source: watch::Receiver<Lsn>,
+    confirmed: Lsn,
+    wal_end: Lsn,
+    sent_at: Instant,
+    heard_at: Instant,
+    /// The `sent_at` of the last published status.
+    published: Instant,
+}
+
+impl Pulse {
+    fn new(
+        source: watch::Receiver<Lsn>,
+        floor: Lsn,
+        sender_timeout: Option<Duration>,
+        silence_max: Duration,
+    ) -> Self {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let now = Instant::now();
+        // Well within what the server allows, where that is short.
+        let status_interval =
+            sender_timeout.map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 4));
+        let confirmed = floor.max(*source.borrow());
+        Self {
+            tick,
+            status_interval,
+            silence_max,
+            source,
+            confirmed,
+            wal_end: Lsn::default(),
+            sent_at: now,
+            heard_at: now,
+            published: now,
+        }
+    }
+
+    /// Looks at what the owner has confirmed; whether that is more than before.
+    fn take_confirmed(&mut self) -> bool {
+        let confirmed = *self.source.borrow();
+        let risen = confirmed > self.confirmed;
+        self.confirmed = self.confirmed.max(confirmed);
+        risen
+    }
+
+    fn heard(&mut self) {
+        self.heard_at = Instant::now();
+    }
+
+    fn check_silence(&self) -> Result<(), Error> {
+        let silence = self.heard_at.elapsed();
+        if silence > self.silence_max { Err(Error::Silent { silence }) } else { Ok(()) }
+    }
+}
+
+/// What the watcher has to say.
+#[derive(Clone, Debug)]
+enum Watched {
+    Nothing,
+    Health(Health),
+    /// Postgres shuts down and waits for us.
+    ShutDown,
+}
+
+/// Looks at the slot and the publication every few seconds, and listens for a shutdown, until it
+/// is aborted.
+async fn watch_over(
+    sql: Arc<Sql>,
+    settings: Arc<Settings>,
+    mut session: Session,
+    news: watch::Sender<Watched>,
+) {
+    let mut interval = tokio::time::interval(HEALTH_INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ended = session.wait_ended() => {
+                if ended == Ended::ShuttingDown {
+                    tokio::time::sleep(SHUTDOWN_GRACE).await;
+                    news.send_replace(Watched::ShutDown);
+                    return;
+                }
+                interval.tick().await;
+            }
+            _now = interval.tick() => {}
+        }
+        match sql.session().await {
+            Ok(live) => session = live,
+            // The replication connection notices by itself if Postgres has gone.
+            Err(error) => {
+                tracing::debug!("could not look at the slot: {}", chain(&error));
+                continue;
+            }
+        }
+        match preflight::health(&session, &settings).await {
+            Ok(health) => {
+                news.send_replace(Watched::Health(health));
+            }
+            Err(error) => tracing::debug!("could not look at the slot: {}", chain(&error)),
+        }
+    }
+}

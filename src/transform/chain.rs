@@ -1,0 +1,125 @@
+//! The transforms that are live together, in order. Immutable: every change makes a new chain.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest as _, Sha256};
+
+use super::hex;
+use super::loader::Module;
+use super::settings::Settings;
+
+/// One file of the folder, loaded.
+#[derive(Debug)]
+pub(crate) struct Transform {
+    /// The file's name in the folder.
+    pub(crate) file: Arc<str>,
+    pub(crate) module: Arc<Module>,
+    pub(crate) settings: Settings,
+    /// What the settings were read from; nothing where there is no file.
+    pub(crate) settings_text: Option<String>,
+    pub(crate) counters: Counters,
+    /// When it went live, RFC 3339.
+    pub(crate) since: String,
+}
+
+/// How often a transform was called, and how often it failed. Shared by all workers.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    calls: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn called(&self) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+}
+
+/// What every message passes through, in file-name order.
+#[derive(Debug)]
+pub struct Chain {
+    /// Rises with every change of the chain, for as long as the pipeline lives.
+    pub generation: u64,
+    digest: String,
+    transforms: Vec<Arc<Transform>>,
+}
+
+impl Chain {
+    /// A chain of no transforms: messages go on as they are.
+    #[must_use]
+    pub fn empty(generation: u64) -> Self {
+        Self::new(generation, Vec::new())
+    }
+
+    pub(crate) fn new(generation: u64, transforms: Vec<Arc<Transform>>) -> Self {
+        let digest = digest(&transforms);
+        Self { generation, digest, transforms }
+    }
+
+    /// SHA-256 over file names, modules and settings, in hexadecimal. Two chains with the same
+    /// digest make the same messages.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Generation and the first 16 digits of the digest, as the header `sb-chain` carries them:
+    /// `7:0123456789abcdef`.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        format!("{}:{}", self.generation, &self.digest[..16])
+    }
+
+    /// The file names, in order.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.transforms.iter().map(|transform| &*transform.file)
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.transforms.is_empty()
+    }
+
+    pub(crate) fn transforms(&self) -> &[Arc<Transform>] {
+        &self.transforms
+    }
+}
+
+/// The digest that a chain of these transforms has.
+pub(crate) fn digest(transforms: &[Arc<Transform>]) -> String {
+    let mut hasher = Sha256::new();
+    for transform in transforms {
+        for part in [&*transform.file, &transform.module.digest, transform.settings.digest()] {
+            // With its length, so that no two lists of parts give the same bytes.
+            hasher.update((part.len() as u64).to_be_bytes());
+            hasher.update(part);
+        }
+    }
+    hex(&hasher.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_empty_chain_has_a_tag() {
+        let chain = Chain::empty(3);
+        assert_eq!(chain.tag(), "3:e3b0c44298fc1c14");
+        assert_eq!(chain.digest().len(), 64);
+        assert!(chain.is_empty());
+    }
+}

@@ -1,0 +1,300 @@
+//! The host's own edits: what is slow or large inside a guest is done here, without the value
+//! crossing. No WebAssembly in this file.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::time::Instant;
+
+use base64::Engine as _;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::hex;
+use super::state::{DeadlinePassed, Message};
+
+/// How much is compressed or hashed between two looks at the clock.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+const ZSTD_LEVEL_DEFAULT: u32 = 3;
+const ZSTD_LEVEL_MAX: u32 = 19;
+const GZIP_LEVEL_DEFAULT: u32 = 6;
+const GZIP_LEVEL_MAX: u32 = 9;
+
+const COMPRESSED: &str = "compressed_columns";
+const TRUNCATED: &str = "truncated_columns";
+
+/// Why an edit was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A sentence for the guest.
+    #[error("{0}")]
+    Refused(String),
+    /// For the host: the call ends here.
+    #[error(transparent)]
+    DeadlinePassed(#[from] DeadlinePassed),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Codec {
+    Zstd,
+    Gzip,
+}
+
+impl Codec {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+        }
+    }
+}
+
+/// Replaces a column's value by its compressed bytes in base64. Answers whether there was one.
+pub(crate) fn compress(
+    message: &mut Message,
+    column: &str,
+    codec: Codec,
+    level: u32,
+    deadline: Instant,
+) -> Result<bool, Error> {
+    if message.compressed.contains_key(column) {
+        return Ok(false);
+    }
+    let Some(content) = content(message, column)? else { return Ok(false) };
+    let bytes = content.bytes().len();
+    let packed = pack(content.bytes(), codec, level, deadline)?;
+    let entry = json!({
+        "codec": codec.as_str(),
+        "encoding": "base64",
+        "content": content.name(),
+        "bytes": bytes,
+    });
+    drop(content);
+
+    // Base64 needs no escaping, so that this is the JSON string.
+    let mut value = String::with_capacity(packed.len().div_ceil(3) * 4 + 2);
+    value.push('"');
+    base64::engine::general_purpose::STANDARD.encode_string(&packed, &mut value);
+    value.push('"');
+    message.draft.set_json(column, value).map_err(refused)?;
+    message.compressed.insert(column.to_owned(), entry);
+    annotate_columns(message, COMPRESSED)?;
+    Ok(true)
+}
+
+/// Replaces a column's value by its digest. Answers whether there was a value.
+pub(crate) fn hash(
+    message: &mut Message,
+    column: &str,
+    key: Option<&[u8]>,
+    deadline: Instant,
+) -> Result<bool, Error> {
+    let Some(content) = content(message, column)? else { return Ok(false) };
+    let digest = match key {
+        Some(key) => hmac(key, content.bytes(), deadline)?,
+        None => digest(Sha256::new(), content.bytes(), deadline)?,
+    };
+    drop(content);
+    message.draft.set_json(column, format!("\"{}\"", hex(&digest))).map_err(refused)?;
+    forget(message, column)?;
+    Ok(true)
+}
+
+/// Cuts a string. Answers whether it was longer.
+pub(crate) fn truncate(message: &mut Message, column: &str, bytes_max: u64) -> Result<bool, Error> {
+    let text = match content(message, column)? {
+        None => return Ok(false),
+        Some(Content::Text(text)) => text,
+        Some(Content::Json(_)) => {
+            return Err(Error::Refused(format!(
+                "column `{column}` is not a string, and only strings can be truncated"
+            )));
+        }
+    };
+    let bytes = text.len();
+    let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+    if bytes <= bytes_max {
+        return Ok(false);
+    }
+    let cut = text[..text.floor_char_boundary(bytes_max)].to_owned();
+    drop(text);
+    message.draft.set_text(column, &cut).map_err(refused)?;
+    message.truncated.insert(column.to_owned(), json!(bytes));
+    annotate_columns(message, TRUNCATED)?;
+    Ok(true)
+}
+
+/// Forgets how a column was packed, because it is gone or has another value.
+pub(crate) fn forget(message: &mut Message, column: &str) -> Result<(), Error> {
+    if message.compressed.remove(column).is_some() {
+        annotate_columns(message, COMPRESSED)?;
+    }
+    if message.truncated.remove(column).is_some() {
+        annotate_columns(message, TRUNCATED)?;
+    }
+    Ok(())
+}
+
+/// Carries over to the new name how a column was packed.
+pub(crate) fn renamed(message: &mut Message, from: &str, to: &str) -> Result<(), Error> {
+    if let Some(entry) = message.compressed.remove(from) {
+        message.compressed.insert(to.to_owned(), entry);
+        annotate_columns(message, COMPRESSED)?;
+    }
+    if let Some(entry) = message.truncated.remove(from) {
+        message.truncated.insert(to.to_owned(), entry);
+        annotate_columns(message, TRUNCATED)?;
+    }
+    Ok(())
+}
+
+fn annotate_columns(message: &mut Message, key: &'static str) -> Result<(), Error> {
+    let columns = if key == COMPRESSED { &message.compressed } else { &message.truncated };
+    let text = json!(columns).to_string();
+    message.draft.annotate(key, text.clone()).map_err(refused)?;
+    message.annotations.insert(key.to_owned(), text);
+    Ok(())
+}
+
+/// A value as a consumer thinks of it.
+enum Content<'a> {
+    /// What is between the quotes of a JSON string, unescaped.
+    Text(Cow<'a, str>),
+    /// The JSON text of anything else.
+    Json(Cow<'a, str>),
+}
+
+impl Content<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) | Self::Json(text) => text.as_bytes(),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "text",
+            Self::Json(_) => "json",
+        }
+    }
+}
+
+/// A column's value, or nothing where it is missing, null or unchanged.
+fn content<'a>(message: &'a Message, column: &str) -> Result<Option<Content<'a>>, Error> {
+    let Some(json) = message.draft.json(column).map_err(refused)? else { return Ok(None) };
+    if json == "null" {
+        return Ok(None);
+    }
+    if !json.starts_with('"') {
+        return Ok(Some(Content::Json(json)));
+    }
+    if memchr::memchr(b'\\', json.as_bytes()).is_some() {
+        let text: String = serde_json::from_str(&json).map_err(|error| {
+            Error::Refused(format!("column `{column}` holds a string that cannot be read: {error}"))
+        })?;
+        return Ok(Some(Content::Text(text.into())));
+    }
+    let inside = 1..json.len() - 1;
+    Ok(Some(Content::Text(match json {
+        Cow::Borrowed(json) => json[inside].into(),
+        Cow::Owned(mut json) => {
+            json.pop();
+            json.remove(0);
+            json.into()
+        }
+    })))
+}
+
+fn pack(bytes: &[u8], codec: Codec, level: u32, deadline: Instant) -> Result<Vec<u8>, Error> {
+    let level = match (codec, level) {
+        (Codec::Zstd, 0) => ZSTD_LEVEL_DEFAULT,
+        (Codec::Gzip, 0) => GZIP_LEVEL_DEFAULT,
+        (Codec::Zstd, 1..=ZSTD_LEVEL_MAX) | (Codec::Gzip, 1..=GZIP_LEVEL_MAX) => level,
+        (Codec::Zstd, _) => return Err(level_refused(codec, level, ZSTD_LEVEL_MAX)),
+        (Codec::Gzip, _) => return Err(level_refused(codec, level, GZIP_LEVEL_MAX)),
+    };
+    let failed = |error: std::io::Error| {
+        Error::Refused(format!("could not compress with {}: {error}", codec.as_str()))
+    };
+    match codec {
+        Codec::Zstd => {
+            let level = i32::try_from(level).unwrap_or(i32::MAX);
+            let mut encoder =
+                zstd::stream::write::Encoder::new(Vec::new(), level).map_err(failed)?;
+            // The frame then states its content's size, and the encoder can plan for it.
+            encoder.set_pledged_src_size(Some(bytes.len() as u64)).map_err(failed)?;
+            write_chunks(bytes, &mut encoder, deadline, failed)?;
+            encoder.finish().map_err(failed)
+        }
+        Codec::Gzip => {
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+            write_chunks(bytes, &mut encoder, deadline, failed)?;
+            encoder.finish().map_err(failed)
+        }
+    }
+}
+
+fn level_refused(codec: Codec, level: u32, max: u32) -> Error {
+    Error::Refused(format!(
+        "level {level} is not one of {}'s: 1 to {max}, or 0 for the usual one",
+        codec.as_str()
+    ))
+}
+
+fn write_chunks(
+    bytes: &[u8],
+    encoder: &mut impl Write,
+    deadline: Instant,
+    failed: impl Fn(std::io::Error) -> Error,
+) -> Result<(), Error> {
+    for chunk in bytes.chunks(CHUNK_BYTES) {
+        check_deadline(deadline)?;
+        encoder.write_all(chunk).map_err(&failed)?;
+    }
+    Ok(())
+}
+
+fn digest(mut hasher: Sha256, bytes: &[u8], deadline: Instant) -> Result<Vec<u8>, Error> {
+    for chunk in bytes.chunks(CHUNK_BYTES) {
+        check_deadline(deadline)?;
+        hasher.update(chunk);
+    }
+    Ok(hasher.finalize().to_vec())
+}
+
+/// HMAC-SHA-256 (RFC 2104).
+pub(crate) fn hmac(key: &[u8], bytes: &[u8], deadline: Instant) -> Result<Vec<u8>, Error> {
+    const BLOCK_BYTES: usize = 64;
+    let mut block = [0; BLOCK_BYTES];
+    if key.len() > BLOCK_BYTES {
+        let digest = Sha256::digest(key);
+        block[..digest.len()].copy_from_slice(&digest);
+    } else {
+        block[..key.len()].copy_from_slice(key);
+    }
+    let inner = Sha256::new().chain_update(block.map(|byte| byte ^ 0x36));
+    let inner = digest(inner, bytes, deadline)?;
+    let outer = Sha256::new().chain_update(block.map(|byte| byte ^ 0x5c)).chain_update(inner);
+    Ok(outer.finalize().to_vec())
+}
+
+fn check_deadline(deadline: Instant) -> Result<(), DeadlinePassed> {
+    if Instant::now() >= deadline { Err(DeadlinePassed) } else { Ok(()) }
+}
+
+/// An error and its causes, as one line.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn refused(error: impl std::error::Error) -> Error {
+    Error::Refused(sentence(&error))
+}

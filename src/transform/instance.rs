@@ -1,0 +1,264 @@
+//! One instance of a module: a store with its limits, and the two calls into it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::component::Resource;
+use wasmtime::{Store, Trap, WasmBacktrace};
+
+use super::bindings;
+use super::bindings::types::Verdict;
+use super::chain::Transform;
+use super::engine::{Engine, ticks};
+use super::loader::{self, Module};
+use super::settings::Settings;
+use super::state::{DeadlinePassed, GuestState, LimitReached, Message};
+
+/// How many bytes one call into the host may bring along from a guest. A record holds 1 MiB; a
+/// guest that hands over a whole message before it is cut needs several times that.
+const HOSTCALL_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How many handles an instance may hold. It is given one at a time.
+const HANDLES_MAX: usize = 1000;
+
+/// `init` may take at least this long, whatever the limit of a change: it happens once, and an
+/// interpreter starts in it.
+const INIT_TIME_MIN: Duration = Duration::from_secs(10);
+
+/// After how many calls an instance is replaced. Fresh instances of a compiled language cost 17 µs
+/// and those of an interpreter milliseconds; interpreters leak (ComponentizeJS #279).
+const CALLS_MAX: u64 = 10_000;
+const CALLS_OF_INTERPRETER_MAX: u64 = 1000;
+
+/// A guest's own error text is cut here, in bytes.
+const GUEST_TEXT_BYTES_MAX: usize = 2000;
+
+/// The kinds of failure, as operators see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The guest crashed.
+    Trap,
+    /// It ran out of time.
+    Timeout,
+    /// It asked for more memory, handles or data than it may have.
+    Limit,
+    /// It answered with an error of its own.
+    Guest,
+    /// What it answered breaks the interface's rules.
+    Invalid,
+}
+
+impl Class {
+    /// The word in errors, traces and filters.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Timeout => "timeout",
+            Self::Limit => "limit",
+            Self::Guest => "guest",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+/// Why one call failed. `reason` follows the transform's name in a sentence.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) class: Class,
+    pub(crate) reason: String,
+    /// The guest's functions, innermost first.
+    pub(crate) backtrace: Vec<String>,
+}
+
+impl Fault {
+    pub(crate) fn new(class: Class, reason: impl Into<String>) -> Self {
+        Self { class, reason: reason.into(), backtrace: Vec::new() }
+    }
+
+    /// A trap says little by itself; what the guest logged last is usually its panic message.
+    pub(crate) fn with_last_words(mut self, logs: &[String]) -> Self {
+        if self.class == Class::Trap
+            && let Some(words) = logs.last()
+        {
+            self.reason.push_str("; its last log line: ");
+            self.reason.push_str(words);
+        }
+        self
+    }
+
+    /// What went wrong in a call, from what wasmtime says about it.
+    fn of(error: &wasmtime::Error, time_max: Duration) -> Self {
+        let timeout = || {
+            let limit = time_max.as_millis();
+            (Class::Timeout, format!("ran for more than {limit} ms (`limits.time_ms`)"))
+        };
+        let (class, reason) = if let Some(limit) = error.downcast_ref::<LimitReached>() {
+            (Class::Limit, format!("reached a limit: {limit}"))
+        } else if error.is::<DeadlinePassed>() {
+            timeout()
+        } else if let Some(trap) = error.downcast_ref::<Trap>() {
+            match trap {
+                Trap::Interrupt => timeout(),
+                Trap::StackOverflow => {
+                    (Class::Limit, "reached a limit: its calls went too deep".to_owned())
+                }
+                Trap::AllocationTooLarge => {
+                    (Class::Limit, "reached a limit: it asked for too large an allocation".into())
+                }
+                trap => {
+                    let text = trap.to_string();
+                    let text = text.strip_prefix("wasm trap: ").unwrap_or(&text);
+                    (Class::Trap, format!("trapped: {text}"))
+                }
+            }
+        } else {
+            let text = cause(error);
+            // Wasmtime has no type for this one.
+            if text.contains("fuel allocated for hostcalls") {
+                let limit = HOSTCALL_BYTES_MAX >> 20;
+                let reason = format!("reached a limit: it passed more than {limit} MiB in a call");
+                (Class::Limit, reason)
+            } else if text.contains("resource handle") && text.contains("limit") {
+                (Class::Limit, "reached a limit: it holds too many handles".to_owned())
+            } else if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
+                (Class::Trap, format!("ended itself with exit code {}", exit.0))
+            } else {
+                // Not a trap of its code: text that is not UTF-8, a handle that it kept, and the
+                // like.
+                (Class::Invalid, format!("broke the interface's rules: {text}"))
+            }
+        };
+        Self { class, reason, backtrace: backtrace(error) }
+    }
+}
+
+/// An error's causes without the backtrace that wasmtime adds as the outermost.
+fn cause(error: &wasmtime::Error) -> String {
+    if error.is::<WasmBacktrace>() { error.root_cause().to_string() } else { loader::chain(error) }
+}
+
+fn backtrace(error: &wasmtime::Error) -> Vec<String> {
+    let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else { return Vec::new() };
+    let frame = |frame: &wasmtime::FrameInfo| {
+        let names: Vec<String> = frame
+            .symbols()
+            .iter()
+            .filter_map(|symbol| {
+                let name = symbol.name()?;
+                Some(match (symbol.file(), symbol.line()) {
+                    (Some(file), Some(line)) => format!("{name} ({file}:{line})"),
+                    _ => name.to_owned(),
+                })
+            })
+            .collect();
+        if !names.is_empty() {
+            return names;
+        }
+        let name = frame
+            .func_name()
+            .map_or_else(|| format!("function {}", frame.func_index()), str::to_owned);
+        vec![name]
+    };
+    backtrace.frames().iter().flat_map(frame).collect()
+}
+
+/// The instance of one worker.
+pub(crate) struct Instance {
+    store: Store<GuestState>,
+    guest: bindings::Transform,
+    calls: u64,
+    /// What it held after `init`.
+    memory_at_start: usize,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance").field("calls", &self.calls).finish_non_exhaustive()
+    }
+}
+
+impl Instance {
+    /// Instantiates a transform's module and calls its `init`.
+    pub(crate) fn new(engine: &Engine, transform: &Transform) -> Result<Self, Fault> {
+        Self::start(engine, &transform.file, &transform.module, &transform.settings)
+    }
+
+    pub(crate) fn start(
+        engine: &Engine,
+        file: &Arc<str>,
+        module: &Module,
+        settings: &Settings,
+    ) -> Result<Self, Fault> {
+        let state = GuestState::new(Arc::clone(file), settings.memory_bytes_max, module.wants_wasi);
+        let mut store = Store::new(engine.wasm(), state);
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+        store.set_max_component_handles(HANDLES_MAX);
+        // Before instantiating: a new store's deadline is now.
+        let time_max = settings.time_max.max(INIT_TIME_MIN);
+        store.set_epoch_deadline(ticks(time_max));
+        store.data_mut().deadline = Instant::now() + time_max;
+
+        let started = module.pre.instantiate(&mut store).and_then(|guest| {
+            let answer = guest.call_init(&mut store, &settings.config)?;
+            Ok((guest, answer))
+        });
+        let (guest, answer) = started.map_err(|error| {
+            let logs = store.data_mut().take_logs();
+            let fault = Fault::of(&error, time_max).with_last_words(&logs);
+            Fault { reason: format!("{} (while it was starting)", fault.reason), ..fault }
+        })?;
+        answer.map_err(|text| {
+            Fault::new(Class::Guest, format!("refused its settings: {}", shortened(&text)))
+        })?;
+        let memory_at_start = store.data().limiter.memory_bytes;
+        Ok(Self { store, guest, calls: 0, memory_at_start })
+    }
+
+    /// Gives the guest a message to shape. The message stays in the store until
+    /// [`Self::take_message`], whatever happens.
+    pub(crate) fn call(
+        &mut self,
+        time_max: Duration,
+        started: Instant,
+        message: Message,
+    ) -> Result<Verdict, Fault> {
+        self.calls += 1;
+        self.store.set_epoch_deadline(ticks(time_max));
+        let state = self.store.data_mut();
+        state.deadline = started + time_max;
+        state.host_bytes = 0;
+        state.handle = state.handle.wrapping_add(1);
+        state.message = Some(message);
+        let handle = Resource::new_borrow(state.handle);
+        match self.guest.call_transform(&mut self.store, handle) {
+            Ok(Ok(verdict)) => Ok(verdict),
+            Ok(Err(text)) => {
+                Err(Fault::new(Class::Guest, format!("failed the message: {}", shortened(&text))))
+            }
+            Err(error) => Err(Fault::of(&error, time_max)),
+        }
+    }
+
+    pub(crate) fn take_message(&mut self) -> Option<Message> {
+        self.store.data_mut().message.take()
+    }
+
+    pub(crate) fn take_logs(&mut self) -> Vec<String> {
+        self.store.data_mut().take_logs()
+    }
+
+    /// Whether a fresh instance is better for the next message.
+    pub(crate) fn is_spent(&self, module: &Module) -> bool {
+        let calls_max = if module.is_interpreter { CALLS_OF_INTERPRETER_MAX } else { CALLS_MAX };
+        let limiter = &self.store.data().limiter;
+        let has_grown = limiter.memory_bytes > limiter.memory_bytes_max / 2
+            && limiter.memory_bytes / 2 > self.memory_at_start;
+        self.calls >= calls_max || has_grown
+    }
+}
+
+fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(GUEST_TEXT_BYTES_MAX)]
+}

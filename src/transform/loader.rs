@@ -1,0 +1,362 @@
+//! From a file's bytes to a module that can be instantiated, or one sentence that says what the
+//! file is and what to do about it.
+//!
+//! Bytes are never trusted: the whole binary is validated before anything else is done with it,
+//! and precompiled code is never accepted, because running it would mean running whatever
+//! somebody put there.
+
+use std::ops::Range;
+
+use sha2::{Digest as _, Sha256};
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+};
+use wasmparser::{Encoding, Parser, Payload, Validator};
+use wasmtime::component::Component;
+
+use super::bindings::{TransformPre, VERSION};
+use super::cache::Cache;
+use super::engine::Engine;
+use super::state::GuestState;
+use super::{hex, wasi};
+
+/// The largest module, in bytes. Components of JavaScript and Python have 12 to 20 MB.
+pub const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// From this size on a module is an interpreter with a program inside: such ones leak over long
+/// lives, and are recycled earlier.
+const INTERPRETER_BYTES_MIN: usize = 4 * 1024 * 1024;
+
+/// The interface's package in import and export names.
+const PACKAGE: &str = "sluicebox:transform/";
+
+/// The custom section by which `wit-bindgen` says in a core module which interface it was built
+/// for.
+const INTERFACE_SECTION: &str = "component-type";
+
+/// Why a file does not load. Each says what the file is, and the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the file is empty")]
+    Empty,
+    #[error(
+        "the file has {bytes} bytes, and a module may have {MODULE_BYTES_MAX}; build it in \
+         release mode and without debug information"
+    )]
+    TooLarge { bytes: u64 },
+    #[error(
+        "the file is text, not WebAssembly; put the built `.wasm` file here (WebAssembly text is \
+         turned into it by `wasm-tools parse`)"
+    )]
+    Text,
+    #[error(
+        "the file is machine code compiled by wasmtime (`.cwasm`), which is not accepted because \
+         it cannot be checked; put the `.wasm` file that it was compiled from here"
+    )]
+    Precompiled,
+    #[error(
+        "the file is not WebAssembly: it does not begin with `\\0asm`; put the built `.wasm` file \
+         here"
+    )]
+    NotWasm,
+    #[error(
+        "the file ends too early, after {bytes} bytes: it is still being written, or its copy was \
+         cut short; copy it to a name that ends in `.tmp` and rename it"
+    )]
+    Truncated { bytes: usize },
+    #[error("the file is not valid WebAssembly ({reason}); build it again")]
+    Invalid { reason: String },
+    #[error(
+        "the file is a WebAssembly module without an interface: it was not built for \
+         sluicebox:transform; build it with `wit-bindgen` (or the `sluicebox-transform` crate) \
+         against sluicebox:transform@{VERSION}"
+    )]
+    NoInterface,
+    #[error("the module could not be turned into a component: {reason}")]
+    Encode { reason: String },
+    #[error(
+        "the component is built for another interface: it exports {exports}, not `init` and \
+         `transform` of sluicebox:transform@{VERSION}"
+    )]
+    OtherInterface { exports: String },
+    #[error(
+        "the module is built for sluicebox:transform@{found}, and this Sluicebox has \
+         sluicebox:transform@{VERSION}; build it against that version, or update Sluicebox"
+    )]
+    OtherVersion { found: String },
+    #[error(
+        "the module imports {imports}, which a transform is not given: there is no network and \
+         nothing beyond WASI's clocks, random numbers and output; build it without"
+    )]
+    Imports { imports: String },
+    #[error("the module does not fit the interface sluicebox:transform@{VERSION}: {reason}")]
+    Mismatch { reason: String },
+    #[error("the module could not be compiled: {reason}")]
+    Compile { reason: String },
+}
+
+impl Error {
+    /// Whether more bytes might mend it, as while a file is being written in place.
+    pub(crate) fn may_be_unfinished(&self) -> bool {
+        match self {
+            Self::Empty
+            | Self::Truncated { .. }
+            | Self::Invalid { .. }
+            | Self::NoInterface
+            | Self::OtherInterface { .. } => true,
+            Self::TooLarge { .. }
+            | Self::Text
+            | Self::Precompiled
+            | Self::NotWasm
+            | Self::Encode { .. }
+            | Self::OtherVersion { .. }
+            | Self::Imports { .. }
+            | Self::Mismatch { .. }
+            | Self::Compile { .. } => false,
+        }
+    }
+}
+
+/// A compiled module, ready to be instantiated any number of times.
+pub(crate) struct Module {
+    /// SHA-256 of the file, in hexadecimal.
+    pub(crate) digest: String,
+    pub(crate) pre: TransformPre<GuestState>,
+    pub(crate) wants_wasi: bool,
+    pub(crate) is_interpreter: bool,
+}
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Module").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+/// SHA-256 of a file's bytes, in hexadecimal.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Checks, encodes where it is a core module, and compiles.
+///
+/// # Errors
+///
+/// For everything that is not a module built for this interface.
+pub(crate) fn load(engine: &Engine, bytes: &[u8], cache: Option<&Cache>) -> Result<Module, Error> {
+    let encoded;
+    let component = match examine(bytes)? {
+        Kind::Component => bytes,
+        Kind::Core { wasip1 } => {
+            encoded = encode(bytes, wasip1)?;
+            &encoded
+        }
+    };
+    let wants_wasi = check_interface(component)?;
+
+    let digest = digest(bytes);
+    let cached = cache.and_then(|cache| cache.get(engine.wasm(), &digest));
+    let component = match cached {
+        Some(component) => component,
+        None => {
+            let component = Component::from_binary(engine.wasm(), component)
+                .map_err(|error| Error::Compile { reason: chain(&error) })?;
+            if let Some(cache) = cache {
+                cache.put(engine.wasm(), &digest, &component);
+            }
+            component
+        }
+    };
+    let pre = engine
+        .linker(wants_wasi)
+        .instantiate_pre(&component)
+        .and_then(TransformPre::new)
+        .map_err(|error| Error::Mismatch { reason: chain(&error) })?;
+    Ok(Module { digest, pre, wants_wasi, is_interpreter: bytes.len() >= INTERPRETER_BYTES_MIN })
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &wasmtime::Error) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+enum Kind {
+    Component,
+    /// With an interface section.
+    Core {
+        wasip1: bool,
+    },
+}
+
+/// Reads the whole binary and validates it.
+fn examine(bytes: &[u8]) -> Result<Kind, Error> {
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
+    if bytes.len() as u64 > MODULE_BYTES_MAX {
+        return Err(Error::TooLarge { bytes: bytes.len() as u64 });
+    }
+    const MAGIC: &[u8] = b"\0asm";
+    if !bytes.starts_with(MAGIC) {
+        return Err(if MAGIC.starts_with(bytes) {
+            Error::Truncated { bytes: bytes.len() }
+        } else if wasmtime::Engine::detect_precompiled(bytes).is_some() {
+            Error::Precompiled
+        } else if is_text(bytes) {
+            Error::Text
+        } else {
+            Error::NotWasm
+        });
+    }
+
+    let mut validator = Validator::new();
+    let mut encoding = None;
+    let mut has_interface = false;
+    let mut wasip1 = false;
+    let mut depth = 0_usize;
+    let mut bodies = wasmparser::FuncValidatorAllocations::default();
+    for payload in Parser::new(0).parse_all(bytes) {
+        let payload = payload.map_err(|error| unreadable(&error, bytes.len()))?;
+        match &payload {
+            Payload::Version { encoding: found, .. } => {
+                encoding.get_or_insert(*found);
+            }
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::CustomSection(section) if depth == 0 => {
+                has_interface |= section.name().starts_with(INTERFACE_SECTION);
+            }
+            Payload::ImportSection(imports) if depth == 0 => {
+                for import in imports.clone().into_imports() {
+                    let import = import.map_err(|error| unreadable(&error, bytes.len()))?;
+                    wasip1 |= import.module == WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
+                }
+            }
+            _ => {}
+        }
+        let valid = validator.payload(&payload).and_then(|valid| match valid {
+            wasmparser::ValidPayload::Func(function, body) => {
+                let mut function = function.into_validator(std::mem::take(&mut bodies));
+                function.validate(&body)?;
+                bodies = function.into_allocations();
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        valid.map_err(|error| unreadable(&error, bytes.len()))?;
+    }
+    match encoding {
+        Some(Encoding::Component) => Ok(Kind::Component),
+        Some(Encoding::Module) if has_interface => Ok(Kind::Core { wasip1 }),
+        Some(Encoding::Module) => Err(Error::NoInterface),
+        None => Err(Error::Truncated { bytes: bytes.len() }),
+    }
+}
+
+fn unreadable(error: &wasmparser::BinaryReaderError, bytes: usize) -> Error {
+    // The parser says "unexpected end-of-file" where more bytes were announced than there are.
+    let message = error.message();
+    if error.offset() >= bytes || message.contains("unexpected end") {
+        Error::Truncated { bytes }
+    } else {
+        Error::Invalid { reason: format!("{message} at byte {}", error.offset()) }
+    }
+}
+
+fn is_text(bytes: &[u8]) -> bool {
+    let start = &bytes[..bytes.len().min(4096)];
+    let is_utf8 = match std::str::from_utf8(start) {
+        Ok(_) => true,
+        // A character that the cut went through.
+        Err(error) => error.error_len().is_none(),
+    };
+    is_utf8 && !start.contains(&0)
+}
+
+/// A core module as a component.
+fn encode(bytes: &[u8], wasip1: bool) -> Result<Vec<u8>, Error> {
+    let failed = |error: anyhow::Error| Error::Encode { reason: format!("{error:#}") };
+    let mut encoder = wit_component::ComponentEncoder::default().module(bytes).map_err(failed)?;
+    if wasip1 {
+        encoder = encoder
+            .adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)
+            .map_err(failed)?;
+    }
+    encoder.encode().map_err(failed)
+}
+
+/// Compares the names of a component's imports and exports with what there is, before minutes are
+/// spent on compiling it. Answers whether it needs WASI.
+fn check_interface(component: &[u8]) -> Result<bool, Error> {
+    let names = Names::of(component).map_err(|error| unreadable(&error, component.len()))?;
+    let ours = |name: &str| name.strip_prefix(PACKAGE).map(str::to_owned);
+    for name in names.imports.iter().chain(&names.exports).filter_map(|name| ours(name)) {
+        let found = name.split_once('@').map_or("", |(_, version)| version);
+        // Semantic versions: a module for 1.0.x runs on 1.0.0, one for 1.1 may need more.
+        if !found.starts_with("1.0.") {
+            return Err(Error::OtherVersion { found: found.to_owned() });
+        }
+    }
+    let has = |name: &str| names.exports.iter().any(|export| export == name);
+    if !has("init") || !has("transform") {
+        let exports = match names.exports.as_slice() {
+            [] => "nothing".to_owned(),
+            exports => list(exports.iter()),
+        };
+        return Err(Error::OtherInterface { exports });
+    }
+    let unmet: Vec<&String> = names
+        .imports
+        .iter()
+        .filter(|name| !name.starts_with(PACKAGE) && !wasi::is_granted(name))
+        .collect();
+    if !unmet.is_empty() {
+        return Err(Error::Imports { imports: list(unmet.into_iter()) });
+    }
+    Ok(names.imports.iter().any(|name| wasi::is_granted(name)))
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// The outermost imports and exports of a component that need something from the host.
+struct Names {
+    imports: Vec<String>,
+    exports: Vec<String>,
+}
+
+impl Names {
+    fn of(component: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
+        let mut names = Self { imports: Vec::new(), exports: Vec::new() };
+        // Nested modules and components have imports of their own, met inside.
+        let mut nested: Vec<Range<usize>> = Vec::new();
+        for payload in Parser::new(0).parse_all(component) {
+            match payload? {
+                Payload::ModuleSection { unchecked_range, .. }
+                | Payload::ComponentSection { unchecked_range, .. } => nested.push(unchecked_range),
+                Payload::ComponentImportSection(section) => {
+                    if nested.iter().any(|range| range.contains(&section.range().start)) {
+                        continue;
+                    }
+                    for import in section {
+                        let import = import?;
+                        // A type is a name for what is already there.
+                        if !matches!(import.ty, wasmparser::ComponentTypeRef::Type(_)) {
+                            names.imports.push(import.name.name.to_owned());
+                        }
+                    }
+                }
+                Payload::ComponentExportSection(section) => {
+                    if nested.iter().any(|range| range.contains(&section.range().start)) {
+                        continue;
+                    }
+                    for export in section {
+                        names.exports.push(export?.name.name.to_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+}

@@ -1,0 +1,51 @@
+//! The host of the users' WebAssembly: loads the modules of a folder, follows the folder, and runs
+//! messages through them.
+//!
+//! ```text
+//! folder ──► loader ──► Transform ─┐
+//!   ▲   settings ──────────────────┴──► Chain ──(watch)──► Runner, one per worker
+//!   └── Host: looks, compiles beside the traffic, publishes
+//! ```
+//!
+//! Rules that everything here keeps:
+//!
+//! - A file that does not load never replaces one that does. What is published was compiled,
+//!   instantiated and initialised before.
+//! - A chain is immutable. A message is made by one chain, whole.
+//! - A guest's failure costs one message. Its instance is never entered again.
+//! - Precompiled code is run only if this process wrote it (see `cache`).
+//!
+//! Only this module names wasmtime.
+
+mod bindings;
+mod cache;
+mod chain;
+mod edits;
+mod engine;
+mod folder;
+mod host;
+mod instance;
+mod last_good;
+mod loader;
+pub mod ready_made;
+mod runner;
+mod settings;
+mod state;
+mod verdict;
+mod wasi;
+mod watch;
+
+pub use chain::Chain;
+pub use instance::Class;
+pub use loader::MODULE_BYTES_MAX;
+pub use runner::{Failure, Outcome, Runner};
+pub use watch::{Error, Host, HostSettings, TransformList, TransformState, TransformView};
+
+/// Bytes in lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+        text
+    })
+}

@@ -1,0 +1,171 @@
+//! The transforms that the binary carries, so that an operator needs no WebAssembly toolchain.
+//!
+//! They are built from `transforms/` together with the binary (`build.rs`).
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::folder::settings_name;
+use super::settings::Settings;
+
+/// The steps between the numbers of file names, so that others fit between.
+const NUMBER_STEP: u32 = 10;
+
+/// A transform that is ready to be installed.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadyMade {
+    pub name: &'static str,
+    /// One line.
+    pub description: &'static str,
+    /// Its `config`, as an example that works once the columns are the table's.
+    pub example: &'static str,
+    module: &'static [u8],
+}
+
+impl ReadyMade {
+    /// The module's bytes.
+    #[must_use]
+    pub fn module(&self) -> &'static [u8] {
+        self.module
+    }
+}
+
+/// All of them.
+pub const ALL: [ReadyMade; 2] = [
+    ReadyMade {
+        name: "strip-columns",
+        description: "takes columns out of messages",
+        example: "[config]\ncolumns = [\"body\"]\nonly_oversize = false\n",
+        module: include_bytes!(concat!(env!("OUT_DIR"), "/sluicebox_strip_columns.wasm")),
+    },
+    ReadyMade {
+        name: "compress-columns",
+        description: "compresses the values of columns (zstd or gzip, in base64)",
+        example: "[config]\ncolumns = [\"body\"]\ncodec = \"zstd\"\nmin_bytes = 1024\n\
+                  only_oversize = false\n",
+        module: include_bytes!(concat!(env!("OUT_DIR"), "/sluicebox_compress_columns.wasm")),
+    },
+];
+
+/// Why a transform was not installed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no ready-made transform `{name}`; there are: {}", names())]
+    Unknown { name: String },
+    #[error("the settings are not usable: {reason}")]
+    Settings { reason: String },
+    #[error("there is a file {} already; choose another number, or remove it", path.display())]
+    Exists { path: PathBuf },
+    #[error("could not write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+fn names() -> String {
+    ALL.map(|ready_made| ready_made.name).join(", ")
+}
+
+/// The ready-made transform of that name.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn find(name: &str) -> Result<&'static ReadyMade, Error> {
+    const ALL: &[ReadyMade] = &self::ALL;
+    ALL.iter()
+        .find(|ready_made| ready_made.name == name)
+        .ok_or_else(|| Error::Unknown { name: name.to_owned() })
+}
+
+/// Writes `NN-name.toml` and `NN-name.wasm` into a transforms folder, and answers with the module's
+/// path. Without a number, it takes the next free one, so that the transform runs last.
+///
+/// The settings are there before the module, and the module is there at once and whole: a host that
+/// watches the folder never sees half of it.
+///
+/// # Errors
+///
+/// When there is no such transform, the settings cannot be read, a file of that name is there
+/// already, or the folder cannot be written to.
+pub fn install(
+    dir: &Path,
+    name: &str,
+    settings: &str,
+    number: Option<u32>,
+) -> Result<PathBuf, Error> {
+    let ready_made = find(name)?;
+    Settings::parse(settings).map_err(|error| Error::Settings { reason: error.to_string() })?;
+    let number = match number {
+        Some(number) => number,
+        None => next_number(dir).map_err(|source| Error::Write { path: dir.into(), source })?,
+    };
+    let file = format!("{number:02}-{name}.wasm");
+    let module_path = dir.join(&file);
+    let settings_path = dir.join(settings_name(&file));
+    for path in [&module_path, &settings_path] {
+        if path.exists() {
+            return Err(Error::Exists { path: path.clone() });
+        }
+    }
+    write(&settings_path, settings.as_bytes())?;
+    write(&module_path, ready_made.module)?;
+    Ok(module_path)
+}
+
+/// The first multiple of ten above all numbers in the folder.
+fn next_number(dir: &Path) -> io::Result<u32> {
+    let mut last = 0;
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let digits: String =
+            name.to_string_lossy().chars().take_while(char::is_ascii_digit).collect();
+        last = last.max(digits.parse().unwrap_or(0));
+    }
+    Ok((last / NUMBER_STEP + 1).saturating_mul(NUMBER_STEP))
+}
+
+/// Through a temporary file in the same folder. Readable by others, like any file that an operator
+/// puts there.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.tmp"));
+    let mut file = fs::File::create(&temporary).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_on_in_tens() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = "[config]\ncolumns = [\"body\"]\n";
+        let install = |number| install(dir.path(), "strip-columns", settings, number);
+        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(name(install(None).unwrap()), "10-strip-columns.wasm");
+        assert_eq!(name(install(Some(5)).unwrap()), "05-strip-columns.wasm");
+        fs::write(dir.path().join("42-other.wasm"), "").unwrap();
+        assert_eq!(name(install(None).unwrap()), "50-strip-columns.wasm");
+        assert_eq!(fs::read_to_string(dir.path().join("50-strip-columns.toml")).unwrap(), settings);
+        assert!(matches!(install(Some(5)), Err(Error::Exists { .. })));
+    }
+
+    #[test]
+    fn what_cannot_be_installed_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = install(dir.path(), "strip", "", None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "there is no ready-made transform `strip`; there are: strip-columns, compress-columns"
+        );
+        assert!(matches!(
+            install(dir.path(), "strip-columns", "a", None),
+            Err(Error::Settings { .. })
+        ));
+        let missing = dir.path().join("missing");
+        assert!(matches!(install(&missing, "strip-columns", "", None), Err(Error::Write { .. })));
+    }
+}

@@ -1,0 +1,279 @@
+//! Runs a chain over messages, one at a time, on one thread with instances of its own.
+//!
+//! Whatever a guest does, it costs at most the message that it was given: the instance is thrown
+//! away after any failure, because a guest that trapped may have left its memory in any state,
+//! and the next message gets a fresh one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::chain::{Chain, Transform};
+use super::engine::Engine;
+use super::instance::{Class, Fault, Instance};
+use super::settings::OnError;
+use super::state::Message;
+use super::verdict::{Shaped, apply};
+use crate::message::Draft;
+use crate::pipeline::control::TraceStep;
+
+/// How many steps of one message are kept: a message that was split has some for each part.
+const STEPS_MAX: usize = 100;
+
+/// What became of a message.
+#[derive(Debug)]
+pub enum Outcome {
+    /// What goes on: nothing where it was dropped, one message as a rule, several where it was
+    /// split.
+    Keep(Vec<Draft>),
+    Failed(Box<Failure>),
+}
+
+/// Why a transform failed a message.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub class: Class,
+    /// One sentence that names the transform and what it ran into; never a row's value of ours.
+    pub text: String,
+    /// The file name.
+    pub transform: String,
+    /// The steps up to and including the failed one.
+    pub trace: Vec<TraceStep>,
+    /// The module's settings say `on_error = "halt"`: the pipeline is to stop here.
+    pub halt: bool,
+}
+
+/// Runs chains. One for each worker thread.
+#[derive(Debug)]
+pub struct Runner {
+    engine: Arc<Engine>,
+    chain: Option<Arc<Chain>>,
+    /// One for each transform of `chain`, in its order.
+    slots: Vec<Slot>,
+    /// What was done to the last message.
+    steps: Vec<Step>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    transform: Arc<Transform>,
+    instance: Option<Instance>,
+}
+
+/// One step of a trace, kept cheap: most are never looked at.
+#[derive(Debug)]
+struct Step {
+    /// Index into `slots`.
+    slot: usize,
+    verdict: &'static str,
+    took: Duration,
+    bytes: Option<u64>,
+    backtrace: Vec<String>,
+    logs: Vec<String>,
+}
+
+impl Runner {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, chain: None, slots: Vec::new(), steps: Vec::new() }
+    }
+
+    /// Runs a message through a chain. Instances are kept from call to call, also over a change of
+    /// the chain, as far as their transforms stay.
+    pub fn run(&mut self, chain: &Arc<Chain>, draft: Draft) -> Outcome {
+        self.steps.clear();
+        if chain.is_empty() {
+            return Outcome::Keep(vec![draft]);
+        }
+        if !self.chain.as_ref().is_some_and(|current| Arc::ptr_eq(current, chain)) {
+            self.adopt(chain);
+        }
+        match self.run_from(0, Message::new(draft)) {
+            Ok(drafts) => Outcome::Keep(drafts),
+            Err((slot, fault)) => {
+                let transform = &self.slots[slot].transform;
+                Outcome::Failed(Box::new(Failure {
+                    class: fault.class,
+                    text: format!("`{}` {}", transform.file, fault.reason),
+                    transform: transform.file.to_string(),
+                    halt: transform.settings.on_error == OnError::Halt,
+                    trace: self.trace(),
+                }))
+            }
+        }
+    }
+
+    /// What each transform did to the last message, also where it was kept: the message may turn
+    /// out too large behind the chain.
+    #[must_use]
+    pub fn trace(&self) -> Vec<TraceStep> {
+        let step = |step: &Step| {
+            let transform = &self.slots[step.slot].transform;
+            TraceStep {
+                transform: transform.file.to_string(),
+                digest: transform.module.digest.clone(),
+                verdict: step.verdict.to_owned(),
+                micros: u64::try_from(step.took.as_micros()).unwrap_or(u64::MAX),
+                bytes: step.bytes,
+                backtrace: step.backtrace.clone(),
+                logs: step.logs.clone(),
+            }
+        };
+        self.steps.iter().map(step).collect()
+    }
+
+    fn adopt(&mut self, chain: &Arc<Chain>) {
+        let mut old = std::mem::take(&mut self.slots);
+        for transform in chain.transforms() {
+            let kept = old.iter().position(|slot| Arc::ptr_eq(&slot.transform, transform));
+            let instance = kept.and_then(|index| old.swap_remove(index).instance);
+            self.slots.push(Slot { transform: Arc::clone(transform), instance });
+        }
+        self.chain = Some(Arc::clone(chain));
+    }
+
+    /// Runs the transforms from `first` on. The error names the slot that failed.
+    fn run_from(
+        &mut self,
+        first: usize,
+        mut message: Message,
+    ) -> Result<Vec<Draft>, (usize, Fault)> {
+        for slot in first..self.slots.len() {
+            if !self.slots[slot].transform.settings.apply_to(message.draft.change()) {
+                continue;
+            }
+            match self.run_one(slot, message).map_err(|fault| (slot, fault))? {
+                Shaped::Keep(shaped) => message = shaped,
+                Shaped::Drop => return Ok(Vec::new()),
+                Shaped::Split(parts) => return self.run_parts(slot + 1, parts),
+            }
+        }
+        Ok(vec![message.draft])
+    }
+
+    /// Runs the rest of the chain over each part of a message that was split.
+    fn run_parts(&mut self, first: usize, parts: Vec<Draft>) -> Result<Vec<Draft>, (usize, Fault)> {
+        let mut shaped = Vec::with_capacity(parts.len());
+        for part in parts {
+            let number = part.part();
+            let mut rest = self.run_from(first, Message::new(part))?;
+            match (rest.pop(), rest.is_empty()) {
+                (Some(part), true) if part.part() == number => shaped.push(part),
+                _ => {
+                    let slot = self.steps.last().map_or(0, |step| step.slot);
+                    let reason = "dropped or split a part of a message that an earlier transform \
+                                  had split; name it before that one, or give it other tables";
+                    return Err((slot, Fault::new(Class::Invalid, reason)));
+                }
+            }
+        }
+        Ok(shaped)
+    }
+
+    fn run_one(&mut self, index: usize, message: Message) -> Result<Shaped, Fault> {
+        let Self { engine, slots, steps, .. } = self;
+        let slot = &mut slots[index];
+        let transform = &*slot.transform;
+        // The only policy that goes on with the message as it was.
+        let before = (transform.settings.on_error == OnError::Pass).then(|| message.clone());
+
+        transform.counters.called();
+        let started = Instant::now();
+        let called = slot.call(engine, started, message);
+        let Called { result, failed, measured, logs } = called;
+        let fault = match result {
+            Ok(shaped) => {
+                push(steps, Step::new(index, shaped.verdict(), started, measured, logs));
+                return Ok(shaped);
+            }
+            Err(fault) => fault,
+        };
+
+        let transform = &*slot.transform;
+        transform.counters.failed();
+        let mut step = Step::new(index, fault.class.as_str(), started, measured, logs);
+        step.backtrace.clone_from(&fault.backtrace);
+        push(steps, step);
+        match (transform.settings.on_error, before) {
+            (OnError::Pass, Some(mut before)) => {
+                before.draft.set_passed(&transform.file);
+                Ok(Shaped::Keep(before))
+            }
+            (OnError::Drop, _) => {
+                let change = failed.as_ref().map(|message| message.draft.change());
+                tracing::warn!(
+                    transform = &*transform.file,
+                    table = change.map(|change| change.table.qualified_name()),
+                    position = change.map(|change| change.position.to_string()),
+                    "dropped a message, as the transform's settings say: it {}",
+                    fault.reason
+                );
+                Ok(Shaped::Drop)
+            }
+            (OnError::Park | OnError::Halt | OnError::Pass, _) => Err(fault),
+        }
+    }
+}
+
+/// What came of one call.
+struct Called {
+    result: Result<Shaped, Fault>,
+    /// The message, half edited, where the call failed.
+    failed: Option<Message>,
+    /// The size that the guest asked for last.
+    measured: Option<u64>,
+    logs: Vec<String>,
+}
+
+impl Slot {
+    /// Calls the transform, on a fresh instance if there is none, and keeps the instance only where
+    /// the call went well.
+    fn call(&mut self, engine: &Engine, started: Instant, message: Message) -> Called {
+        let transform = &*self.transform;
+        let mut instance = match self.instance.take() {
+            Some(instance) => instance,
+            None => match Instance::new(engine, transform) {
+                Ok(instance) => instance,
+                Err(fault) => {
+                    return Called {
+                        result: Err(fault),
+                        failed: Some(message),
+                        measured: None,
+                        logs: Vec::new(),
+                    };
+                }
+            },
+        };
+        let answer = instance.call(transform.settings.time_max, started, message);
+        let message = instance.take_message();
+        let logs = instance.take_logs();
+        let measured = message.as_ref().and_then(|message| message.measured);
+        let (result, failed) = match (answer, message) {
+            (Ok(verdict), Some(message)) => (apply(verdict, message), None),
+            (Ok(_), None) => {
+                unreachable!("the message stays in the store for as long as the call takes")
+            }
+            (Err(fault), message) => (Err(fault.with_last_words(&logs)), message),
+        };
+        if result.is_ok() && !instance.is_spent(&transform.module) {
+            self.instance = Some(instance);
+        }
+        Called { result, failed, measured, logs }
+    }
+}
+
+impl Step {
+    fn new(
+        slot: usize,
+        verdict: &'static str,
+        started: Instant,
+        bytes: Option<u64>,
+        logs: Vec<String>,
+    ) -> Self {
+        Self { slot, verdict, took: started.elapsed(), bytes, backtrace: Vec::new(), logs }
+    }
+}
+
+fn push(steps: &mut Vec<Step>, step: Step) {
+    if steps.len() < STEPS_MAX {
+        steps.push(step);
+    }
+}

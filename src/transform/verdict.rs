@@ -1,0 +1,167 @@
+//! What a guest's verdict makes of its message, by the rules that `wit/` states.
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+
+use super::bindings::types::Verdict;
+use super::edits::sentence;
+use super::instance::{Class, Fault};
+use super::state::Message;
+use crate::message::Draft;
+use crate::sink::record::{BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
+
+/// The most records that a message may become: as many as S2 takes in one batch.
+const PARTS_MAX: usize = BATCH_RECORDS_MAX;
+
+/// The smallest parts that a guest may ask for, in bytes: headers alone take a few hundred.
+const PART_BYTES_MIN: u64 = 1024;
+
+/// The largest message that is cut into parts, in bytes: its text is in memory once.
+const PARTS_MESSAGE_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// By how much the header `sb-part` may grow: from `0/1` to `999/1000`.
+const PART_NUMBER_BYTES: u64 = 5;
+
+/// What one transform made of one message.
+pub(crate) enum Shaped {
+    Keep(Message),
+    Drop,
+    Split(Vec<Draft>),
+}
+
+impl Shaped {
+    /// The word in traces.
+    pub(crate) fn verdict(&self) -> &'static str {
+        match self {
+            Self::Keep(_) => "keep",
+            Self::Drop => "drop",
+            Self::Split(_) => "split",
+        }
+    }
+}
+
+/// Does what the guest decided.
+pub(crate) fn apply(verdict: Verdict, message: Message) -> Result<Shaped, Fault> {
+    match verdict {
+        Verdict::Keep => Ok(Shaped::Keep(message)),
+        Verdict::Drop => Ok(Shaped::Drop),
+        Verdict::Split(bodies) => {
+            refuse_part(&message)?;
+            split(message, bodies)
+        }
+        Verdict::Parts(bytes_max) => {
+            refuse_part(&message)?;
+            parts(message, bytes_max)
+        }
+    }
+}
+
+fn invalid(reason: String) -> Fault {
+    Fault::new(Class::Invalid, reason)
+}
+
+fn refuse_part(message: &Message) -> Result<(), Fault> {
+    let (index, count) = message.draft.part();
+    if count == 1 {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "split part {index}/{count} of a message that an earlier transform had split"
+    )))
+}
+
+fn split(message: Message, bodies: Vec<String>) -> Result<Shaped, Fault> {
+    if bodies.is_empty() {
+        return Err(invalid("split a message into nothing; `drop` is the verdict for that".into()));
+    }
+    if bodies.len() > PARTS_MAX {
+        return Err(invalid(format!(
+            "split a message into {} records, and {PARTS_MAX} are allowed",
+            bodies.len()
+        )));
+    }
+    for (index, body) in bodies.iter().enumerate() {
+        if let Err(error) = serde_json::from_str::<IgnoredAny>(body) {
+            return Err(invalid(format!(
+                "split a message into records of which number {index} is not JSON: {error}"
+            )));
+        }
+    }
+    Ok(Shaped::Split(message.draft.split(bodies.into_iter().map(Bytes::from).collect())))
+}
+
+fn parts(message: Message, bytes_max: u64) -> Result<Shaped, Fault> {
+    let measured = message.draft.metered_bytes();
+    let measured = measured.map_err(|error| invalid(format!("cannot be cut: {error}")))?;
+    if measured > PARTS_MESSAGE_BYTES_MAX {
+        return Err(Fault::new(
+            Class::Limit,
+            format!(
+                "asked for parts of a message of {measured} bytes, and {PARTS_MESSAGE_BYTES_MAX} \
+                 are cut at most; make it smaller first"
+            ),
+        ));
+    }
+    let text = message.draft.message_json();
+    let text = text.map_err(|error| invalid(format!("cannot be cut: {}", sentence(&error))))?;
+    let bytes_max = match bytes_max {
+        0 => {
+            let headers = measured.saturating_sub(text.len() as u64) + PART_NUMBER_BYTES;
+            RECORD_BYTES_MAX.saturating_sub(headers)
+        }
+        bytes_max => bytes_max,
+    };
+    if bytes_max < PART_BYTES_MIN {
+        return Err(invalid(format!(
+            "asked for parts of {bytes_max} bytes, and they must have {PART_BYTES_MIN}"
+        )));
+    }
+    let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+    if text.len() <= bytes_max {
+        return Ok(Shaped::Keep(message));
+    }
+    let ranges = cuts(&text, bytes_max);
+    if ranges.len() > PARTS_MAX {
+        return Err(invalid(format!(
+            "asked for parts of {bytes_max} bytes, which would be {} records, and {PARTS_MAX} are \
+             allowed",
+            ranges.len()
+        )));
+    }
+    let text = Bytes::from(text);
+    let bodies = ranges.into_iter().map(|range| text.slice(range)).collect();
+    Ok(Shaped::Split(message.draft.split(bodies)))
+}
+
+/// Where to cut a text so that each piece has at most `bytes_max` bytes, which is not less than
+/// any character has.
+fn cuts(text: &str, bytes_max: usize) -> Vec<std::ops::Range<usize>> {
+    let mut ranges = Vec::new();
+    let mut start = 0;
+    while start < text.len() {
+        let end = text.floor_char_boundary(start.saturating_add(bytes_max));
+        ranges.push(start..end);
+        start = end;
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_whole_characters_and_make_the_text_again() {
+        let check = |text: &str, bytes_max, expected: &[&str]| {
+            let pieces: Vec<&str> =
+                cuts(text, bytes_max).into_iter().map(|range| &text[range]).collect();
+            assert_eq!(pieces, expected, "{text} by {bytes_max}");
+        };
+        check("", 4, &[]);
+        check("abcd", 4, &["abcd"]);
+        check("abcde", 4, &["abcd", "e"]);
+        check("aääb", 4, &["aä", "äb"]);
+        check("😀😀", 4, &["😀", "😀"]);
+        check("a😀b", 4, &["a", "😀", "b"]);
+    }
+}

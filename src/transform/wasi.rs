@@ -1,0 +1,247 @@
+//! What a module that imports WASI is given: as little as its language's runtime can live with.
+//!
+//! There are no files, no environment variables, no arguments and no standard input. Clocks and
+//! random numbers work. What is written to stdout and stderr becomes log lines. Sockets and
+//! everything else are not linked, so that the loader refuses them by name. Waiting ends at the
+//! call's deadline: epochs cannot stop a guest that sleeps in a host function.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream, WasiCli};
+use wasmtime_wasi::clocks::WasiClocks;
+use wasmtime_wasi::filesystem::WasiFilesystem;
+use wasmtime_wasi::p2::bindings::sync::io::poll;
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random, sync};
+use wasmtime_wasi::p2::{DynPollable, OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::state::{DeadlinePassed, GuestState};
+
+/// How much of an unfinished line of stdout or stderr is kept.
+const LINE_BYTES_MAX: usize = 4096;
+
+/// How many host objects (streams, pollables) a guest may hold at a time.
+const RESOURCES_MAX: usize = 1000;
+
+/// The packages and interfaces of WASI that a module may import.
+const GRANTED: [&str; 5] =
+    ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/"];
+
+/// Whether a component's import of this name is met.
+pub(crate) fn is_granted(import: &str) -> bool {
+    GRANTED.iter().any(|package| import.starts_with(package))
+        // `run` is what a command exports; nothing can import it here.
+        && !import.starts_with("wasi:cli/run")
+}
+
+/// One instance's view of WASI.
+pub(crate) struct Wasi {
+    context: WasiCtx,
+    table: ResourceTable,
+    output: Output,
+}
+
+impl Wasi {
+    pub(crate) fn new() -> Self {
+        let output = Output::default();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        let context = WasiCtx::builder()
+            .stdout(output.clone())
+            .stderr(output.clone())
+            .allow_tcp(false)
+            .allow_udp(false)
+            .build();
+        Self { context, table, output }
+    }
+
+    /// Takes the lines that the guest wrote since the last time.
+    pub(crate) fn take_output(&self) -> Vec<String> {
+        let mut buffer = self.output.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffer.is_empty() {
+            return Vec::new();
+        }
+        let text = String::from_utf8_lossy(&buffer).into_owned();
+        buffer.clear();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl WasiView for GuestState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let wasi = self.wasi.as_mut().expect("WASI is linked only to instances that have it");
+        WasiCtxView { ctx: &mut wasi.context, table: &mut wasi.table }
+    }
+}
+
+/// Defines the granted part of WASI 0.2.
+pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    use wasmtime_wasi::cli::WasiCliView as _;
+    use wasmtime_wasi::clocks::WasiClocksView as _;
+    use wasmtime_wasi::filesystem::WasiFilesystemView as _;
+    type T = GuestState;
+
+    clocks::wall_clock::add_to_linker::<T, WasiClocks>(linker, T::clocks)?;
+    clocks::monotonic_clock::add_to_linker::<T, WasiClocks>(linker, T::clocks)?;
+    filesystem::preopens::add_to_linker::<T, WasiFilesystem>(linker, T::filesystem)?;
+    sync::filesystem::types::add_to_linker::<T, WasiFilesystem>(linker, T::filesystem)?;
+    random::random::add_to_linker::<T, WasiRandom>(linker, |t| t.ctx().ctx.random())?;
+    random::insecure::add_to_linker::<T, WasiRandom>(linker, |t| t.ctx().ctx.random())?;
+    random::insecure_seed::add_to_linker::<T, WasiRandom>(linker, |t| t.ctx().ctx.random())?;
+    cli::exit::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::environment::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::stdin::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::stdout::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::stderr::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::terminal_input::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::terminal_output::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::terminal_stdin::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::terminal_stdout::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    cli::terminal_stderr::add_to_linker::<T, WasiCli>(linker, T::cli)?;
+    sync::io::error::add_to_linker::<T, Table>(linker, |t| t.ctx().table)?;
+    sync::io::streams::add_to_linker::<T, Table>(linker, |t| t.ctx().table)?;
+    poll::add_to_linker::<T, BoundedPoll<'static>>(linker, |t| {
+        let deadline = t.deadline;
+        BoundedPoll { table: t.ctx().table, deadline }
+    })
+}
+
+struct Table;
+
+impl HasData for Table {
+    type Data<'a> = &'a mut ResourceTable;
+}
+
+/// `wasi:io/poll` that gives up at the call's deadline.
+struct BoundedPoll<'a> {
+    table: &'a mut ResourceTable,
+    deadline: Instant,
+}
+
+impl HasData for BoundedPoll<'static> {
+    type Data<'a> = BoundedPoll<'a>;
+}
+
+impl BoundedPoll<'_> {
+    /// How long to sleep between looks: short against any limit, long against a look's cost.
+    const PAUSE: Duration = Duration::from_millis(1);
+
+    fn wait(&mut self, pollables: &[u32]) -> wasmtime::Result<Vec<u32>> {
+        loop {
+            let mut ready = Vec::new();
+            for (index, pollable) in (0..).zip(pollables) {
+                if poll::HostPollable::ready(self.table, Resource::new_borrow(*pollable))? {
+                    ready.push(index);
+                }
+            }
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            if Instant::now() >= self.deadline {
+                return Err(DeadlinePassed.into());
+            }
+            std::thread::sleep(Self::PAUSE);
+        }
+    }
+}
+
+impl poll::Host for BoundedPoll<'_> {
+    fn poll(&mut self, pollables: Vec<Resource<DynPollable>>) -> wasmtime::Result<Vec<u32>> {
+        if pollables.is_empty() {
+            return Err(wasmtime::Error::msg(
+                "`wasi:io/poll.poll` was called with nothing to await",
+            ));
+        }
+        let pollables: Vec<u32> = pollables.iter().map(Resource::rep).collect();
+        self.wait(&pollables)
+    }
+}
+
+impl poll::HostPollable for BoundedPoll<'_> {
+    fn ready(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<bool> {
+        poll::HostPollable::ready(self.table, pollable)
+    }
+
+    fn block(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        self.wait(&[pollable.rep()]).map(drop)
+    }
+
+    fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        poll::HostPollable::drop(self.table, pollable)
+    }
+}
+
+/// Stdout and stderr of a guest: takes everything at once, keeps the newest bytes.
+#[derive(Clone, Default)]
+struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl Output {
+    fn append(&self, bytes: &[u8]) {
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.extend_from_slice(bytes);
+        let excess = buffer.len().saturating_sub(LINE_BYTES_MAX);
+        buffer.drain(..excess);
+    }
+}
+
+impl IsTerminal for Output {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Output {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+impl AsyncWrite for Output {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        self.append(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Output {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Output {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.append(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(LINE_BYTES_MAX)
+    }
+}

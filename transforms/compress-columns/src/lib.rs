@@ -1,0 +1,80 @@
+//! Compresses the values of columns.
+//!
+//! ```toml
+//! [config]
+//! columns = ["body"]        # what to compress
+//! codec = "zstd"            # or "gzip"
+//! level = 3                 # the codec's usual one if left out
+//! min_bytes = 1024          # smaller values stay as they are
+//! only_oversize = false     # true: only in messages that S2 would not take
+//! ```
+//!
+//! The value becomes a base64 string, and `metadata.compressed_columns` says for each such column
+//! how to undo it: `{"codec", "encoding", "content", "bytes"}`.
+
+use serde::Deserialize;
+use sluicebox_transform::{Change, Codec, Transform, Verdict, export};
+
+/// Below this, base64 and the metadata take more than compression saves.
+const MIN_BYTES_DEFAULT: u64 = 1024;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    columns: Vec<String>,
+    #[serde(default)]
+    codec: CodecName,
+    /// 0: the codec's usual one.
+    #[serde(default)]
+    level: u32,
+    min_bytes: Option<u64>,
+    #[serde(default)]
+    only_oversize: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CodecName {
+    #[default]
+    Zstd,
+    Gzip,
+}
+
+struct CompressColumns {
+    config: Config,
+    codec: Codec,
+    min_bytes: u64,
+}
+
+impl Transform for CompressColumns {
+    type Config = Config;
+
+    fn new(config: Config) -> Result<Self, String> {
+        if config.columns.is_empty() {
+            return Err("`config.columns` is empty: name at least one column".into());
+        }
+        let (codec, level_max) = match config.codec {
+            CodecName::Zstd => (Codec::Zstd, 19),
+            CodecName::Gzip => (Codec::Gzip, 9),
+        };
+        if config.level > level_max {
+            return Err(format!("`config.level` is over {level_max}, the codec's highest"));
+        }
+        let min_bytes = config.min_bytes.unwrap_or(MIN_BYTES_DEFAULT);
+        Ok(Self { config, codec, min_bytes })
+    }
+
+    fn transform(&mut self, change: &Change) -> Result<Verdict, String> {
+        if self.config.only_oversize && change.size()? <= change.limit() {
+            return Ok(Verdict::Keep);
+        }
+        for name in &self.config.columns {
+            if change.column(name).is_some_and(|column| column.size >= self.min_bytes) {
+                change.compress(name, self.codec, self.config.level)?;
+            }
+        }
+        Ok(Verdict::Keep)
+    }
+}
+
+export!(CompressColumns);
