@@ -33,7 +33,8 @@ pub struct Backoff {
 pub const SINK: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(15) };
 
 /// Between attempts to write the store again.
-pub const STORE: Backoff = Backoff { min: Duration::from_millis(500), max: Duration::from_secs(10) };
+pub const STORE: Backoff =
+    Backoff { min: Duration::from_millis(500), max: Duration::from_secs(10) };
 
 impl Backoff {
     /// How long to wait after so many failures in a row (from 1): doubling, and up to a quarter less,
@@ -60,7 +61,9 @@ pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff) -> Retry {
 pub fn hint(id: &str, failure: Option<&Failure>) -> String {
     let give_up = format!("or give it up: sluicebox messages ack {id}");
     let Some(failure) = failure else {
-        return format!("It follows by itself once the message in front of it is through; {give_up}");
+        return format!(
+            "It follows by itself once the message in front of it is through; {give_up}"
+        );
     };
     match failure.error.class.as_str() {
         "oversize" => match failure.columns.first() {

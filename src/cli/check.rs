@@ -4,15 +4,17 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::client::{Client, ClientError, ProcessArguments};
 use super::output::{print, print_json, printable};
-use super::{EXIT_NO, Global};
-use crate::admin;
-use crate::config::Config;
+use super::{EXIT_NO, Global, human, stream};
+use crate::config::{self, Config, Endpoint};
 use crate::finding::{Finding, Level};
+use crate::sink::client::From;
+use crate::{admin, sink};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -31,6 +33,7 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
     findings.push(transforms_folder(&config.transforms.dir));
     findings.push(state_folder(&config.state.dir));
     findings.extend(console(&config).await);
+    findings.extend(sink(&config.sink).await);
     let is_well = findings.iter().all(|finding| finding.level != Level::Fail);
     if arguments.json {
         print_json(&json!({"ok": is_well, "findings": findings}))?;
@@ -51,7 +54,7 @@ fn transforms_folder(dir: &Path) -> Finding {
     });
     match modules {
         Ok(count) => {
-            let text = format!("{shown} has {}", super::human::count(count, "module"));
+            let text = format!("{shown} has {}", human::count(count, "module"));
             Finding::ok(PART, "folder", text)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -88,6 +91,66 @@ fn state_folder(dir: &Path) -> Finding {
             Finding::fail(PART, "folder", text, "set state.dir to a folder that can be written")
         }
     }
+}
+
+/// Whether the stream is there and what the token may do with it, found out without writing.
+///
+/// S2's own errors say what mends them. Whether the token may fence shows when `run` does it: there
+/// is no way to ask.
+async fn sink(config: &config::Sink) -> Vec<Finding> {
+    const PART: &str = "sink";
+    if config.endpoint == Endpoint::Embedded {
+        return vec![Finding::ok(PART, "endpoint", "S2 runs inside the process")];
+    }
+    let failed = |name: &str, error: anyhow::Error| Finding {
+        part: PART,
+        name: name.to_owned(),
+        level: Level::Fail,
+        text: format!("{error:#}"),
+        mend: None,
+    };
+    let client = match stream::client(config, None) {
+        Ok(client) => client,
+        Err(error) => return vec![failed("client", error)],
+    };
+    let place = client.place().clone();
+    let shown = format!("stream `{}` in basin `{}`", place.stream, place.basin);
+    let mut findings = Vec::new();
+    match client.tail().await {
+        Ok(tail) => {
+            let text =
+                format!("{shown} at {} has its next record at {}", place.endpoint, tail.next_seq);
+            findings.push(Finding::ok(PART, "stream", text));
+        }
+        Err(error) if error.is_stream_missing() || error.is_basin_missing() => {
+            let missing = if config.create {
+                Finding::ok(PART, "stream", format!("{shown} is missing, and `run` creates it"))
+            } else {
+                failed("stream", error.into())
+            };
+            // Nothing else can be asked of a stream that is not there.
+            return vec![missing];
+        }
+        Err(error) if error.is_forbidden() => {
+            findings.push(not_allowed(PART, "check-tail", &error))
+        }
+        Err(error) => return vec![failed("stream", error.into())],
+    }
+    match client.read(From::TailOffset(1), 1, Duration::ZERO).await {
+        Ok(_) => findings.push(Finding::ok(PART, "read", "the access token may read")),
+        Err(error) if error.is_forbidden() => findings.push(not_allowed(PART, "read", &error)),
+        Err(error) => findings.push(failed("read", error.into())),
+    }
+    match client.check_append().await {
+        Ok(_) => findings.push(Finding::ok(PART, "append", "the access token may append")),
+        Err(error) => findings.push(failed("append", error.into())),
+    }
+    findings
+}
+
+fn not_allowed(part: &'static str, operation: &str, error: &sink::Error) -> Finding {
+    let text = format!("without `{operation}` delivery is at least once: {error}");
+    Finding { part, name: operation.to_owned(), level: Level::Warn, text, mend: None }
 }
 
 /// Whether the address is free, or else held by a sluicebox that is ready.

@@ -14,6 +14,7 @@ mod output;
 mod run;
 mod s2;
 mod signals;
+mod stream;
 mod tail;
 mod transforms;
 
@@ -96,9 +97,11 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     logging::start(global.log_format, if serves { "info" } else { "warn" })?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async move {
         match command {
-            Command::Demo(_) | Command::Run(_) | Command::Tail(_) | Command::S2(_) => {
+            Command::Demo(_) | Command::Run(_) => {
                 anyhow::bail!("waits for the other parts")
             }
+            Command::Tail(arguments) => Box::pin(tail::run(&global, arguments)).await,
+            Command::S2(arguments) => Box::pin(s2::run(arguments)).await,
             Command::Check(arguments) => Box::pin(check::run(&global, arguments)).await,
             Command::Messages(command) => Box::pin(messages::run(&global, command)).await,
             Command::Transforms(command) => Box::pin(transforms::run(&global, command)).await,

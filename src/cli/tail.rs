@@ -1,17 +1,26 @@
 //! `sluicebox tail`: the stream as S2 has it, command records included.
 
+use std::borrow::Cow;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 
-use super::output::{cut, printable};
-use super::{Global, human};
+use super::output::{cut, print, printable, to_stderr};
+use super::{Global, human, stream};
+use crate::config;
 use crate::sink::record::Header;
+use crate::sink::{Class, ReadRecord};
 
 /// Characters of a body that a line shows; --json shows all.
 const BODY_CHARS_MAX: usize = 200;
+
+/// How long to wait before a lost stream is asked for again: a server that restarts is soon back,
+/// one that is gone is not asked more than six times a minute.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -24,48 +33,74 @@ pub(super) struct Arguments {
     /// Go on with records as they are appended, until Ctrl-C.
     #[arg(short, long)]
     follow: bool,
+    /// The S2 server, instead of the configuration's sink.endpoint.
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
     /// Print one JSON object for each record, bodies whole.
     #[arg(long)]
     json: bool,
 }
 
-/// A record as it was read.
-struct Record<'a> {
-    seq: u64,
-    timestamp_ms: u64,
-    headers: &'a [Header],
-    body: &'a [u8],
+pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let config = config::Sink::load(&global.config)?;
+    let client = stream::client(&config, arguments.endpoint.as_deref())?;
+    let tail = client.tail().await?;
+    let from = arguments.from.unwrap_or(tail.next_seq.saturating_sub(arguments.number));
+    let line = if arguments.json { json_line } else { text_line };
+    let print_page = |records: &[ReadRecord]| {
+        let lines: String = records.iter().map(|record| line(record)).collect();
+        print(&lines)
+    };
+    let mut reader = client.read_range(from, tail.next_seq);
+    while let Some(records) = reader.next().await? {
+        print_page(&records)?;
+    }
+    if !arguments.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut reader = client.follow(from.max(tail.next_seq));
+    let mut pause = PAUSE_MIN;
+    loop {
+        match reader.next().await {
+            Ok(records) => {
+                pause = PAUSE_MIN;
+                print_page(&records.unwrap_or_default())?;
+            }
+            Err(error) if matches!(error.class(), Class::Sink(_)) => {
+                // What follows a stream outlives a restart of the server.
+                to_stderr(&format!("{:#}; trying again", anyhow::Error::from(error)));
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
-impl Record<'_> {
-    /// The name of a command to S2: a record whose only header has an empty name.
-    fn command(&self) -> Option<&[u8]> {
-        let header = self.headers.first()?;
-        header.name.is_empty().then_some(&header.value)
-    }
-
-    fn header(&self, name: &str) -> Option<String> {
-        let header = self.headers.iter().find(|header| header.name == name)?;
-        Some(String::from_utf8_lossy(&header.value).into_owned())
-    }
+/// What the record tells S2 to do, where it is a command: the value of its nameless header.
+fn command(record: &ReadRecord) -> Option<Cow<'_, str>> {
+    let header = record.is_command().then(|| record.headers.first())??;
+    Some(String::from_utf8_lossy(&header.value))
 }
 
 /// Number, time, table, action, key and body on one line.
-fn text_line(record: &Record<'_>) -> String {
+fn text_line(record: &ReadRecord) -> String {
     let (seq, timestamp) = (record.seq, human::timestamp(record.timestamp_ms));
-    if let Some(command) = record.command() {
-        let command = String::from_utf8_lossy(command).into_owned();
-        let what = match (command.as_str(), <[u8; 8]>::try_from(record.body)) {
+    if let Some(command) = command(record) {
+        let what = match (&*command, <[u8; 8]>::try_from(&*record.body)) {
             ("trim", Ok(bytes)) => format!("trim before {}", u64::from_be_bytes(bytes)),
-            ("fence", _) => format!("fence, token {:?}", String::from_utf8_lossy(record.body)),
-            _ => command,
+            ("fence", _) => format!("fence, token {:?}", String::from_utf8_lossy(&record.body)),
+            _ => command.into_owned(),
         };
         return format!("{seq:>8}  {timestamp}  (command: {})\n", cut(&what, BODY_CHARS_MAX));
     }
-    let header = |name| record.header(name).unwrap_or_else(|| "-".to_owned());
+    let header = |name| match record.header(name) {
+        Some(value) => String::from_utf8_lossy(value),
+        None => Cow::Borrowed("-"),
+    };
     let [table, action, key] = ["sb-table", "sb-action", "sb-key"].map(header);
     let named = format!("{table}  {action}  {key}");
-    format!("{seq:>8}  {timestamp}  {}  {}\n", printable(&named), body_text(record.body))
+    format!("{seq:>8}  {timestamp}  {}  {}\n", printable(&named), body_text(&record.body))
 }
 
 fn body_text(body: &[u8]) -> String {
@@ -80,12 +115,12 @@ fn body_text(body: &[u8]) -> String {
 }
 
 /// The shape of the S2 command line's JSON; bytes that are not UTF-8 come as `…_base64` instead.
-fn json_line(record: &Record<'_>) -> String {
+fn json_line(record: &ReadRecord) -> String {
     let mut line = Map::new();
     line.insert("seq_num".to_owned(), json!(record.seq));
     line.insert("timestamp".to_owned(), json!(record.timestamp_ms));
-    if let Some(command) = record.command() {
-        line.insert("command".to_owned(), json!(String::from_utf8_lossy(command)));
+    if let Some(command) = command(record) {
+        line.insert("command".to_owned(), json!(command));
     }
     let headers: Option<Vec<Value>> = record
         .headers
@@ -103,9 +138,9 @@ fn json_line(record: &Record<'_>) -> String {
             line.insert("headers_base64".to_owned(), headers)
         }
     };
-    match std::str::from_utf8(record.body) {
+    match std::str::from_utf8(&record.body) {
         Ok(body) => line.insert("body".to_owned(), json!(body)),
-        Err(_) => line.insert("body_base64".to_owned(), json!(BASE64.encode(record.body))),
+        Err(_) => line.insert("body_base64".to_owned(), json!(BASE64.encode(&record.body))),
     };
     format!("{}\n", Value::Object(line))
 }
@@ -129,8 +164,9 @@ mod tests {
     #[test]
     fn lines_for_people_and_for_programs() {
         #[track_caller]
-        fn check(headers: &[Header], body: &[u8], text: &str, json: &str) {
-            let record = Record { seq: 7, timestamp_ms: 1, headers, body };
+        fn check(headers: &[Header], body: &'static [u8], text: &str, json: &str) {
+            let (headers, body) = (headers.to_vec(), Bytes::from_static(body));
+            let record = ReadRecord { seq: 7, timestamp_ms: 1, headers, body };
             let (time, numbers) = ("1970-01-01T00:00:00.001Z", "\"seq_num\":7,\"timestamp\":1");
             assert_eq!(text_line(&record), format!("       7  {time}  {text}\n"));
             let expected: Value = serde_json::from_str(&format!("{{{numbers},{json}}}")).unwrap();

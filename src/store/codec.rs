@@ -123,8 +123,8 @@ fn pieces(connection: &Connection, id: u64) -> Result<Bytes, Error> {
         .prepare_cached("SELECT coalesce(sum(length(data)), 0) FROM pieces WHERE message = ?1")?
         .query_row([signed(id)], |row| row.get(0))?;
     let mut data = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(0));
-    let mut statement = connection
-        .prepare_cached("SELECT data FROM pieces WHERE message = ?1 ORDER BY number")?;
+    let mut statement =
+        connection.prepare_cached("SELECT data FROM pieces WHERE message = ?1 ORDER BY number")?;
     let mut rows = statement.query([signed(id)])?;
     while let Some(row) = rows.next()? {
         let piece = row.get_ref(0)?.as_blob().map_err(|error| Error::Content {
@@ -190,9 +190,9 @@ pub fn primary_key(change: &Change) -> serde_json::Value {
         let text = row.text(index).map(|text| String::from_utf8_lossy(text).into_owned());
         let value = match (&column.kind, text) {
             (_, None) => serde_json::Value::Null,
-            (crate::pg_type::Kind::Integer, Some(text)) => text
-                .parse::<i64>()
-                .map_or(serde_json::Value::String(text), serde_json::Value::from),
+            (crate::pg_type::Kind::Integer, Some(text)) => {
+                text.parse::<i64>().map_or(serde_json::Value::String(text), serde_json::Value::from)
+            }
             (_, Some(text)) => serde_json::Value::String(text),
         };
         key.insert(column.name.clone(), value);

@@ -94,8 +94,7 @@ pub(super) fn prepare(connection: &Connection) -> Result<(), Error> {
         VERSION => {}
         found => return Err(Error::Version { found, known: VERSION }),
     }
-    let verdict: String =
-        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         return Err(Error::Corrupt { text: verdict });
     }

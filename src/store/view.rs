@@ -82,10 +82,7 @@ pub(super) fn show(
     read().map_err(store)?.ok_or(control::Error::NotFound { id })
 }
 
-pub(super) fn select(
-    connection: &Connection,
-    filter: &Filter,
-) -> Result<Vec<u64>, control::Error> {
+pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<u64>, control::Error> {
     let condition = Condition::new(filter, &HashSet::new())?;
     let read = || -> Result<Vec<u64>, Error> {
         let mut statement = connection.prepare(&format!(
@@ -232,8 +229,7 @@ fn view(
         StoredState::Waiting => State::Waiting,
     };
     let failure: Option<String> = row.get(8)?;
-    let failure: Option<Failure> =
-        failure.map(|failure| codec::from_json(&failure)).transpose()?;
+    let failure: Option<Failure> = failure.map(|failure| codec::from_json(&failure)).transpose()?;
     let (schema, table): (String, String) = (row.get(2)?, row.get(3)?);
     let behind = match stored {
         StoredState::Waiting => behind.head(connection, id)?,
@@ -253,9 +249,7 @@ fn view(
         columns: failure.as_ref().map_or_else(Vec::new, |failure| failure.columns.clone()),
         error: failure.map(|failure| failure.error),
         attempts: unsigned(row.get(9)?),
-        next_attempt_at: row
-            .get::<_, Option<i64>>(10)?
-            .map(|ms| rfc3339(codec::time_from_ms(ms))),
+        next_attempt_at: row.get::<_, Option<i64>>(10)?.map(|ms| rfc3339(codec::time_from_ms(ms))),
         stored_at: rfc3339(codec::time_from_ms(row.get(11)?)),
         behind: behind.map(|id| id.to_string()),
     })
