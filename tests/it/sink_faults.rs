@@ -229,7 +229,7 @@ async fn connections_that_are_cut_and_stalled_lose_and_double_nothing() {
     // Nothing answers, and nothing says so.
     relay.set(Wire::Stall);
     work.commits(30).await;
-    running.unready("sink_unreachable").await;
+    running.unready("sink_").await;
     relay.set(Wire::Pass);
     running = running.ready().await;
     work.stop().await;
