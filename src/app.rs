@@ -74,12 +74,13 @@ impl Running {
 pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
     let server = admin::Server::bind(&config.console).await?;
     let console = server.address();
-    let dsn = Dsn::parse(config.source.url.expose())?;
+    let dsn = dsn(&config)?;
     let (store, loaded) = Store::open(&config.state.dir)?;
     let host = Arc::new(Host::start(HostSettings {
+        dir: config.transforms.dir.clone(),
+        state_dir: config.state.dir.clone(),
         generation: loaded.generation,
         digest: loaded.chain_digest.clone(),
-        ..HostSettings::new(config.transforms.dir.clone(), config.state.dir.clone())
     })?);
     let runners = (0..config.transforms.workers.max(1)).map(|_| host.runner()).collect();
     let (workers, finished) =
@@ -143,6 +144,18 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         after,
         #[cfg(feature = "embedded-s2")]
         embedded,
+    })
+}
+
+/// Where Postgres is.
+///
+/// # Errors
+///
+/// When `source.url` cannot be used, which is a matter of the configuration.
+pub fn dsn(config: &Config) -> anyhow::Result<Dsn> {
+    config.source.url.expose().parse().map_err(|error: source::DsnError| {
+        let text = format!("source.url in {} cannot be used: {error}", config.path.display());
+        crate::cli::UsageError(text).into()
     })
 }
 

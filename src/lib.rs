@@ -15,5 +15,6 @@ pub mod policy;
 pub mod sink;
 pub mod source;
 pub mod store;
+pub mod table_name;
 pub mod throwaway;
 pub mod transform;

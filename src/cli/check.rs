@@ -13,8 +13,9 @@ use super::output::{print, print_json, printable};
 use super::{EXIT_NO, Global, human, stream};
 use crate::config::{self, Config, Endpoint};
 use crate::finding::{Finding, Level};
-use crate::sink::client::From;
-use crate::{admin, sink};
+use crate::sink::client::ReadFrom;
+use crate::source::{self, Dsn};
+use crate::{admin, app, sink};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -33,6 +34,7 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
     findings.push(transforms_folder(&config.transforms.dir));
     findings.push(state_folder(&config.state.dir));
     findings.extend(console(&config).await);
+    findings.extend(source(&config).await);
     findings.extend(sink(&config.sink).await);
     let is_well = findings.iter().all(|finding| finding.level != Level::Fail);
     if arguments.json {
@@ -93,6 +95,30 @@ fn state_folder(dir: &Path) -> Finding {
     }
 }
 
+async fn source(config: &Config) -> Vec<Finding> {
+    const PART: &str = "source";
+    let dsn: Dsn = match config.source.url.expose().parse() {
+        Ok(dsn) => dsn,
+        Err(error) => {
+            let text = format!("source.url: {error}");
+            return vec![Finding::fail(PART, "url", text, "set source.url")];
+        }
+    };
+    let found = source::check(&app::source_settings(config, dsn)).await;
+    let convert = |finding: source::Finding| Finding {
+        part: PART,
+        name: finding.name,
+        level: match finding.level {
+            source::Level::Ok => Level::Ok,
+            source::Level::Warn => Level::Warn,
+            source::Level::Fail => Level::Fail,
+        },
+        text: finding.text,
+        mend: finding.mend,
+    };
+    found.into_iter().map(convert).collect()
+}
+
 /// Whether the stream is there and what the token may do with it, found out without writing.
 ///
 /// S2's own errors say what mends them. Whether the token may fence shows when `run` does it: there
@@ -136,7 +162,7 @@ async fn sink(config: &config::Sink) -> Vec<Finding> {
         }
         Err(error) => return vec![failed("stream", error.into())],
     }
-    match client.read(From::TailOffset(1), 1, Duration::ZERO).await {
+    match client.read(ReadFrom::TailOffset(1), 1, Duration::ZERO).await {
         Ok(_) => findings.push(Finding::ok(PART, "read", "the access token may read")),
         Err(error) if error.is_forbidden() => findings.push(not_allowed(PART, "read", &error)),
         Err(error) => findings.push(failed("read", error.into())),

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config;
+use crate::{config, sink, transform};
 use output::OutputError;
 
 pub use logging::LogFormat;
@@ -93,13 +93,18 @@ pub fn main() -> ExitCode {
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
-    let serves = matches!(command, Command::Demo(_) | Command::Run(_) | Command::S2(_));
-    logging::start(global.log_format, if serves { "info" } else { "warn" })?;
+    match &command {
+        // It tells its story on stderr, and logs into its own folder.
+        Command::Demo(_) => {}
+        Command::Run(_) | Command::S2(_) => logging::start(global.log_format, "info")?,
+        Command::Check(_) | Command::Messages(_) | Command::Transforms(_) | Command::Tail(_) => {
+            logging::start(global.log_format, "warn")?;
+        }
+    }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async move {
         match command {
-            Command::Demo(_) | Command::Run(_) => {
-                anyhow::bail!("waits for the other parts")
-            }
+            Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
+            Command::Run(arguments) => Box::pin(run::run(&global, arguments)).await,
             Command::Tail(arguments) => Box::pin(tail::run(&global, arguments)).await,
             Command::S2(arguments) => Box::pin(s2::run(arguments)).await,
             Command::Check(arguments) => Box::pin(check::run(&global, arguments)).await,

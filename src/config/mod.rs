@@ -17,8 +17,9 @@ use std::time::Duration;
 use document::{Complaint, Document, Section};
 use expand::Lookup;
 
+pub use crate::table_name::TableName;
 pub use document::Problem;
-pub use names::{InvalidListen, InvalidTableName, Listen, TableName};
+pub use names::{InvalidListen, Listen};
 pub use secret::Secret;
 
 /// Everything that `sluicebox run` is told.

@@ -328,7 +328,9 @@ async fn read_back(
 
 /// The ready-made module with settings for the large columns.
 fn install_strip_columns(dir: &Path, columns: &[String]) -> anyhow::Result<PathBuf> {
-    Ok(ready_made::install(dir, "strip-columns", columns)?)
+    let columns = serde_json::to_string(columns)?;
+    let settings = format!("tables = [\"{TABLE}\"]\n\n[config]\ncolumns = {columns}\n");
+    Ok(ready_made::install(dir, "strip-columns", &settings, None)?)
 }
 
 async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {

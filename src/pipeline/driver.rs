@@ -114,7 +114,9 @@ enum Sink {
     Opening(Pending<(Option<u64>, Result<Established, link::Error>)>),
     Open(Box<Line>),
     /// In trouble, until the next attempt.
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
 }
 
 /// A write that is under way, and what is settled by it.
@@ -449,12 +451,13 @@ impl Driver {
 
     /// Order is restored here, so holds are decided here.
     fn on_shaped(&mut self, item: Item, shaped: Shaped) -> Result<(), Error> {
-        let held = !self.holds.is_empty()
-            && self.holds.holds(item.change.position, &item.groups());
+        let held = !self.holds.is_empty() && self.holds.holds(item.change.position, &item.groups());
         match item.origin {
             Origin::Source { entry } => match shaped {
                 _ if held => self.store_waiting(item, entry),
-                Shaped::Records(records) => self.outbox.push(Parcel::new(item, records), Instant::now()),
+                Shaped::Records(records) => {
+                    self.outbox.push(Parcel::new(item, records), Instant::now())
+                }
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
                     self.tracker.settle(entry, None);
@@ -584,10 +587,10 @@ impl Driver {
 
     /// A message can be read only once its insert is on disk.
     fn writing_inserts(&self) -> bool {
-        let inserts = |writes: &[Write]| {
-            writes.iter().any(|write| matches!(write, Write::Insert { .. }))
-        };
-        inserts(&self.writes) || self.writing.as_ref().is_some_and(|writing| inserts(&writing.writes))
+        let inserts =
+            |writes: &[Write]| writes.iter().any(|write| matches!(write, Write::Insert { .. }));
+        inserts(&self.writes)
+            || self.writing.as_ref().is_some_and(|writing| inserts(&writing.writes))
     }
 
     fn on_read(
@@ -752,8 +755,10 @@ impl Driver {
 
     fn on_source_status(&mut self, status: &source::SourceStatus) -> Result<(), Error> {
         self.source_reason = match &status.state {
-            source::State::Streaming => None,
-            source::State::Connecting => Some(("source_connecting".to_owned(), "connecting to Postgres".to_owned())),
+            source::State::Streaming | source::State::Stopped => None,
+            source::State::Connecting => {
+                Some(("source_connecting".to_owned(), "connecting to Postgres".to_owned()))
+            }
             source::State::Waiting { code, text, .. } => Some(((*code).to_string(), text.clone())),
             source::State::Fatal { text, .. } => return Err(Error::Source(text.clone())),
         }
@@ -863,10 +868,8 @@ impl Driver {
         self.sink_reason = None;
         self.sink = Sink::Open(Box::new(line));
         if self.established {
-            let found = self.outbox.resume(
-                |parcel| landed.get(&parcel.item.change.position).copied(),
-                now,
-            );
+            let found =
+                self.outbox.resume(|parcel| landed.get(&parcel.item.change.position).copied(), now);
             for (parcel, seq) in found {
                 self.on_delivered(&parcel, seq);
             }
@@ -905,9 +908,8 @@ impl Driver {
             }
         }
         let holds = &self.holds;
-        let held = |parcel: &Parcel| {
-            holds.holds(parcel.item.change.position, &parcel.item.groups())
-        };
+        let held =
+            |parcel: &Parcel| holds.holds(parcel.item.change.position, &parcel.item.groups());
         for parcel in self.outbox.extract(held, now) {
             match parcel.item.origin {
                 Origin::Source { entry } => self.store_waiting(parcel.item, entry),
@@ -939,7 +941,10 @@ impl Driver {
     fn on_refused(&mut self, class: &str, refusal: &Refusal) {
         self.sink = Sink::Waiting { until: Instant::now() };
         let Some(parcel) = self.outbox.refused() else {
-            tracing::warn!(status = refusal.status, "S2 refused a batch; sending its records one by one");
+            tracing::warn!(
+                status = refusal.status,
+                "S2 refused a batch; sending its records one by one"
+            );
             return;
         };
         let bytes = parcel.records.iter().map(super::size_gate::SizedRecord::metered_bytes).sum();
@@ -1027,7 +1032,8 @@ impl Driver {
         match selected {
             Selected::Retry(ids, filter, answer) => {
                 let one = filter.id;
-                let ids: Vec<u64> = ids.into_iter().filter(|id| self.holds.has_failed(*id)).collect();
+                let ids: Vec<u64> =
+                    ids.into_iter().filter(|id| self.holds.has_failed(*id)).collect();
                 if let (Some(id), true) = (one, ids.is_empty()) {
                     let text = format!(
                         "message {id} has not failed: it waits for the one in front of it, and follows \
@@ -1086,8 +1092,7 @@ impl Driver {
             waiting: counts.waiting,
             wal_end: (source.wal_end > Lsn(0)).then(|| source.wal_end.to_string()),
             confirmed: (confirmed > Lsn(0)).then(|| confirmed.to_string()),
-            lag_bytes: (confirmed > Lsn(0))
-                .then(|| source.wal_end.0.saturating_sub(confirmed.0)),
+            lag_bytes: (confirmed > Lsn(0)).then(|| source.wal_end.0.saturating_sub(confirmed.0)),
             stream_tail: self.acknowledged,
         };
         self.status.send_if_modified(|published| {
@@ -1178,9 +1183,8 @@ async fn show(
     let stored = store.show(id, moving).await?;
     let hint = policy::hint(&stored.message.id, stored.failure.as_ref());
     let draft = Draft::new(stored.change, envelope);
-    let (payload, payload_cut) = draft
-        .message_preview(PAYLOAD_BYTES_MAX)
-        .unwrap_or_else(|error| (error.to_string(), true));
+    let (payload, payload_cut) =
+        draft.message_preview(PAYLOAD_BYTES_MAX).unwrap_or_else(|error| (error.to_string(), true));
     Ok(control::MessageDetail {
         message: stored.message,
         payload,

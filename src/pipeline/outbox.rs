@@ -186,7 +186,8 @@ impl Outbox {
         now: Instant,
     ) -> Vec<(Parcel, u64)> {
         let mut found = Vec::new();
-        let parcels = std::mem::take(&mut self.in_flight).into_iter().flat_map(|batch| batch.parcels);
+        let parcels =
+            std::mem::take(&mut self.in_flight).into_iter().flat_map(|batch| batch.parcels);
         let mut again = VecDeque::new();
         for parcel in parcels {
             match landed(&parcel) {

@@ -95,12 +95,7 @@ fn shape_all(runner: &mut Runner, job: Job) -> Done {
     Done { number, results: items.into_iter().map(shape).collect() }
 }
 
-fn shape(
-    runner: &mut Runner,
-    chain: &Arc<Chain>,
-    envelope: &Arc<Envelope>,
-    item: &Item,
-) -> Shaped {
+fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item: &Item) -> Shaped {
     let draft = Draft::new(item.change.clone(), Arc::clone(envelope));
     let drafts = match runner.run(chain, draft) {
         Outcome::Keep(drafts) => drafts,

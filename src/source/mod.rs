@@ -32,8 +32,6 @@ mod sql;
 mod tls;
 mod transport;
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::change::{Change, Lsn, Position};
 use crate::pipeline::budget::ByteBudget;
+use crate::table_name::TableName;
 
 pub use dsn::{Dsn, DsnError, Endpoint, RootCert, Ssl, SslMode};
 pub use error::{Error, ServerError, Trouble};
@@ -54,83 +53,6 @@ pub const APPLICATION_NAME: &str = "sluicebox";
 
 /// How long [`Source::finish`] waits for the last status update to be taken.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A table as the configuration names it. No case folding: the name is what the catalogue says.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TableName {
-    pub schema: String,
-    pub name: String,
-}
-
-impl TableName {
-    /// As SQL takes it, both parts quoted.
-    #[must_use]
-    pub fn quoted(&self) -> String {
-        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
-    }
-}
-
-impl fmt::Display for TableName {
-    /// `schema.name`, as messages name it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.name)
-    }
-}
-
-/// The text is not `schema.table`.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "not a table's name (expected schema.table, such as public.documents; a part that holds a \
-         dot goes in double quotes)"
-)]
-pub struct InvalidTableName;
-
-impl FromStr for TableName {
-    type Err = InvalidTableName;
-
-    /// `schema.table`, or `table` for one in `public`. Either part may be in double quotes.
-    fn from_str(text: &str) -> Result<Self, InvalidTableName> {
-        let (first, rest) = name_part(text)?;
-        let (schema, name) = match rest {
-            None => ("public".to_owned(), first),
-            Some(rest) => match name_part(rest)? {
-                (name, None) => (first, name),
-                (_, Some(_)) => return Err(InvalidTableName),
-            },
-        };
-        Ok(Self { schema, name })
-    }
-}
-
-/// One part of a dotted name, and what follows the dot.
-fn name_part(text: &str) -> Result<(String, Option<&str>), InvalidTableName> {
-    let Some(quoted) = text.strip_prefix('"') else {
-        let (part, rest) = match text.split_once('.') {
-            Some((part, rest)) => (part, Some(rest)),
-            None => (text, None),
-        };
-        return if part.is_empty() { Err(InvalidTableName) } else { Ok((part.to_owned(), rest)) };
-    };
-    let mut part = String::new();
-    let mut left = quoted;
-    loop {
-        let (piece, after) = left.split_once('"').ok_or(InvalidTableName)?;
-        part.push_str(piece);
-        // A doubled quote is a quote in the name.
-        match after.strip_prefix('"') {
-            Some(after) => {
-                part.push('"');
-                left = after;
-            }
-            None if part.is_empty() => return Err(InvalidTableName),
-            None if after.is_empty() => return Ok((part, None)),
-            None => {
-                let rest = after.strip_prefix('.').ok_or(InvalidTableName)?;
-                return Ok((part, Some(rest)));
-            }
-        }
-    }
-}
 
 /// What to read.
 #[derive(Clone, Debug)]
@@ -302,29 +224,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_names() {
-        fn check(text: &str, expected: Option<(&str, &str)>) {
-            let expected = expected
-                .map(|(schema, name)| TableName { schema: schema.into(), name: name.into() })
-                .ok_or(InvalidTableName);
-            assert_eq!(text.parse(), expected, "{text}");
-        }
-        check("public.t", Some(("public", "t")));
-        check("t", Some(("public", "t")));
-        check("S.My Table", Some(("S", "My Table")));
-        check("\"a.b\".\"c\"\"d\"", Some(("a.b", "c\"d")));
-        check("\"a\"\"\"\"b\".c", Some(("a\"\"b", "c")));
-        check("s.\"T\"", Some(("s", "T")));
-        for bad in ["", ".", "a.", ".a", "a.b.c", "\"a", "\"a\"b", "\"\".a", "\"a\"\"", "\""] {
-            check(bad, None);
-        }
-    }
-
-    #[test]
     fn quoting() {
         assert_eq!(quote_identifier("My\"Pub"), "\"My\"\"Pub\"");
         assert_eq!(quote_literal("it's"), "'it''s'");
-        let name = TableName { schema: "a".into(), name: "B".into() };
-        assert_eq!((name.quoted(), name.to_string()), ("\"a\".\"B\"".into(), "a.B".into()));
     }
 }

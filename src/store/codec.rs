@@ -82,10 +82,7 @@ pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, E
         )?
         .query_row([signed(id)], |row| {
             Ok((
-                Position {
-                    commit_lsn: Lsn(unsigned(row.get(0)?)),
-                    index: unsigned(row.get(1)?),
-                },
+                Position { commit_lsn: Lsn(unsigned(row.get(0)?)), index: unsigned(row.get(1)?) },
                 row.get::<_, i64>(2)?,
                 row.get::<_, String>(3)?,
                 row.get::<_, String>(4)?,

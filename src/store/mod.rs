@@ -268,11 +268,7 @@ impl Store {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub async fn read(
-        &self,
-        ids: Vec<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<(u64, Change)>, Error> {
+    pub async fn read(&self, ids: Vec<u64>, bytes_max: usize) -> Result<Vec<(u64, Change)>, Error> {
         self.ask(|answer| Request::Read(ids, bytes_max, answer)).await
     }
 
