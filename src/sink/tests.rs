@@ -59,6 +59,11 @@ fn record(text: &str) -> SizedRecord {
     .unwrap()
 }
 
+fn sized(body_bytes: usize) -> SizedRecord {
+    let body = Bytes::from(vec![b'x'; body_bytes]);
+    size_gate::check(Record { timestamp_ms: None, headers: Vec::new(), body }).unwrap()
+}
+
 fn batch(name: &str, count: usize) -> Vec<SizedRecord> {
     (0..count).map(|index| record(&format!("{name}-{index}"))).collect()
 }
@@ -167,15 +172,28 @@ async fn a_wrong_number_ends_the_session_and_what_was_behind_it_never_lands() {
 }
 
 #[tokio::test]
+async fn a_failing_first_batch_is_always_explained() {
+    for mode in MODES {
+        let (_server, client) = ready(mode).await;
+        let large: Vec<SizedRecord> = (0..10).map(|_| sized(100_000)).collect();
+        for _ in 0..10 {
+            let mut session = Session::open(&client);
+            send(&mut session, &large, Some(7), None);
+            for _ in 0..10 {
+                send(&mut session, &large, None, None);
+            }
+            let error = session.next_ack().await.unwrap_err();
+            assert_eq!(error.class(), Class::SeqMismatch { next: 0 }, "{mode:?}");
+        }
+        assert_eq!(client.tail().await.unwrap().next_seq, 0);
+    }
+}
+
+#[tokio::test]
 async fn batches_beyond_the_limits_are_not_sent() {
     let (_server, client) = ready(Mode::Session).await;
     let mut session = Session::open(&client);
-    let large = size_gate::check(Record {
-        timestamp_ms: None,
-        headers: Vec::new(),
-        body: Bytes::from(vec![b'x'; 600_000]),
-    })
-    .unwrap();
+    let large = sized(600_000);
     for records in [vec![], batch("a", 1001), vec![large.clone(), large.clone()]] {
         let append = Append { records: &records, match_seq_num: None, fencing_token: None };
         let error = session.send(append).unwrap_err();
@@ -285,12 +303,7 @@ async fn a_takeover_reads_back_pages_larger_than_s2_gives_at_once() {
     let (_server, client) = ready(Mode::Session).await;
     let mut session = Session::open(&client);
     for _ in 0..10 {
-        let large = Record {
-            timestamp_ms: None,
-            headers: Vec::new(),
-            body: Bytes::from(vec![b'x'; 300_000]),
-        };
-        send(&mut session, &[size_gate::check(large).unwrap()], None, None);
+        send(&mut session, &[sized(300_000)], None, None);
     }
     session.close().await.unwrap();
     let mut seqs = Vec::new();
@@ -310,10 +323,7 @@ async fn a_zombie_stands_down() {
         // Its number is right, which is what the token is for.
         send(&mut zombie.session, &batch("zombie", 1), Some(3), Some("zombie"));
         let error = zombie.session.next_ack().await.unwrap_err();
-        if mode != Mode::Session {
-            assert!(matches!(&error, Error::Fenced { actual, .. } if actual == "heir"), "{error}");
-        }
-        // Whatever it heard, its next opening tells it.
+        assert!(matches!(&error, Error::Fenced { actual, .. } if actual == "heir"), "{error}");
         let error = try_take_over(&client, &["zombie"], "zombie-2", 0).await.unwrap_err();
         assert_eq!(error.class(), Class::Fenced { actual: "heir".to_owned() });
         assert_eq!(texts(&client).await, ["heir-0"]);
