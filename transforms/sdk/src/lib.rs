@@ -115,7 +115,7 @@ macro_rules! export {
                 }
             }
 
-            $crate::bindings::export_world!(Module with_types_in $crate::bindings);
+    $crate::bindings::export_world!(Module with_types_in $crate::bindings);
         };
     };
 }
