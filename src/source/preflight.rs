@@ -647,7 +647,8 @@ async fn offenders(session: &Session, publication: &str) -> Result<Vec<TableName
         .query(
             "SELECT t.schemaname::text, t.tablename::text FROM pg_publication_tables t \
              JOIN pg_publication p ON p.pubname = t.pubname AND (p.pubupdate OR p.pubdelete) \
-             JOIN pg_class c ON c.oid = format('%I.%I', t.schemaname, t.tablename)::regclass \
+             JOIN pg_namespace n ON n.nspname = t.schemaname \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename \
              WHERE t.pubname = $1 AND c.relreplident <> 'f' AND NOT EXISTS ( \
                SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate \
                AND CASE c.relreplident WHEN 'd' THEN i.indisprimary \

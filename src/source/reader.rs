@@ -344,16 +344,19 @@ impl Reader {
             timeout,
             timeout.unwrap_or(SILENCE_DEFAULT) * 2_u32.pow(self.silent_losses),
         );
-        let mut link = Link { connection, pulse };
-        let (news, mut health) = watch::channel(Watched::Nothing);
+        let going_down = CancellationToken::new();
+        let mut link = Link { connection, pulse, going_down: going_down.clone() };
+        let (news, mut health) = watch::channel(None);
         let watcher = tokio::spawn(watch_over(
             Arc::clone(&self.sql),
             Arc::clone(&self.settings),
             session,
             news,
+            going_down,
         ));
         let ended = self.read(&mut link, &mut health).await;
         watcher.abort();
+        self.publish_numbers(&link.pulse);
         self.mark = self.mark.max(Some(link.pulse.confirmed));
         match ended? {
             End::Abandoned => link.connection.close(link.pulse.confirmed).await,
@@ -368,7 +371,7 @@ impl Reader {
     async fn read(
         &mut self,
         link: &mut Link,
-        health: &mut watch::Receiver<Watched>,
+        health: &mut watch::Receiver<Option<Health>>,
     ) -> Result<End, Error> {
         let mut stream = Decoding::default();
         loop {
@@ -443,36 +446,32 @@ impl Reader {
     async fn on_tick(
         &mut self,
         link: &mut Link,
-        health: &mut watch::Receiver<Watched>,
+        health: &mut watch::Receiver<Option<Health>>,
     ) -> Result<(), Error> {
         link.on_tick().await?;
         link.pulse.check_silence()?;
         if link.pulse.published != link.pulse.sent_at {
             link.pulse.published = link.pulse.sent_at;
-            let (wal_end, confirmed) = (link.pulse.wal_end, link.pulse.confirmed);
-            let (received, changes) = (self.intake.seen.received(), self.intake.changes);
-            self.publish.send_modify(|status| {
-                status.wal_end = status.wal_end.max(wal_end);
-                status.confirmed = confirmed;
-                status.received = received;
-                status.changes = changes;
-            });
+            self.publish_numbers(&link.pulse);
         }
         if health.has_changed().unwrap_or(false) {
-            let news = health.borrow_and_update().clone();
-            self.on_news(news)?;
+            let health = health.borrow_and_update().clone();
+            health.map_or(Ok(()), |health| self.on_health(health))?;
         }
         Ok(())
     }
 
-    fn on_news(&mut self, news: Watched) -> Result<(), Error> {
-        let Watched::Health(Health { wal_end, publication, unpublished, slot }) = news else {
-            return if matches!(news, Watched::ShutDown) {
-                Err(Error::ShuttingDown)
-            } else {
-                Ok(())
-            };
-        };
+    fn publish_numbers(&self, pulse: &Pulse) {
+        self.publish.send_modify(|status| {
+            status.wal_end = status.wal_end.max(pulse.wal_end);
+            status.confirmed = status.confirmed.max(pulse.confirmed);
+            status.received = self.intake.seen.received();
+            status.changes = self.intake.changes;
+        });
+    }
+
+    fn on_health(&self, health: Health) -> Result<(), Error> {
+        let Health { wal_end, publication, unpublished, slot } = health;
         self.check_publication(publication)?;
         let warning = (!unpublished.is_empty()).then(|| {
             let names: Vec<_> = unpublished.iter().map(ToString::to_string).collect();
@@ -507,9 +506,8 @@ impl Reader {
             // The owner has dropped its end of `confirm`: nothing more will be confirmed.
             if link.pulse.source.has_changed().is_err() {
                 link.pulse.take_confirmed();
-                let confirmed = link.pulse.confirmed;
-                self.publish.send_modify(|status| status.confirmed = confirmed);
-                return link.connection.close(confirmed).await;
+                self.publish_numbers(&link.pulse);
+                return link.connection.close(link.pulse.confirmed).await;
             }
             link.pulse.tick.tick().await;
             if let Err(error) = link.on_tick().await {
@@ -523,8 +521,8 @@ impl Reader {
 
 fn with_mend(finding: &preflight::Finding) -> String {
     match &finding.mend {
-        Some(mend) => format!("{}; mend it with: {mend}", finding.text),
-        None => finding.text.clone(),
+        Some(mend) => format!("{finding}; mend it with: {mend}"),
+        None => finding.to_string(),
     }
 }
 
@@ -725,6 +723,8 @@ impl Drop for Intake {
 struct Link {
     connection: Replication,
     pulse: Pulse,
+    /// Postgres shuts down and waits for us.
+    going_down: CancellationToken,
 }
 
 impl Link {
@@ -746,6 +746,9 @@ impl Link {
 
     /// Sends a status update if one is due.
     async fn on_tick(&mut self) -> Result<(), Error> {
+        if self.going_down.is_cancelled() {
+            return Err(Error::ShuttingDown);
+        }
         let risen = self.pulse.take_confirmed();
         if risen || self.pulse.sent_at.elapsed() >= self.pulse.status_interval {
             let request_reply = self.pulse.heard_at.elapsed() > self.pulse.silence_max / 2;
@@ -821,22 +824,14 @@ impl Pulse {
     }
 }
 
-/// What the watcher has to say.
-#[derive(Clone, Debug)]
-enum Watched {
-    Nothing,
-    Health(Health),
-    /// Postgres shuts down and waits for us.
-    ShutDown,
-}
-
 /// Looks at the slot and the publication every few seconds, and listens for a shutdown, until it
 /// is aborted.
 async fn watch_over(
     sql: Arc<Sql>,
     settings: Arc<Settings>,
     mut session: Session,
-    news: watch::Sender<Watched>,
+    news: watch::Sender<Option<Health>>,
+    going_down: CancellationToken,
 ) {
     let mut interval = tokio::time::interval(HEALTH_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -845,7 +840,7 @@ async fn watch_over(
             ended = session.wait_ended() => {
                 if ended == Ended::ShuttingDown {
                     tokio::time::sleep(SHUTDOWN_GRACE).await;
-                    news.send_replace(Watched::ShutDown);
+                    going_down.cancel();
                     return;
                 }
                 interval.tick().await;
@@ -862,7 +857,7 @@ async fn watch_over(
         }
         match preflight::health(&session, &settings).await {
             Ok(health) => {
-                news.send_replace(Watched::Health(health));
+                news.send_replace(Some(health));
             }
             Err(error) => tracing::debug!("could not look at the slot: {}", chain(&error)),
         }
