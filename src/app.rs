@@ -196,6 +196,7 @@ pub fn sink_settings(config: &Config, embedded: Option<String>) -> anyhow::Resul
         mode: match config.sink.mode {
             config::Mode::Session => sink::Mode::Session,
             config::Mode::Unary => sink::Mode::Unary,
+            config::Mode::Discard => sink::Mode::Discard,
         },
         create: config.sink.create,
         fencing: config.sink.fencing,
