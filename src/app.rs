@@ -199,6 +199,7 @@ pub fn sink_settings(
         mode: match config.mode {
             config::Mode::Session => sink::Mode::Session,
             config::Mode::Unary => sink::Mode::Unary,
+            config::Mode::Discard => sink::Mode::Discard,
         },
         create: config.create,
         fencing: config.fencing,

@@ -102,8 +102,11 @@ impl fmt::Display for Endpoint {
 pub enum Mode {
     /// One pipelined append session over HTTP/2.
     Session,
-    /// One JSON request at a time, which one can repeat with curl.
+    /// One request at a time.
     Unary,
+    /// Throws every record away and confirms it to Postgres: only for measuring. Not offered by
+    /// error texts, so that nobody chooses it by mistake.
+    Discard,
 }
 
 /// `[transforms]`: the folder and who runs what is in it.
@@ -311,6 +314,7 @@ fn sink(document: &mut Document<'_>) -> Option<Sink> {
     let mode = section.parsed_or("mode", Mode::Session, |text| match text {
         "session" => Ok(Mode::Session),
         "unary" => Ok(Mode::Unary),
+        "discard" => Ok(Mode::Discard),
         _ => {
             let mend = "write \"session\" or \"unary\"";
             Err(Complaint::new(format!("`{text}` is no mode"), mend))

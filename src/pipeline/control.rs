@@ -127,6 +127,8 @@ pub struct Status {
     pub reasons: Vec<Reason>,
     /// `exactly once`, or what the access token allows.
     pub guarantee: String,
+    /// The S2 server, as the pipeline reaches it.
+    pub endpoint: String,
     pub pipeline_id: String,
     pub chain: String,
     pub changes: u64,

@@ -210,6 +210,8 @@ struct Driver {
     selected: mpsc::UnboundedSender<Selected>,
     counters: Counters,
     source_reason: Option<Reason>,
+    /// As the store has it: which Postgres its messages are from.
+    source_identity: Option<String>,
     draining: Option<Instant>,
 }
 
@@ -306,6 +308,7 @@ impl Driver {
             selected,
             counters: Counters::default(),
             source_reason: None,
+            source_identity: loaded.source_identity,
             draining: None,
         };
         let changed = loaded.chain_digest.as_deref() != Some(driver.chain.digest())
@@ -754,6 +757,11 @@ impl Driver {
     }
 
     fn on_source_status(&mut self, status: &source::SourceStatus) -> Result<(), Error> {
+        if let (None, Some(identity)) = (&self.source_identity, &status.identity) {
+            let system_identifier = identity.system_identifier.clone();
+            self.source_identity = Some(system_identifier.clone());
+            self.writes.push(Write::SourceIdentity { system_identifier });
+        }
         self.source_reason = match &status.state {
             source::State::Streaming | source::State::Stopped => None,
             source::State::Connecting => {
@@ -1081,6 +1089,7 @@ impl Driver {
             ready: reasons.is_empty(),
             reasons,
             guarantee: self.guarantee.to_owned(),
+            endpoint: self.client.place().endpoint.clone(),
             pipeline_id: self.pipeline_id.clone(),
             chain: self.chain.tag(),
             changes: self.counters.changes,

@@ -16,7 +16,7 @@ use base64::Engine as _;
 use super::size_gate::SizedRecord;
 use crate::change::{Lsn, Position};
 use crate::message::header;
-use crate::sink::client::Client;
+use crate::sink::client::{Client, Mode};
 use crate::sink::open::{Guarantee, Opened, open};
 use crate::sink::read::ReadRecord;
 use crate::sink::session::{Ack, Append, Session};
@@ -74,6 +74,16 @@ pub struct Established {
 /// What S2 or the store said.
 pub async fn establish(opening: Opening) -> Result<Established, Error> {
     let Opening { client, store, pipeline_id, read_from, epoch } = opening;
+    if client.settings().mode == Mode::Discard {
+        let line = Line {
+            session: Session::open(&client),
+            next_seq: Some(read_from.unwrap_or_default()),
+            fencing_token: None,
+            guarantee: Guarantee::AtLeastOnce,
+        };
+        let read_from = read_from.unwrap_or_default();
+        return Ok(Established { line, landed: HashMap::new(), read_from });
+    }
     let read_from = match read_from {
         Some(read_from) => read_from,
         None => first_read_from(&client, &store).await?,

@@ -104,7 +104,10 @@ impl Embedded {
         Self::start_with(settings, true).await
     }
 
-    async fn start_with(settings: EmbeddedSettings, no_delay: bool) -> Result<Self, EmbeddedError> {
+    pub async fn start_with(
+        settings: EmbeddedSettings,
+        no_delay: bool,
+    ) -> Result<Self, EmbeddedError> {
         let EmbeddedSettings { listen, storage } = settings;
         let listener = TcpListener::bind(listen)
             .await

@@ -483,6 +483,10 @@ fn connection_text(place: &Place, operation: Operation, fault: Fault) -> String 
             "the TLS handshake failed; check that the certificate is valid for this name \
              and signed by an authority that this machine knows"
         }
+        Fault::TimeOut if operation == Operation::Append => {
+            "no acknowledgement came in time; it is tried again. If that goes on and a proxy is in \
+             between, it may not let a session through: set `sink.mode = \"unary\"`"
+        }
         Fault::TimeOut => "no answer came in time; it is tried again",
         Fault::Cut => "the connection broke; it is tried again",
     };

@@ -7,9 +7,10 @@
 //!   └─▶ expected: count, number ──▶ check ◀──┴── acknowledgements ──▶ next_ack
 //! ```
 //!
-//! The first failure ends a session, and S2 applies nothing behind it. A session is never mended: open
-//! another one, which finds out what has landed. The caller bounds what is under way; nothing here
-//! waits for room.
+//! The first failure ends a session, and S2 applies nothing behind it. A session is never mended.
+//! After an ambiguous failure [`open`](super::open::open) finds out what has landed. After any other
+//! one, such as a connection that was closed for being idle, [`Session::open`] is enough, with the
+//! same token and the next number. The caller bounds what is under way; nothing here waits for room.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +27,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use prost::Message as _;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
@@ -113,6 +114,8 @@ pub struct Session {
     /// When the last acknowledgement came, or the first batch went out after a pause.
     quiet_since: Instant,
     failed: bool,
+    /// Where batches are acknowledged that are not sent: [`Mode::Discard`].
+    discards: Option<mpsc::UnboundedSender<Result<Incoming, Error>>>,
     task: AbortHandle,
 }
 
@@ -136,14 +139,25 @@ impl Session {
         let (out, frames) = mpsc::unbounded_channel();
         let (answers, incoming) = mpsc::unbounded_channel();
         let progress = Arc::new(Progress::new());
+        let mut discards = None;
         let task = match client.settings().mode {
             Mode::Session | Mode::SessionHttp2 => {
-                let body = FrameStream { frames, piece: Bytes::new(), progress: progress.clone() };
-                tokio::spawn(run_session(client.clone(), body, answers)).abort_handle()
+                let (release, held) = oneshot::channel();
+                let body = FrameStream {
+                    frames,
+                    piece: Bytes::new(),
+                    hold: Hold::Free { held },
+                    progress: progress.clone(),
+                };
+                tokio::spawn(run_session(client.clone(), body, release, answers)).abort_handle()
             }
             Mode::Unary => {
                 tokio::spawn(run_unary(client.clone(), frames, answers, progress.clone()))
                     .abort_handle()
+            }
+            Mode::Discard => {
+                discards = Some(answers);
+                tokio::spawn(std::future::pending::<()>()).abort_handle()
             }
         };
         Self {
@@ -154,6 +168,7 @@ impl Session {
             progress,
             quiet_since: Instant::now(),
             failed: false,
+            discards,
             task,
         }
     }
@@ -198,6 +213,14 @@ impl Session {
             self.quiet_since = Instant::now();
         }
         self.outstanding.push_back(Expected { records: count, start: match_seq_num });
+        if let Some(answers) = &self.discards {
+            let start = match_seq_num.unwrap_or_default();
+            let position = |seq_num| Some(proto::StreamPosition { seq_num, timestamp: 0 });
+            let (start, end) = (position(start), position(start + count));
+            let ack = AppendAck { start, end, tail: end };
+            drop(answers.send(Ok(Incoming { ack, reconnect_advised: false })));
+            return Ok(());
+        }
         // Refused only by a session that has ended: `next_ack` says why.
         drop(out.send(frame));
         Ok(())
@@ -335,6 +358,7 @@ impl Drop for Session {
 async fn run_session(
     client: Client,
     body: FrameStream,
+    release: oneshot::Sender<()>,
     answers: mpsc::UnboundedSender<Result<Incoming, Error>>,
 ) {
     let body = reqwest::Body::wrap_stream(body);
@@ -342,6 +366,11 @@ async fn run_session(
         Ok(response) => response,
         Err(error) => return drop(answers.send(Err(error))),
     };
+    let mut release = Some(release);
+    if response.version() == reqwest::Version::HTTP_2 {
+        // The body may be gone already, with the session.
+        drop(release.take().map(|release| release.send(())));
+    }
     let mut decoder = FrameDecoder::default();
     loop {
         match response.chunk().await {
@@ -368,6 +397,7 @@ async fn run_session(
             if answers.send(answer).is_err() || over {
                 return;
             }
+            drop(release.take().map(|release| release.send(())));
         }
     }
 }
@@ -410,10 +440,51 @@ async fn run_unary(
 }
 
 /// The request's body: frames as they are sent, in pieces.
+///
+/// The first frame goes alone until S2 has answered it, over HTTP/1.1, or has answered at all, over
+/// HTTP/2. What S2 says of a failing frame is lost over HTTP/1.1 if more is being written behind it:
+/// the connection is reset under its last words. A failing batch is the first one of the session
+/// that is opened after it, so that by then its reason is heard.
 struct FrameStream {
     frames: mpsc::UnboundedReceiver<Bytes>,
     piece: Bytes,
+    hold: Hold,
     progress: Arc<Progress>,
+}
+
+enum Hold {
+    /// The first frame has not begun.
+    Free {
+        held: oneshot::Receiver<()>,
+    },
+    /// Nothing goes behind the first frame.
+    Held {
+        held: oneshot::Receiver<()>,
+    },
+    Released,
+}
+
+impl Hold {
+    /// Whether the next frame may begin.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Free { .. } | Self::Released => Poll::Ready(()),
+            Self::Held { held } => {
+                // An error means that the session is over: then nothing matters any more.
+                if Pin::new(held).poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                *self = Self::Released;
+                Poll::Ready(())
+            }
+        }
+    }
+
+    fn frame_began(&mut self) {
+        if let Self::Free { held } = std::mem::replace(self, Self::Released) {
+            *self = Self::Held { held };
+        }
+    }
 }
 
 impl Stream for FrameStream {
@@ -421,8 +492,14 @@ impl Stream for FrameStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.piece.is_empty() {
+            if self.hold.poll(context).is_pending() {
+                return Poll::Pending;
+            }
             match self.frames.poll_recv(context) {
-                Poll::Ready(Some(frame)) => self.piece = frame,
+                Poll::Ready(Some(frame)) => {
+                    self.hold.frame_began();
+                    self.piece = frame;
+                }
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
             }

@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{
     Append, Class, Client, Endpoint, Error, Guarantee, Mode, Opened, ReadRecord, Session, Settings,
+    Token,
     client::{Created, ReadFrom},
     embedded::{Embedded, EmbeddedError, EmbeddedSettings, Storage},
     error::Fault,
@@ -57,6 +58,11 @@ fn record(text: &str) -> SizedRecord {
         body: Bytes::copy_from_slice(text.as_bytes()),
     })
     .unwrap()
+}
+
+fn sized(body_bytes: usize) -> SizedRecord {
+    let body = Bytes::from(vec![b'x'; body_bytes]);
+    size_gate::check(Record { timestamp_ms: None, headers: Vec::new(), body }).unwrap()
 }
 
 fn batch(name: &str, count: usize) -> Vec<SizedRecord> {
@@ -166,16 +172,30 @@ async fn a_wrong_number_ends_the_session_and_what_was_behind_it_never_lands() {
     }
 }
 
+// Several threads, so that writing and reading race as they do in the real process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_first_batch_is_always_explained() {
+    for mode in MODES {
+        let (_server, client) = ready(mode).await;
+        let large: Vec<SizedRecord> = (0..10).map(|_| sized(100_000)).collect();
+        for _ in 0..20 {
+            let mut session = Session::open(&client);
+            send(&mut session, &large, Some(7), None);
+            for _ in 0..20 {
+                send(&mut session, &large, None, None);
+            }
+            let error = session.next_ack().await.unwrap_err();
+            assert_eq!(error.class(), Class::SeqMismatch { next: 0 }, "{mode:?}");
+        }
+        assert_eq!(client.tail().await.unwrap().next_seq, 0);
+    }
+}
+
 #[tokio::test]
 async fn batches_beyond_the_limits_are_not_sent() {
     let (_server, client) = ready(Mode::Session).await;
     let mut session = Session::open(&client);
-    let large = size_gate::check(Record {
-        timestamp_ms: None,
-        headers: Vec::new(),
-        body: Bytes::from(vec![b'x'; 600_000]),
-    })
-    .unwrap();
+    let large = sized(600_000);
     for records in [vec![], batch("a", 1001), vec![large.clone(), large.clone()]] {
         let append = Append { records: &records, match_seq_num: None, fencing_token: None };
         let error = session.send(append).unwrap_err();
@@ -285,12 +305,7 @@ async fn a_takeover_reads_back_pages_larger_than_s2_gives_at_once() {
     let (_server, client) = ready(Mode::Session).await;
     let mut session = Session::open(&client);
     for _ in 0..10 {
-        let large = Record {
-            timestamp_ms: None,
-            headers: Vec::new(),
-            body: Bytes::from(vec![b'x'; 300_000]),
-        };
-        send(&mut session, &[size_gate::check(large).unwrap()], None, None);
+        send(&mut session, &[sized(300_000)], None, None);
     }
     session.close().await.unwrap();
     let mut seqs = Vec::new();
@@ -310,10 +325,7 @@ async fn a_zombie_stands_down() {
         // Its number is right, which is what the token is for.
         send(&mut zombie.session, &batch("zombie", 1), Some(3), Some("zombie"));
         let error = zombie.session.next_ack().await.unwrap_err();
-        if mode != Mode::Session {
-            assert!(matches!(&error, Error::Fenced { actual, .. } if actual == "heir"), "{error}");
-        }
-        // Whatever it heard, its next opening tells it.
+        assert!(matches!(&error, Error::Fenced { actual, .. } if actual == "heir"), "{error}");
         let error = try_take_over(&client, &["zombie"], "zombie-2", 0).await.unwrap_err();
         assert_eq!(error.class(), Class::Fenced { actual: "heir".to_owned() });
         assert_eq!(texts(&client).await, ["heir-0"]);
@@ -580,4 +592,196 @@ async fn a_directory_keeps_records_and_is_locked() {
     let error = Embedded::start(taken).await.unwrap_err();
     assert!(matches!(error, EmbeddedError::Listen { .. }), "{error}");
     server.shutdown().await.unwrap();
+}
+
+/// Stands in front of `target` and refuses what `refuse` says, with that status and code. For
+/// requests with an end: a session does not pass.
+async fn gate(
+    target: String,
+    refuse: impl Fn(&axum::http::request::Parts, &[u8]) -> Option<(u16, &'static str)>
+    + Clone
+    + Send
+    + Sync
+    + 'static,
+) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let client = reqwest::Client::new();
+    let router = axum::Router::new().fallback(move |request: axum::extract::Request| async move {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let (status, body) = if let Some((status, code)) = refuse(&parts, &body) {
+            (status, Bytes::from(format!(r#"{{"code":"{code}","message":"refused"}}"#)))
+        } else {
+            let path = parts.uri.path_and_query().unwrap();
+            let answer = client
+                .request(parts.method, format!("{target}{path}"))
+                .headers(parts.headers)
+                .body(body)
+                .send()
+                .await
+                .unwrap();
+            (answer.status().as_u16(), answer.bytes().await.unwrap())
+        };
+        (axum::http::StatusCode::from_u16(status).unwrap(), body)
+    });
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+#[tokio::test]
+async fn the_guarantee_is_what_the_token_allows() {
+    type Refuse = fn(&axum::http::request::Parts, &[u8]) -> bool;
+    async fn check(refuse: Refuse, guarantee: Guarantee, next_seq: Option<u64>) {
+        let (server, direct) = ready(Mode::Unary).await;
+        let mut session = Session::open(&direct);
+        send(&mut session, &batch("a", 3), None, None);
+        session.close().await.unwrap();
+        let url = gate(server.url(), move |parts, body| {
+            refuse(parts, body).then_some((403, "permission_denied"))
+        })
+        .await;
+        let client = Client::new(settings(url, &direct.place().stream, Mode::Unary)).unwrap();
+        let mut seen = 0;
+        let mut opened = open(&client, &[], "t", 0, |_| seen += 1).await.unwrap();
+        assert_eq!((opened.guarantee, opened.next_seq), (guarantee, next_seq));
+        assert_eq!(opened.fencing_token.is_some(), guarantee == Guarantee::ExactlyOnce);
+        assert_eq!(seen, if guarantee.has_numbers() { 3 } else { 0 });
+        let token = opened.fencing_token.as_deref();
+        send(&mut opened.session, &batch("b", 1), opened.next_seq, token);
+        opened.session.close().await.unwrap();
+        assert_eq!(texts(&direct).await, ["a-0", "a-1", "a-2", "b-0"]);
+    }
+    check(|_, _| false, Guarantee::ExactlyOnce, Some(4)).await;
+    check(
+        |_, body| body.windows(5).any(|window| window == b"fence"),
+        Guarantee::NumbersOnly,
+        Some(3),
+    )
+    .await;
+    check(|parts, _| parts.uri.path().ends_with("/tail"), Guarantee::AtLeastOnce, None).await;
+    check(
+        |parts, _| parts.method == "GET" && parts.uri.path().ends_with("/records"),
+        Guarantee::AtLeastOnce,
+        None,
+    )
+    .await;
+    check(|parts, _| parts.method == "GET", Guarantee::AtLeastOnce, None).await;
+}
+
+#[tokio::test]
+async fn an_append_only_token_can_be_checked() {
+    let (server, direct) = ready(Mode::Unary).await;
+    let url = gate(server.url(), |parts, _| {
+        (parts.method == "GET").then_some((403, "permission_denied"))
+    })
+    .await;
+    let client = Client::new(settings(url, &direct.place().stream, Mode::Unary)).unwrap();
+    assert_eq!(client.stream_exists().await.unwrap(), None);
+    assert_eq!(client.check_append().await.unwrap(), 0);
+    assert!(client.tail().await.unwrap_err().is_forbidden());
+    assert_eq!(client.create_stream().await.unwrap(), Created::Existed);
+    assert_eq!(everything(&direct).await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_token_that_is_mended_needs_no_restart() {
+    let (server, direct) = ready(Mode::Unary).await;
+    let url = gate(server.url(), |parts, _| {
+        let token = parts.headers.get("authorization").and_then(|token| token.to_str().ok());
+        (token != Some("Bearer right")).then_some((401, "authn"))
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    std::fs::write(&path, "wrong").unwrap();
+    let of = |token| Settings {
+        token: Some(token),
+        ..settings(url.clone(), &direct.place().stream, Mode::Unary)
+    };
+    let client = Client::new(of(Token::file(path.clone()))).unwrap();
+    let code = |error: Error| match error.class() {
+        Class::Sink(trouble) => trouble.code.into_owned(),
+        class => panic!("{class:?}"),
+    };
+    assert_eq!(code(client.tail().await.unwrap_err()), "sink_401");
+    let mut session = Session::open(&client);
+    send(&mut session, &batch("a", 1), None, None);
+    assert_eq!(code(session.next_ack().await.unwrap_err()), "sink_401");
+    std::fs::write(&path, "right").unwrap();
+    assert_eq!(client.tail().await.unwrap().next_seq, 0);
+    // A token that is changed before the old one is refused is picked up within one request.
+    std::fs::write(&path, "wrong").unwrap();
+    let client = Client::new(of(Token::file(path.clone()))).unwrap();
+    client.tail().await.unwrap_err();
+    std::fs::write(&path, "right").unwrap();
+    client.tail().await.unwrap();
+    let client = Client::new(of(Token::fixed("wrong").unwrap())).unwrap();
+    let error = client.tail().await.unwrap_err();
+    assert!(!format!("{error} {error:?} {client:?}").contains("wrong"));
+    assert_eq!(code(error), "sink_401");
+}
+
+/// The protocol as a whole: connections are cut at any moment, the writer forgets everything but
+/// its tokens and its checkpoint, and in the end each record is there once and in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_doubled_or_reordered_by_cuts() {
+    const RECORDS: u64 = 3000;
+    const BATCHES_UNDER_WAY: usize = 8;
+    for mode in MODES {
+        let (server, direct) = ready(mode).await;
+        let mut tokens: Vec<String> = Vec::new();
+        // The store: what is known to be in the stream, and where to read from.
+        let (mut done, mut read_from) = (0_u64, 0_u64);
+        let mut cuts = 0_u64;
+        while done < RECORDS {
+            let (url, cut) = proxy(server.address()).await;
+            let client = Client::new(settings(url, &direct.place().stream, mode)).unwrap();
+            let moment = Duration::from_millis(5 + 7 * (cuts % 9));
+            let killer = tokio::spawn(async move {
+                tokio::time::sleep(moment).await;
+                cut.send_replace(true);
+                // The proxy lives as long as this.
+                std::future::pending::<()>().await;
+            });
+            let next_token = format!("token-{cuts}");
+            let previous = tokens.clone();
+            tokens.insert(0, next_token.clone());
+            let mut found = Vec::new();
+            let opened = open(&client, &previous, &next_token, read_from, |record| {
+                found.push(String::from_utf8(record.body.to_vec()).unwrap());
+            })
+            .await;
+            if let Ok(opened) = opened {
+                for body in found {
+                    assert_eq!(body, done.to_string());
+                    done += 1;
+                }
+                let (mut session, mut seq) = (opened.session, opened.next_seq.unwrap());
+                read_from = seq;
+                let mut sent = done;
+                loop {
+                    while session.outstanding() < BATCHES_UNDER_WAY && sent < RECORDS {
+                        let end = (sent + 7).min(RECORDS);
+                        let records: Vec<SizedRecord> =
+                            (sent..end).map(|item| record(&item.to_string())).collect();
+                        send(&mut session, &records, Some(seq), Some(&next_token));
+                        seq += end - sent;
+                        sent = end;
+                    }
+                    if done == RECORDS {
+                        break;
+                    }
+                    let Ok(ack) = session.next_ack().await else { break };
+                    done += ack.end - ack.start;
+                    read_from = ack.end;
+                }
+            }
+            killer.abort();
+            cuts += 1;
+        }
+        let expected: Vec<String> = (0..RECORDS).map(|item| item.to_string()).collect();
+        assert_eq!(texts(&direct).await, expected, "{mode:?}");
+        assert!(cuts > 3, "{mode:?}: only {cuts} cuts");
+    }
 }

@@ -220,15 +220,18 @@ impl Reader {
         self.mark = self.mark.max(Some(prepared.confirmed));
         self.publication = Some(prepared.publication);
         self.system_identifier = Some(identity.system_identifier.clone());
-        for warning in &prepared.warnings {
-            tracing::debug!("{warning}");
+        let warnings: Vec<_> = prepared.warnings.iter().map(with_mend).collect();
+        // Each once, not with every connection.
+        let known = self.publish.borrow().warnings.clone();
+        for warning in warnings.iter().filter(|warning| !known.contains(warning)) {
+            tracing::warn!("{warning}");
         }
         self.publish.send_modify(|status| {
             status.state = State::Streaming;
             status.wal_end = status.wal_end.max(identity.wal_end);
             status.confirmed = status.confirmed.max(prepared.confirmed);
             status.connections += 1;
-            status.warnings = prepared.warnings.iter().map(with_mend).collect();
+            status.warnings = warnings;
             status.identity = Some(identity);
         });
         tracing::info!(
@@ -344,16 +347,19 @@ impl Reader {
             timeout,
             timeout.unwrap_or(SILENCE_DEFAULT) * 2_u32.pow(self.silent_losses),
         );
-        let mut link = Link { connection, pulse };
-        let (news, mut health) = watch::channel(Watched::Nothing);
+        let going_down = CancellationToken::new();
+        let mut link = Link { connection, pulse, going_down: going_down.clone() };
+        let (news, mut health) = watch::channel(None);
         let watcher = tokio::spawn(watch_over(
             Arc::clone(&self.sql),
             Arc::clone(&self.settings),
             session,
             news,
+            going_down,
         ));
         let ended = self.read(&mut link, &mut health).await;
         watcher.abort();
+        self.publish_numbers(&link.pulse);
         self.mark = self.mark.max(Some(link.pulse.confirmed));
         match ended? {
             End::Abandoned => link.connection.close(link.pulse.confirmed).await,
@@ -368,7 +374,7 @@ impl Reader {
     async fn read(
         &mut self,
         link: &mut Link,
-        health: &mut watch::Receiver<Watched>,
+        health: &mut watch::Receiver<Option<Health>>,
     ) -> Result<End, Error> {
         let mut stream = Decoding::default();
         loop {
@@ -443,36 +449,32 @@ impl Reader {
     async fn on_tick(
         &mut self,
         link: &mut Link,
-        health: &mut watch::Receiver<Watched>,
+        health: &mut watch::Receiver<Option<Health>>,
     ) -> Result<(), Error> {
         link.on_tick().await?;
         link.pulse.check_silence()?;
         if link.pulse.published != link.pulse.sent_at {
             link.pulse.published = link.pulse.sent_at;
-            let (wal_end, confirmed) = (link.pulse.wal_end, link.pulse.confirmed);
-            let (received, changes) = (self.intake.seen.received(), self.intake.changes);
-            self.publish.send_modify(|status| {
-                status.wal_end = status.wal_end.max(wal_end);
-                status.confirmed = confirmed;
-                status.received = received;
-                status.changes = changes;
-            });
+            self.publish_numbers(&link.pulse);
         }
         if health.has_changed().unwrap_or(false) {
-            let news = health.borrow_and_update().clone();
-            self.on_news(news)?;
+            let health = health.borrow_and_update().clone();
+            health.map_or(Ok(()), |health| self.on_health(health))?;
         }
         Ok(())
     }
 
-    fn on_news(&mut self, news: Watched) -> Result<(), Error> {
-        let Watched::Health(Health { wal_end, publication, unpublished, slot }) = news else {
-            return if matches!(news, Watched::ShutDown) {
-                Err(Error::ShuttingDown)
-            } else {
-                Ok(())
-            };
-        };
+    fn publish_numbers(&self, pulse: &Pulse) {
+        self.publish.send_modify(|status| {
+            status.wal_end = status.wal_end.max(pulse.wal_end);
+            status.confirmed = status.confirmed.max(pulse.confirmed);
+            status.received = self.intake.seen.received();
+            status.changes = self.intake.changes;
+        });
+    }
+
+    fn on_health(&self, health: Health) -> Result<(), Error> {
+        let Health { wal_end, publication, unpublished, slot } = health;
         self.check_publication(publication)?;
         let warning = (!unpublished.is_empty()).then(|| {
             let names: Vec<_> = unpublished.iter().map(ToString::to_string).collect();
@@ -507,9 +509,8 @@ impl Reader {
             // The owner has dropped its end of `confirm`: nothing more will be confirmed.
             if link.pulse.source.has_changed().is_err() {
                 link.pulse.take_confirmed();
-                let confirmed = link.pulse.confirmed;
-                self.publish.send_modify(|status| status.confirmed = confirmed);
-                return link.connection.close(confirmed).await;
+                self.publish_numbers(&link.pulse);
+                return link.connection.close(link.pulse.confirmed).await;
             }
             link.pulse.tick.tick().await;
             if let Err(error) = link.on_tick().await {
@@ -523,8 +524,8 @@ impl Reader {
 
 fn with_mend(finding: &preflight::Finding) -> String {
     match &finding.mend {
-        Some(mend) => format!("{}; mend it with: {mend}", finding.text),
-        None => finding.text.clone(),
+        Some(mend) => format!("{finding}; mend it with: {mend}"),
+        None => finding.to_string(),
     }
 }
 
@@ -542,6 +543,8 @@ struct Decoding {
 impl Decoding {
     /// Takes one message. Returns a relation that has to be defined before the next.
     fn take(&mut self, message: Bytes, intake: &mut Intake) -> Result<Option<Relation>, Error> {
+        // What was reserved for this frame belongs to the batch now.
+        intake.reserved = false;
         let after = self.after;
         let decoded =
             self.decoder.decode(message).map_err(|source| Error::Decode { after, source })?;
@@ -560,6 +563,10 @@ impl Decoding {
             }
             Decoded::Relation(relation) => return Ok(Some(relation)),
             Decoded::Other => {}
+        }
+        if intake.batch.bytes == 0 {
+            // It was a large repetition, or nothing that anybody gets.
+            intake.give_back();
         }
         Ok(None)
     }
@@ -617,8 +624,6 @@ impl Intake {
     }
 
     fn change(&mut self, change: Change, unwanted: bool) {
-        // Its frame has been read: what was reserved for it is now the batch's.
-        self.reserved = false;
         if !self.seen.change(change.position) {
             return;
         }
@@ -672,8 +677,10 @@ impl Intake {
     }
 
     fn give_back(&mut self) {
-        self.budget.release(std::mem::take(&mut self.held));
         self.reserved = false;
+        if self.held > 0 {
+            self.budget.release(std::mem::take(&mut self.held));
+        }
     }
 
     /// Hands the batch over, with exactly its bytes taken from the budget. Dropping the future
@@ -725,6 +732,8 @@ impl Drop for Intake {
 struct Link {
     connection: Replication,
     pulse: Pulse,
+    /// Postgres shuts down and waits for us.
+    going_down: CancellationToken,
 }
 
 impl Link {
@@ -746,6 +755,9 @@ impl Link {
 
     /// Sends a status update if one is due.
     async fn on_tick(&mut self) -> Result<(), Error> {
+        if self.going_down.is_cancelled() {
+            return Err(Error::ShuttingDown);
+        }
         let risen = self.pulse.take_confirmed();
         if risen || self.pulse.sent_at.elapsed() >= self.pulse.status_interval {
             let request_reply = self.pulse.heard_at.elapsed() > self.pulse.silence_max / 2;
@@ -821,22 +833,14 @@ impl Pulse {
     }
 }
 
-/// What the watcher has to say.
-#[derive(Clone, Debug)]
-enum Watched {
-    Nothing,
-    Health(Health),
-    /// Postgres shuts down and waits for us.
-    ShutDown,
-}
-
 /// Looks at the slot and the publication every few seconds, and listens for a shutdown, until it
 /// is aborted.
 async fn watch_over(
     sql: Arc<Sql>,
     settings: Arc<Settings>,
     mut session: Session,
-    news: watch::Sender<Watched>,
+    news: watch::Sender<Option<Health>>,
+    going_down: CancellationToken,
 ) {
     let mut interval = tokio::time::interval(HEALTH_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -845,7 +849,7 @@ async fn watch_over(
             ended = session.wait_ended() => {
                 if ended == Ended::ShuttingDown {
                     tokio::time::sleep(SHUTDOWN_GRACE).await;
-                    news.send_replace(Watched::ShutDown);
+                    going_down.cancel();
                     return;
                 }
                 interval.tick().await;
@@ -862,9 +866,243 @@ async fn watch_over(
         }
         match preflight::health(&session, &settings).await {
             Ok(health) => {
-                news.send_replace(Watched::Health(health));
+                news.send_replace(Some(health));
             }
             Err(error) => tracing::debug!("could not look at the slot: {}", chain(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Column, Position, Table};
+    use crate::pg_type::Kind;
+    use crate::source::catalog::Described;
+
+    /// pgoutput messages of a table `public.t(id int4 primary key)`.
+    mod message {
+        use bytes::{BufMut, Bytes, BytesMut};
+
+        pub fn begin(commit_lsn: u64) -> Bytes {
+            let mut out = BytesMut::from(&b"B"[..]);
+            out.put_u64(commit_lsn);
+            out.put_i64(0);
+            out.put_u32(1);
+            out.freeze()
+        }
+
+        pub fn commit(commit_lsn: u64, end_lsn: u64) -> Bytes {
+            let mut out = BytesMut::from(&b"C\0"[..]);
+            out.put_u64(commit_lsn);
+            out.put_u64(end_lsn);
+            out.put_i64(0);
+            out.freeze()
+        }
+
+        pub fn relation(oid: u32) -> Bytes {
+            let mut out = BytesMut::from(&b"R"[..]);
+            out.put_u32(oid);
+            out.put_slice(b"public\0t\0d\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff");
+            out.freeze()
+        }
+
+        pub fn insert(oid: u32, value: &[u8]) -> Bytes {
+            let mut out = BytesMut::from(&b"I"[..]);
+            out.put_u32(oid);
+            out.put_slice(b"N\0\x01t");
+            out.put_u32(u32::try_from(value.len()).unwrap());
+            out.put_slice(value);
+            out.freeze()
+        }
+    }
+
+    fn described(oid: u32, wanted: bool) -> Described {
+        let column = Column {
+            name: "id".into(),
+            type_name: "int4".into(),
+            kind: Kind::Integer,
+            identity: true,
+            primary_key: true,
+        };
+        let table = Table { oid, schema: "public".into(), name: "t".into(), columns: vec![column] };
+        Described { table: Arc::new(table), wanted }
+    }
+
+    /// What one connection sends: transactions of two inserts each, from this one on.
+    fn script(from: u64) -> Vec<Bytes> {
+        let mut messages = Vec::new();
+        for transaction in from..4 {
+            let lsn = 100 * (transaction + 1);
+            messages.push(message::begin(lsn));
+            if transaction == from {
+                messages.push(message::relation(1));
+                messages.push(message::relation(2));
+            }
+            messages.push(message::insert(1, b"10"));
+            messages.push(message::insert(2, b"11"));
+            messages.push(message::insert(1, b"12"));
+            messages.push(message::commit(lsn, lsn + 50));
+        }
+        messages
+    }
+
+    /// Plays a connection's messages, as far as they came.
+    fn play(intake: &mut Intake, messages: &[Bytes]) {
+        let mut decoding = Decoding::default();
+        for message in messages {
+            if let Some(relation) = decoding.take(message.clone(), intake).unwrap() {
+                let wanted = relation.oid == 1;
+                decoding.define(described(relation.oid, wanted));
+            }
+        }
+    }
+
+    fn short(items: &[Item]) -> Vec<String> {
+        let word = |item: &Item| match item {
+            Item::Change(change) => {
+                format!("{}:{}", change.position.commit_lsn.0, change.position.index)
+            }
+            Item::Commit { end_lsn } => format!("commit {}", end_lsn.0),
+            Item::Idle { wal_end } => format!("idle {}", wal_end.0),
+        };
+        items.iter().map(word).collect()
+    }
+
+    fn intake(seen: Seen) -> (Intake, mpsc::Receiver<Batch>, Arc<ByteBudget>) {
+        let budget = Arc::new(ByteBudget::new(1000));
+        let (out, batches) = mpsc::channel(BATCHES_MAX);
+        (Intake::new(seen, Arc::clone(&budget), out), batches, budget)
+    }
+
+    #[test]
+    fn connections_lost_anywhere_deliver_each_change_once_and_in_order() {
+        let whole = script(0);
+        let (mut once, _batches, _budget) = intake(Seen::default());
+        play(&mut once, &whole);
+        let expected = short(&once.batch.items);
+        assert_eq!(expected[..3], ["100:0", "100:2", "commit 150"], "table 2 is not wanted");
+        for lost_at in 0..=whole.len() {
+            for again in 0..4 {
+                // Postgres starts anew no later than at the transaction that was cut.
+                let read = whole[..lost_at].iter().filter(|message| message[0] == b'C').count();
+                if again > read as u64 {
+                    continue;
+                }
+                let (mut intake, _batches, _budget) = intake(Seen::default());
+                play(&mut intake, &whole[..lost_at]);
+                play(&mut intake, &script(again));
+                assert_eq!(short(&intake.batch.items), expected, "{lost_at}, then {again}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_resumed_source_leaves_out_what_is_settled() {
+        let seen = Seen::new(Some(Position { commit_lsn: Lsn(200), index: 0 }), Lsn(150));
+        let (mut intake, _batches, _budget) = intake(seen);
+        play(&mut intake, &script(0));
+        let found = short(&intake.batch.items);
+        assert_eq!(found[..4], ["200:2", "commit 250", "300:0", "300:2"]);
+    }
+
+    #[test]
+    fn idle_ends_do_not_pile_up() {
+        let (mut intake, _batches, _budget) = intake(Seen::default());
+        for wal_end in [5, 6, 4, 7] {
+            intake.idle(Lsn(wal_end));
+        }
+        intake.commit(Lsn(9));
+        intake.idle(Lsn(9));
+        intake.idle(Lsn(10));
+        assert_eq!(short(&intake.batch.items), ["idle 7", "commit 9", "idle 10"]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_takes_exactly_its_bytes_from_the_budget() {
+        // What was reserved before, for a frame of any size.
+        for reserved in [0, 1, 700, 5000] {
+            let (mut intake, mut batches, budget) = intake(Seen::default());
+            if reserved > 0 {
+                intake.reserve(reserved).await;
+                assert_eq!(budget.bytes_out(), reserved);
+            }
+            play(&mut intake, &script(3));
+            assert!(!intake.reserved);
+            intake.hand_over().await.unwrap();
+            let batch = batches.recv().await.unwrap();
+            assert_eq!(batch.bytes, 2 * (256 + 2));
+            assert_eq!(budget.bytes_out(), batch.bytes, "reserved {reserved}");
+            drop(intake);
+            assert_eq!(budget.bytes_out(), batch.bytes, "only the consumer's is left");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_frame_that_nobody_gets_gives_its_bytes_back() {
+        let position = Position { commit_lsn: Lsn(400), index: 2 };
+        let (mut intake, _batches, budget) = intake(Seen::new(Some(position), Lsn(0)));
+        let mut decoding = Decoding::default();
+        for message in script(3) {
+            intake.reserve(5000).await;
+            if let Some(relation) = decoding.take(message, &mut intake).unwrap() {
+                decoding.define(described(relation.oid, true));
+            }
+            assert!(!intake.reserved);
+        }
+        assert_eq!(
+            (short(&intake.batch.items), budget.bytes_out()),
+            (vec!["commit 450".into()], 0)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_reservation_ends_with_its_connection() {
+        let (mut intake, _batches, budget) = intake(Seen::default());
+        intake.reserve(5000).await;
+        intake.forget_reservation();
+        assert_eq!(budget.bytes_out(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_holds_back_and_a_dropped_wait_loses_nothing() {
+        let (mut intake, mut batches, budget) = intake(Seen::default());
+        intake.commit(Lsn(1));
+        intake.hand_over().await.unwrap();
+        play(&mut intake, &script(3));
+        for _attempt in 0..3 {
+            let wait = tokio::time::timeout(Duration::from_millis(5), intake.hand_over());
+            assert!(wait.await.is_err());
+        }
+        assert_eq!(budget.bytes_out(), intake.batch.bytes, "taken once");
+        assert_eq!(batches.recv().await.unwrap().items.len(), 1);
+        intake.hand_over().await.unwrap();
+        assert_eq!(batches.recv().await.unwrap().items.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_consumer_that_goes_is_noticed_also_while_the_budget_is_spent() {
+        let (mut intake, batches, budget) = intake(Seen::default());
+        budget.force(1000);
+        play(&mut intake, &script(3));
+        let gone = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            drop(batches);
+        });
+        assert!(intake.hand_over().await.is_err());
+        gone.await.unwrap();
+    }
+
+    #[test]
+    fn what_is_confirmed_only_rises() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _guard = runtime.enter();
+        let (confirm, confirmed) = watch::channel(Lsn(5));
+        let mut pulse = Pulse::new(confirmed, Lsn(7), None, SILENCE_DEFAULT);
+        assert_eq!(pulse.confirmed, Lsn(7), "never below the slot");
+        for (told, risen, expected) in [(6, false, 7), (9, true, 9), (9, false, 9), (8, false, 9)] {
+            confirm.send_replace(Lsn(told));
+            assert_eq!((pulse.take_confirmed(), pulse.confirmed), (risen, Lsn(expected)));
         }
     }
 }

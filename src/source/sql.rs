@@ -13,7 +13,7 @@ use tokio_postgres::types::{FromSql, ToSql};
 use tokio_postgres::{Client, Row};
 
 use super::dsn::{Dsn, Endpoint};
-use super::error::Error;
+use super::error::{Error, chain};
 use super::socket::{self, AlreadyTls};
 
 /// The server gives a query up after this; creating a publication may wait for a lock on its
@@ -100,7 +100,7 @@ async fn open(dsn: &Dsn, endpoint: &Endpoint) -> Result<Session, Error> {
     let (client, connection) = logged_in
         .await
         .map_err(|_| Error::ConnectTimeout { address: endpoint.to_string(), timeout })?
-        .map_err(|error| log_in_error(dsn, error))?;
+        .map_err(|error| log_in_error(dsn, endpoint, error))?;
     let (end, ended) = watch::channel(None);
     tokio::spawn(async move {
         let shutting_down = match connection.await {
@@ -126,13 +126,18 @@ async fn open(dsn: &Dsn, endpoint: &Endpoint) -> Result<Session, Error> {
     Ok(session)
 }
 
-/// The library's own authentication errors, in our words.
-fn log_in_error(dsn: &Dsn, error: tokio_postgres::Error) -> Error {
-    let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-    match cause.as_str() {
-        "password missing" => Error::PasswordMissing { role: dsn.user.clone() },
-        "server did not use channel binding" => Error::ChannelBinding,
-        _ => error.into(),
+/// What the library says of a failed login, in our words.
+fn log_in_error(dsn: &Dsn, endpoint: &Endpoint, error: tokio_postgres::Error) -> Error {
+    if error.as_db_error().is_some() {
+        return error.into();
+    }
+    let text = chain(&error);
+    if text.contains("password missing") {
+        Error::PasswordMissing { role: dsn.user.clone() }
+    } else if text.contains("channel binding") {
+        Error::ChannelBinding
+    } else {
+        Error::Connect { address: endpoint.to_string(), source: std::io::Error::other(text) }
     }
 }
 

@@ -15,6 +15,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_t
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
@@ -28,7 +29,7 @@ use super::error::Error;
 pub(super) fn client_config(ssl: &Ssl) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Verifier::new(ssl, Arc::clone(&provider))?;
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(Error::TlsSetup)?
         .dangerous()
@@ -37,9 +38,16 @@ pub(super) fn client_config(ssl: &Ssl) -> Result<ClientConfig, Error> {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
             let certificates = certificates("sslcert", cert)?;
-            let key = PrivateKeyDer::from_pem_slice(&read("sslkey", key)?)
+            let pem = PrivateKeyDer::from_pem_slice(&read("sslkey", key)?)
                 .map_err(|error| unusable("sslkey", key, error))?;
-            builder.with_client_auth_cert(certificates, key).map_err(Error::TlsSetup)?
+            let signer = provider
+                .key_provider
+                .load_private_key(pem)
+                .map_err(|error| unusable("sslkey", key, error))?;
+            // Not `with_client_auth_cert`: that reads the certificate, and refuses version 1, which
+            // openssl makes by default. What is good enough is the server's decision.
+            let certified = CertifiedKey::new(certificates, signer);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
     };
     if ssl.direct {

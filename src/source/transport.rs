@@ -331,6 +331,11 @@ impl Replication {
         if drained.await.is_err() {
             tracing::debug!("Postgres had more to send when the stream was closed");
         }
+        self.terminate().await
+    }
+
+    /// Ends a connection that does not stream.
+    pub(super) async fn terminate(mut self) -> Result<(), Error> {
         frontend::terminate(&mut self.out);
         self.flush().await?;
         self.stream.shutdown().await.map_err(Error::Lost)

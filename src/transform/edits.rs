@@ -298,3 +298,50 @@ pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
 fn refused(error: impl std::error::Error) -> Error {
     Error::Refused(sentence(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hmac_is_that_of_rfc_4231() {
+        let check = |key: &[u8], data: &[u8], expected: &str| {
+            let deadline = Instant::now() + std::time::Duration::from_secs(60);
+            assert_eq!(hex(&hmac(key, data, deadline).unwrap()), expected);
+        };
+        check(
+            &[0x0b; 20],
+            b"Hi There",
+            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7",
+        );
+        check(
+            b"Jefe",
+            b"what do ya want for nothing?",
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
+        );
+        check(
+            &[0xaa; 131],
+            b"Test Using Larger Than Block-Size Key - Hash Key First",
+            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54",
+        );
+    }
+
+    #[test]
+    fn every_level_that_is_promised_works_and_no_other() {
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        for (codec, max) in [(Codec::Zstd, ZSTD_LEVEL_MAX), (Codec::Gzip, GZIP_LEVEL_MAX)] {
+            for level in 0..=max {
+                assert!(pack(b"aaaaaaaaaaaaaaaa", codec, level, deadline).is_ok(), "{level}");
+            }
+            let error = pack(b"a", codec, max + 1, deadline).unwrap_err();
+            assert!(matches!(error, Error::Refused(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn long_work_ends_at_the_deadline() {
+        let past = Instant::now();
+        assert!(matches!(pack(b"a", Codec::Zstd, 0, past), Err(Error::DeadlinePassed(_))));
+        assert!(matches!(hmac(b"k", b"a", past), Err(Error::DeadlinePassed(_))));
+    }
+}

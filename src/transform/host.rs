@@ -16,8 +16,9 @@ use crate::sink::record::RECORD_BYTES_MAX;
 /// hold, and little beside the largest rows.
 const HOST_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What an edit takes beside its bytes, so that a million empty ones are stopped too.
-const EDIT_OVERHEAD_BYTES: usize = 128;
+/// What an edit counts for beside its bytes, so that small ones without end are stopped too: 16,384
+/// of them, where a table has at most 1,600 columns.
+const EDIT_OVERHEAD_BYTES: usize = 4096;
 
 /// What a guest sees of a call that can be refused.
 type Answer<T> = Result<std::result::Result<T, String>>;

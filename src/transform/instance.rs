@@ -155,9 +155,10 @@ fn backtrace(error: &wasmtime::Error) -> Vec<String> {
         if !names.is_empty() {
             return names;
         }
-        let name = frame
-            .func_name()
-            .map_or_else(|| format!("function {}", frame.func_index()), str::to_owned);
+        let name = frame.func_name().map_or_else(
+            || format!("function {}", frame.func_index()),
+            |name| format!("{:#}", rustc_demangle::demangle(name)),
+        );
         vec![name]
     };
     backtrace.frames().iter().flat_map(frame).collect()

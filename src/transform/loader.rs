@@ -273,7 +273,7 @@ fn is_text(bytes: &[u8]) -> bool {
 }
 
 /// A core module as a component.
-fn encode(bytes: &[u8], wasip1: bool) -> Result<Vec<u8>, Error> {
+pub(super) fn encode(bytes: &[u8], wasip1: bool) -> Result<Vec<u8>, Error> {
     let failed = |error: anyhow::Error| Error::Encode { reason: format!("{error:#}") };
     let mut encoder = wit_component::ComponentEncoder::default().module(bytes).map_err(failed)?;
     if wasip1 {

@@ -35,6 +35,9 @@ mod verdict;
 mod wasi;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 pub use chain::Chain;
 pub use instance::Class;
 pub use loader::MODULE_BYTES_MAX;

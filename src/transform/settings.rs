@@ -317,7 +317,7 @@ mod tests {
             "[config]\nx = nan",
             "`config`: JSON has no NaN; write a finite number or a string",
         );
-        assert!(matches!(Settings::parse("a = \nb"), Err(Error::Syntax { line: 1, .. })));
+        assert!(matches!(Settings::parse("# a\nb"), Err(Error::Syntax { line: 2, .. })));
     }
 
     #[test]

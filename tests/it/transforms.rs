@@ -6,9 +6,9 @@ use std::fs;
 use serde_json::Value;
 
 use crate::support::guest;
-use crate::support::oracle::{Order, TABLES, Workload, judge, until_complete};
+use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::sluicebox::Home;
-use crate::support::world::{BASIN, STREAM, World, field};
+use crate::support::world::{World, field};
 use crate::support::{Random, until};
 
 const NOTES: &str = "create table notes (id bigint primary key, label text, body text);";
@@ -335,9 +335,8 @@ async fn a_reload_is_one_step_between_two_changes() {
         work.commits(60).await;
     }
     work.stop().await;
-    until_complete(&world.database, async || world.s2.read(BASIN, STREAM).await).await;
+    judge(&world, Order::Whole).await;
     let records = world.records().await;
-    judge(&world.database, &records, Order::Whole).await;
 
     let mut last = 0;
     let mut kinds: BTreeMap<String, (bool, u64)> = BTreeMap::new();

@@ -17,6 +17,7 @@ use tokio_postgres::Client;
 
 use super::postgres::{Database, try_connect};
 use super::s2::{Record, data};
+use super::world::{BASIN, STREAM, World};
 use super::{PATIENCE, Random, until};
 
 /// The metered limit of a record, as S2 documents it.
@@ -116,8 +117,8 @@ impl Writer {
                 Ok(committed) => {
                     failing_since = None;
                     commits.fetch_add(u64::from(committed), Ordering::Relaxed);
-                    // Leaves some of the two cores to the pipeline.
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    // Leaves most of two cores to the pipeline, and to the other tests.
+                    tokio::time::sleep(std::time::Duration::from_millis(4)).await;
                 }
                 // Tests restart the server under us: what was committed is read from the ledger.
                 Err(error) => {
@@ -227,19 +228,28 @@ pub enum Order {
     PerRow,
 }
 
-/// Waits until the stream holds every change that the ledger names.
-pub async fn until_complete(database: &Database<'_>, mut read: impl AsyncFnMut() -> Vec<Record>) {
-    let goal = database.value("select count(*) from ledger").await.unwrap();
+/// Waits until the stream holds as many records as the ledger names changes.
+pub async fn until_complete(world: &World<'_>) {
+    let goal = world.database.value("select count(*) from ledger").await.unwrap();
     let goal: usize = goal.parse().unwrap();
     until("every committed change in the stream", async || {
-        let count = data(&read().await).len();
-        if count >= goal { Ok(()) } else { Err(format!("{count} of {goal}")) }
+        // The tail counts commands, too; to ask it is cheap.
+        let tail = world.s2.tail(BASIN, STREAM).await.map_err(|status| status.to_string())?;
+        let count = if tail < goal as u64 { 0 } else { world.records().await.len() };
+        if count >= goal { Ok(()) } else { Err(format!("{count} of {goal}, tail {tail}")) }
     })
     .await;
 }
 
-/// Judges the stream, from its first record to its last, against the ledger and the table.
-pub async fn judge(database: &Database<'_>, records: &[Record], order: Order) {
+/// Waits for every change, and judges the stream from its first record to its last against the
+/// ledger and the table.
+pub async fn judge(world: &World<'_>, order: Order) {
+    until_complete(world).await;
+    let records = world.records().await;
+    judge_records(&world.database, &records, order).await;
+}
+
+async fn judge_records(database: &Database<'_>, records: &[Record], order: Order) {
     let records = data(records);
     check_records(&records);
     check_positions(&records, order);

@@ -201,6 +201,7 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     let fault = faults.borrow_and_update().clone();
     if let Some(answer) = refusal(&fault, request.headers()) {
         shared.refuse();
+        drain(request.into_body().into_data_stream());
         return answer;
     }
 
@@ -240,6 +241,12 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         let _ = faults.changed().await;
     };
     response.body(Body::from_stream(Box::pin(download).take_until(Box::pin(changed)))).unwrap()
+}
+
+/// Reads what the client still sends: a connection that is closed over unread bytes is reset, and
+/// over HTTP/1.1 the reset can overtake the answer.
+fn drain(mut upload: impl Stream<Item = Result<Bytes, axum::Error>> + Send + Unpin + 'static) {
+    tokio::spawn(async move { while let Some(Ok(_)) = upload.next().await {} });
 }
 
 /// The answer in place of S2's, if the fault says so before the body is seen.
@@ -330,6 +337,7 @@ fn until_oversize(
             let input = AppendInput::decode(&frame[4..]).unwrap();
             if input.records.iter().any(|record| record.body.len() > body_bytes_max) {
                 oversize.send_replace(true);
+                drain(upload);
                 return Some((Ok(passed.into()), None));
             }
             passed.extend(frame);

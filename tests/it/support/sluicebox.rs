@@ -85,7 +85,11 @@ impl Home {
     fn command(&self, args: &[&str]) -> Command {
         let mut process = Command::new(env!("CARGO_BIN_EXE_sluicebox"));
         process.args(args).arg("-c").arg(self.path("sluicebox.toml"));
-        process.current_dir("/").env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
+        process
+            .current_dir("/")
+            .env_remove("SLUICEBOX_LOG")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         process
     }
 
@@ -266,13 +270,14 @@ impl Running<'_> {
         self
     }
 
-    /// Waits until `/readyz` gives this code as a reason, and returns the reason's text.
+    /// Waits until `/readyz` gives a reason whose code begins like this, and returns its text.
     pub async fn unready(&mut self, code: &str) -> String {
-        until(&format!("/readyz to say {code}"), async || {
+        until(&format!("/readyz to say {code}…"), async || {
             self.assert_alive();
             let body = self.home.readyz().await?;
             let reasons = body["reasons"].as_array().expect("`reasons` is a list").clone();
-            let reason = reasons.iter().find(|reason| reason["code"] == code);
+            let begins = |found: &str| found.starts_with(code);
+            let reason = reasons.iter().find(|reason| reason["code"].as_str().is_some_and(begins));
             let text = reason.and_then(|reason| reason["text"].as_str());
             text.map(str::to_owned).ok_or_else(|| body.to_string())
         })

@@ -1,0 +1,438 @@
+//! How fast, how large and how costly the pipeline is, beside what bounds it on the same machine.
+//!
+//! ```text
+//! cargo bench --bench pipeline                     500,000 rows of about 1 KiB, and the rest
+//! cargo bench --bench pipeline -- --quick          a tenth of everything, to see that it works
+//! cargo bench --bench pipeline -- --rows 200000    another number of rows
+//! cargo bench --bench pipeline -- --only strip     variants whose name holds the word
+//! ```
+//!
+//! In one run, against the same data in one Postgres: `pg_recvlogical` to /dev/null (what the
+//! source can give), the sink alone (what s2-lite takes on this machine), and `sluicebox run` as a
+//! child process. s2-lite is a process of its own, in memory, a fresh one for each variant. Every
+//! variant has a slot of its own that exists before the rows are written, so that all of them read
+//! the same write-ahead log.
+//!
+//! A rate counts from the moment when Postgres has sent the first of the rows until the last one is
+//! settled, for `pg_recvlogical` as for Sluicebox. CPU is user and system time of the Sluicebox
+//! process alone, peak memory its `VmHWM`; both need `/proc`.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that meets the unexpected is meant to fail")]
+
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use sluicebox::change::Lsn;
+use sluicebox::pipeline::size_gate::{self, SizedRecord};
+use sluicebox::sink::record::{Header, Record};
+use sluicebox::sink::session::BatchMeter;
+use sluicebox::sink::{Append, Client, Endpoint, Session, Settings};
+
+use support::postgres::{Cluster, Database};
+use support::s2::Server;
+use support::sluicebox::{Home, Running};
+use support::world::{BASIN, STREAM, settings};
+
+/// Rows of one transaction.
+const TRANSACTION_ROWS: u64 = 1_000;
+
+/// Unacknowledged bytes of the sink alone, the pipeline's own default.
+const WINDOW_BYTES: u64 = 16 * 1024 * 1024;
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+fn main() {
+    let options = Options::from_args();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let cluster = Cluster::start(&[
+            ("shared_buffers", "512MB"),
+            ("max_wal_size", "32GB"),
+            ("checkpoint_timeout", "1h"),
+            ("autovacuum", "off"),
+        ])
+        .await;
+        small_rows(&cluster, &options).await;
+        large_rows(&cluster, &options, "2 MiB rows", 2 * 1024 * 1024, options.rows / 1000).await;
+        huge_rows(&cluster, &options).await;
+    });
+}
+
+struct Options {
+    rows: u64,
+    quick: bool,
+    only: String,
+}
+
+impl Options {
+    fn from_args() -> Self {
+        let mut options = Self { rows: 500_000, quick: false, only: String::new() };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--quick" => (options.quick, options.rows) = (true, 50_000),
+                "--rows" => options.rows = args.next().unwrap().parse().unwrap(),
+                "--only" => options.only = args.next().unwrap(),
+                // Cargo's own.
+                "--bench" => {}
+                other => panic!("unknown option {other}: see the head of benches/pipeline.rs"),
+            }
+        }
+        options
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        name.contains(&self.only)
+    }
+}
+
+/// Where a variant's records go.
+#[derive(Clone, Copy, PartialEq)]
+enum Sink {
+    Discard,
+    S2,
+}
+
+/// One way to run the pipeline, prepared before the rows are written.
+struct Variant {
+    name: &'static str,
+    home: Home,
+    /// The server of this variant alone.
+    _s2: Option<Server>,
+}
+
+impl Variant {
+    /// Runs the pipeline once, until it has its slot and its place in the stream.
+    async fn prepare(
+        database: &Database<'_>,
+        name: &'static str,
+        table: &str,
+        sink: Sink,
+        strip: Option<&str>,
+    ) -> Self {
+        let server = match sink {
+            Sink::Discard => None,
+            Sink::S2 => Some(server().await),
+        };
+        let endpoint = server.as_ref().map_or_else(|| "discard".to_owned(), Server::endpoint);
+        let mut settings = settings(database, &endpoint, &[table]);
+        settings.slot =
+            format!("bench_{}", name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        settings.slot.make_ascii_lowercase();
+        settings.publication = table.replace('.', "_");
+        let home = Home::new(settings);
+        if let Some(column) = strip {
+            home.ok(&["transforms", "add", "strip-columns", "--column", column]).await;
+        }
+        home.start().ready().await.stop().await;
+        Self { name, home, _s2: server }
+    }
+
+    /// Delivers everything, and measures.
+    async fn run(self, data: &Data<'_>) -> Measured {
+        let cpu_and_memory = |running: &Running<'_>| usage(running.pid());
+        let started = Instant::now();
+        let running = self.home.start();
+        let first = data.first_sent(&self.home.settings.slot).await;
+        let last = loop {
+            let records = self.home.status().await.ok().and_then(|s| s["records"].as_u64());
+            if records.unwrap_or(0) >= data.rows {
+                break Instant::now();
+            }
+            if started.elapsed() > Duration::from_secs(900) {
+                panic!("{}: {records:?} of {} records\n{}", self.name, data.rows, self.home.log());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let (cpu, memory) = cpu_and_memory(&running);
+        running.stop().await;
+        Measured { name: self.name, took: last - first, cpu: Some(cpu), memory: Some(memory) }
+    }
+}
+
+async fn server() -> Server {
+    let server = Server::in_memory().await;
+    server.create_basin(BASIN).await;
+    server.create_stream(BASIN, STREAM).await;
+    server
+}
+
+/// What is read by every variant of a table.
+struct Data<'a> {
+    database: &'a Database<'a>,
+    rows: u64,
+    /// Of the rows' values, in bytes.
+    bytes: u64,
+    start: Lsn,
+    end: Lsn,
+}
+
+impl Data<'_> {
+    /// Waits until Postgres has sent the first of the rows through this slot.
+    async fn first_sent(&self, slot: &str) -> Instant {
+        let client = self.database.connect().await;
+        let sql = format!(
+            "select 1 from pg_stat_replication r join pg_replication_slots s \
+             on s.active_pid = r.pid where s.slot_name = '{slot}' and r.sent_lsn > '{}'",
+            self.start
+        );
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while client.query(&sql, &[]).await.unwrap().is_empty() {
+            assert!(Instant::now() < deadline, "nothing was sent through {slot}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Instant::now()
+    }
+}
+
+struct Measured {
+    name: &'static str,
+    took: Duration,
+    cpu: Option<Duration>,
+    /// Peak, in bytes.
+    memory: Option<u64>,
+}
+
+fn print(title: &str, data: &Data<'_>, measured: &[Measured]) {
+    println!("\n{title}: {} changes, {:.0} MiB", data.rows, data.bytes as f64 / MIB);
+    println!(
+        "{:<34} {:>10} {:>8} {:>8} {:>12} {:>9}",
+        "", "changes/s", "MiB/s", "ratio", "CPU µs/chg", "peak MiB"
+    );
+    let rate = |m: &Measured| data.rows as f64 / m.took.as_secs_f64();
+    let base = measured.first().map(rate);
+    for m in measured {
+        let cpu = m.cpu.map(|cpu| format!("{:.2}", cpu.as_secs_f64() * 1e6 / data.rows as f64));
+        let memory = m.memory.map(|bytes| format!("{:.0}", bytes as f64 / MIB));
+        println!(
+            "{:<34} {:>10.0} {:>8.1} {:>8.2} {:>12} {:>9}",
+            m.name,
+            rate(m),
+            data.bytes as f64 / MIB / m.took.as_secs_f64(),
+            rate(m) / base.unwrap_or(f64::NAN),
+            cpu.unwrap_or_default(),
+            memory.unwrap_or_default()
+        );
+    }
+}
+
+async fn small_rows(cluster: &Cluster, options: &Options) {
+    let database = cluster.database("small").await;
+    let table = "public.events";
+    database
+        .run(
+            "create table events (id bigint primary key, customer int, amount numeric, \
+             active bool, created timestamptz, tags jsonb, title text, body text)",
+        )
+        .await;
+    let mut variants = Vec::new();
+    for (name, sink, strip) in [
+        ("discard", Sink::Discard, None),
+        ("discard, strip-columns", Sink::Discard, Some("body")),
+        ("s2-lite", Sink::S2, None),
+        ("s2-lite, strip-columns", Sink::S2, Some("body")),
+        // The cost of the transform alone: it is called, and everything is kept.
+        ("discard, strip nothing", Sink::Discard, Some("absent")),
+        ("s2-lite, strip nothing", Sink::S2, Some("absent")),
+    ] {
+        if options.wants(name) {
+            variants.push(Variant::prepare(&database, name, table, sink, strip).await);
+        }
+    }
+    let data = fill(&database, table, options.rows, |first, last| {
+        format!(
+            "insert into events select n, n % 1000, n * 0.01, n % 2 = 0, now(), \
+             jsonb_build_object('kind', 'order', 'n', n), 'event number ' || n, \
+             repeat(md5(n::text), 26) from generate_series({first}, {last}) n"
+        )
+    })
+    .await;
+    let mut measured = vec![recvlogical(&data, table).await];
+    if options.wants("sink alone") {
+        measured.push(sink_alone(options.rows).await);
+    }
+    for variant in variants {
+        measured.push(variant.run(&data).await);
+    }
+    print("Rows of about 1 KiB", &data, &measured);
+}
+
+async fn large_rows(cluster: &Cluster, options: &Options, title: &str, row_bytes: u64, rows: u64) {
+    let name = "s2-lite, strip-columns, 2 MiB";
+    if !options.wants(name) {
+        return;
+    }
+    let rows = rows.max(20);
+    let database = cluster.database("large").await;
+    let table = "public.documents";
+    database.run("create table documents (id bigint primary key, title text, body text)").await;
+    database.run("alter table documents alter body set storage external").await;
+    let variant = Variant::prepare(&database, name, table, Sink::S2, Some("body")).await;
+    let data = fill_by(&database, table, rows, 1, |first, last| {
+        format!(
+            "insert into documents select n, 'document ' || n, \
+             repeat(md5(n::text), {}) from generate_series({first}, {last}) n",
+            row_bytes / 32
+        )
+    })
+    .await;
+    let measured = vec![recvlogical(&data, table).await, variant.run(&data).await];
+    print(title, &data, &measured);
+}
+
+async fn huge_rows(cluster: &Cluster, options: &Options) {
+    let name = "s2-lite, strip-columns, 100 MiB";
+    if !options.wants(name) {
+        return;
+    }
+    let (rows, row_bytes) = if options.quick { (2, 20) } else { (10, 100) };
+    let database = cluster.database("huge").await;
+    let table = "public.huge";
+    database.run("create table huge (id bigint primary key, title text, body text)").await;
+    database.run("alter table huge alter body set storage external").await;
+    let variant = Variant::prepare(&database, name, table, Sink::S2, Some("body")).await;
+    let data = fill_by(&database, table, rows, 1, |first, last| {
+        format!(
+            "insert into huge select n, 'document ' || n, \
+             repeat(md5(n::text), {}) from generate_series({first}, {last}) n",
+            row_bytes * 1024 * 1024 / 32
+        )
+    })
+    .await;
+    let measured = vec![recvlogical(&data, table).await, variant.run(&data).await];
+    print(&format!("Rows of {row_bytes} MiB (for the memory)"), &data, &measured);
+}
+
+async fn fill<'a>(
+    database: &'a Database<'a>,
+    table: &str,
+    rows: u64,
+    insert: impl Fn(u64, u64) -> String,
+) -> Data<'a> {
+    fill_by(database, table, rows, TRANSACTION_ROWS, insert).await
+}
+
+/// Writes the rows, so many per transaction.
+async fn fill_by<'a>(
+    database: &'a Database<'a>,
+    table: &str,
+    rows: u64,
+    transaction_rows: u64,
+    insert: impl Fn(u64, u64) -> String,
+) -> Data<'a> {
+    // The source alone reads by a slot of its own, of the publication that the variants share.
+    let publication = table.replace('.', "_");
+    let missing = format!("select 1 from pg_publication where pubname = '{publication}'");
+    if database.value(&missing).await.is_none() {
+        database.run(&format!("create publication {publication} for table {table}")).await;
+    }
+    let slot = recvlogical_slot(table);
+    database.run(&format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
+    let lsn = async || {
+        let text = database.value("select pg_current_wal_insert_lsn()").await.unwrap();
+        text.parse::<Lsn>().unwrap()
+    };
+    eprintln!("writing {rows} rows into {table}");
+    let start = lsn().await;
+    let client = database.connect().await;
+    let mut first = 1;
+    while first <= rows {
+        let last = (first + transaction_rows - 1).min(rows);
+        client.batch_execute(&insert(first, last)).await.unwrap();
+        first = last + 1;
+    }
+    let end = lsn().await;
+    // `--endpos` ends at the first message behind it.
+    database.run("select pg_logical_emit_message(true, 'bench', 'end')").await;
+    let sum = format!("select sum(octet_length(t::text)::int8) from {table} t");
+    let bytes = database.value(&sum).await.unwrap().parse().unwrap();
+    Data { database, rows, bytes, start, end }
+}
+
+fn recvlogical_slot(table: &str) -> String {
+    format!("recv_{}", table.replace('.', "_"))
+}
+
+/// The limit of the source: what Postgres's own client takes and throws away.
+async fn recvlogical(data: &Data<'_>, table: &str) -> Measured {
+    let slot = recvlogical_slot(table);
+    let cluster = data.database.cluster;
+    let mut command = tokio::process::Command::new(cluster.bin().join("pg_recvlogical"));
+    command.arg("--dbname").arg(data.database.url()).args(["--slot", &slot, "--start"]);
+    command.args(["--no-loop", "--file", "/dev/null", "--option", "proto_version=1"]);
+    command.arg("--option").arg(format!("publication_names={}", table.replace('.', "_")));
+    command.args(["--endpos", &data.end.to_string(), "--status-interval", "1"]);
+    let mut child = command.stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let first = data.first_sent(&slot).await;
+    let status = child.wait().await.unwrap();
+    assert!(status.success(), "pg_recvlogical: {status}");
+    data.database.run(&format!("select pg_drop_replication_slot('{slot}')")).await;
+    Measured { name: "pg_recvlogical", took: first.elapsed(), cpu: None, memory: None }
+}
+
+/// The limit of the sink: records that are ready, appended as the pipeline appends them.
+async fn sink_alone(records: u64) -> Measured {
+    let server = server().await;
+    let mut settings = Settings::new(BASIN, STREAM);
+    settings.endpoint = Endpoint::Url(server.endpoint());
+    let client = Client::new(settings).unwrap();
+    let batch = batch();
+    let batch_bytes: u64 = batch.iter().map(SizedRecord::metered_bytes).sum();
+    let mut session = Session::open(&client);
+    let (mut sent, mut acknowledged, mut under_way) = (0, 0, 0);
+    let started = Instant::now();
+    while acknowledged < records {
+        while sent < records && under_way + batch_bytes <= WINDOW_BYTES {
+            let records = &batch[..batch.len().min(usize::try_from(records - sent).unwrap())];
+            let append = Append { records, match_seq_num: Some(sent), fencing_token: None };
+            session.send(append).unwrap();
+            sent += records.len() as u64;
+            under_way += batch_bytes;
+        }
+        acknowledged = session.next_ack().await.unwrap().end;
+        under_way -= batch_bytes;
+    }
+    Measured { name: "sink alone", took: started.elapsed(), cpu: None, memory: None }
+}
+
+/// One full batch of records of about 1 KiB, with headers as the pipeline's records have them.
+fn batch() -> Vec<SizedRecord> {
+    let header =
+        |name: &'static str, value: &'static str| Header { name: name.into(), value: value.into() };
+    let record = Record {
+        timestamp_ms: Some(1_750_000_000_000),
+        headers: vec![
+            header("sb-pipeline", "0123456789abcdef"),
+            header("sb-key", "MTIzNDU2Nzg5MDEyOjEyMw=="),
+            header("sb-part", "0/1"),
+            header("sb-table", "public.events"),
+            header("sb-action", "insert"),
+            header("sb-chain", "1:0123456789abcdef"),
+        ],
+        body: vec![b'x'; 1024 - 160].into(),
+    };
+    let record = size_gate::check(record).unwrap();
+    let mut meter = BatchMeter::default();
+    let mut batch = Vec::new();
+    while meter.try_add(&record) {
+        batch.push(record.clone());
+    }
+    batch
+}
+
+/// User and system time, and the peak of resident memory in bytes.
+fn usage(pid: u32) -> (Duration, u64) {
+    // The kernel counts in hundredths of a second for user space on every Linux.
+    const TICKS_PER_SECOND: u64 = 100;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name before it may hold spaces.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    (Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND), kib * 1024)
+}

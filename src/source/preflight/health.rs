@@ -1,0 +1,66 @@
+//! The slot and the publication while changes flow.
+
+use std::collections::HashSet;
+
+use super::super::error::Error;
+use super::super::sql::{Session, get};
+use super::super::{Settings, TableName};
+use super::tables::published;
+use crate::change::Lsn;
+
+/// The slot and the publication while streaming, asked every few seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::source) struct Health {
+    /// Where the server's WAL ends.
+    pub wal_end: Lsn,
+    pub publication: Option<u32>,
+    /// Configured tables that the publication does not hold any more.
+    pub unpublished: Vec<TableName>,
+    pub slot: Option<SlotHealth>,
+}
+
+/// How much the slot keeps, and how much longer it may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotHealth {
+    pub restart_lsn: Option<Lsn>,
+    pub confirmed_lsn: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// How many bytes may still be written before the slot may be lost, where that is limited.
+    pub safe_wal_bytes: Option<i64>,
+}
+
+pub(in crate::source) async fn health(
+    session: &Session,
+    settings: &Settings,
+) -> Result<Health, Error> {
+    let lsn = |text: Option<String>| text.and_then(|text| text.parse::<Lsn>().ok());
+    let row = session
+        .one(
+            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                         ELSE pg_current_wal_flush_lsn() END::text, \
+                    (SELECT oid FROM pg_publication WHERE pubname = $1), \
+                    s.slot_name IS NOT NULL, s.restart_lsn::text, s.confirmed_flush_lsn::text, \
+                    s.wal_status, s.safe_wal_size \
+             FROM (SELECT 1) AS one LEFT JOIN pg_replication_slots s ON s.slot_name = $2",
+            &[&settings.publication, &settings.slot],
+        )
+        .await?;
+    let publication: Option<u32> = get(&row, 1)?;
+    let slot = if get::<bool>(&row, 2)? {
+        Some(SlotHealth {
+            restart_lsn: lsn(get(&row, 3)?),
+            confirmed_lsn: lsn(get(&row, 4)?),
+            wal_status: get(&row, 5)?,
+            safe_wal_bytes: get(&row, 6)?,
+        })
+    } else {
+        None
+    };
+    let published: HashSet<_> =
+        published(session, &settings.publication).await?.into_iter().collect();
+    let unpublished =
+        settings.tables.iter().filter(|table| !published.contains(*table)).cloned().collect();
+    let wal_end = lsn(get(&row, 0)?).unwrap_or_default();
+    Ok(Health { wal_end, publication, unpublished, slot })
+}

@@ -1,0 +1,172 @@
+//! A guest that misbehaves on demand, for the host's tests: `config.act` says how.
+
+use std::cell::Cell;
+use std::hint::black_box;
+
+use serde::Deserialize;
+use sluicebox_transform::{Algorithm, Change, Level, Transform, Verdict, export, log};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    act: String,
+    /// Act only on changes of this table; keep the others.
+    #[serde(default)]
+    table: Option<String>,
+    #[serde(default)]
+    number: u64,
+}
+
+struct Chaos(Config);
+
+thread_local! {
+    /// Counts the calls of this instance.
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Transform for Chaos {
+    type Config = Config;
+
+    fn new(config: Config) -> Result<Self, String> {
+        match config.act.as_str() {
+            "init-error" => Err("`config.act` asks for an error".into()),
+            "init-panic" => panic!("init panics"),
+            _ => Ok(Self(config)),
+        }
+    }
+
+    fn transform(&mut self, change: &Change) -> Result<Verdict, String> {
+        CALLS.set(CALLS.get() + 1);
+        if self.0.table.as_ref().is_some_and(|table| *table != change.table_name()) {
+            return Ok(Verdict::Keep);
+        }
+        let number = self.0.number;
+        match self.0.act.as_str() {
+            "keep" => {}
+            "drop" => return Ok(Verdict::Drop),
+            "count" => change.annotate("calls", &CALLS.get().to_string())?,
+            "remove" => _ = change.remove("body")?,
+            "set" => change.set("body", "{\"masked\": true}")?,
+            "set-not-json" => change.set("body", "{masked}")?,
+            "error" => return Err("this row is not to my taste".into()),
+            "edit-then-trap" => {
+                change.set_text("title", "edited")?;
+                outer(number);
+            }
+            "trap" => {
+                log(Level::Info, "about to trap");
+                outer(number);
+            }
+            "loop" => loop {
+                black_box(number);
+            },
+            "recurse" => _ = black_box(recurse(number)),
+            "allocate" => {
+                let mut hoard: Vec<Vec<u8>> = Vec::new();
+                loop {
+                    hoard.push(black_box(vec![1; 1 << 20]));
+                }
+            }
+            "host-allocate" => {
+                let value = "x".repeat(1 << 20);
+                for index in 0_u64.. {
+                    change.set_text(&format!("c{index}"), &value)?;
+                }
+            }
+            "host-edits" => {
+                for index in 0_u64.. {
+                    change.annotate(&format!("k{index}"), "1")?;
+                }
+            }
+            "large-call" => change.set_text("body", &"x".repeat(20 << 20))?,
+            "not-utf8" => {
+                // SAFETY: none; to break this rule is the point.
+                let text = unsafe { std::str::from_utf8_unchecked(black_box(&[0xff, 0xfe])) };
+                change.set_text("body", text)?;
+            }
+            "use-handle-twice" => {
+                // The second handle is the same one, so that it is dropped twice.
+                drop(unsafe { Change::from_handle(change.handle()) });
+            }
+            "unknown-handle" => {
+                let other = unsafe { Change::from_handle(change.handle() + 7) };
+                let name = other.table_name();
+                std::mem::forget(other);
+                log(Level::Info, &name);
+            }
+            "log" => {
+                for index in 0..number {
+                    log(Level::Debug, &format!("line {index}"));
+                }
+            }
+            "headers" => {
+                for index in 0..number {
+                    change.add_header(&format!("h{index}"), b"v")?;
+                }
+            }
+            "reserved-header" => change.add_header("sb-key", b"mine")?,
+            "empty-header" => change.add_header("", b"mine")?,
+            "reserved-metadata" => change.annotate("table_name", "\"mine\"")?,
+            "rename" => change.rename("title", "headline")?,
+            "split" => {
+                return Ok(Verdict::Split((0..number).map(|index| index.to_string()).collect()));
+            }
+            "split-not-json" => return Ok(Verdict::Split(vec!["1".into(), "{".into()])),
+            "parts" => return Ok(Verdict::Parts(number)),
+            "replace" => {
+                let message = change.message()?;
+                change.set_message(&format!("{{\"wrapped\":{message}}}"))?;
+            }
+            "replace-not-json" => change.set_message("not json")?,
+            "hash" => _ = change.hash("title", Algorithm::Sha256, None)?,
+            "hmac" => _ = change.hash("title", Algorithm::Sha256, Some(b"key"))?,
+            "truncate" => _ = change.truncate("body", number)?,
+            "truncate-id" => _ = change.truncate("id", number)?,
+            "columns" => {
+                let columns: Vec<String> = change
+                    .columns()
+                    .iter()
+                    .map(|c| {
+                        format!("{}:{}:{}:{}:{}", c.name, c.type_name, c.key, c.unchanged, c.size)
+                    })
+                    .collect();
+                change.annotate("columns", &format!("{:?}", columns.join(" ")))?;
+            }
+            "read" => {
+                let seen = format!(
+                    "{:?} {:?} {:?} {:?} {} {} {}",
+                    change.get("title")?,
+                    change.get_text("title")?,
+                    change.get_old("title")?,
+                    change.get("missing")?,
+                    change.commit_lsn(),
+                    change.commit_index(),
+                    change.commit_timestamp(),
+                );
+                change.annotate("seen", &format!("{seen:?}"))?;
+            }
+            other => return Err(format!("`config.act`: there is no {other}")),
+        }
+        Ok(Verdict::Keep)
+    }
+}
+
+#[inline(never)]
+fn outer(number: u64) {
+    inner(black_box(number));
+}
+
+#[inline(never)]
+fn inner(number: u64) {
+    if number == black_box(0) {
+        panic!("nothing is {number}");
+    }
+}
+
+#[inline(never)]
+#[allow(unconditional_recursion)]
+fn recurse(depth: u64) -> u64 {
+    black_box(recurse(black_box(depth) + 1)) + 1
+}
+
+export!(Chaos);
