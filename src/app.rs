@@ -92,7 +92,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let url = embedded.as_ref().map(sink::embedded::Embedded::url);
     #[cfg(not(feature = "embedded-s2"))]
     let url = None;
-    let client = sink::Client::new(sink_settings(&config, url)?)?;
+    let client = sink::Client::new(sink_settings(&config.sink, url)?)?;
 
     let budget = Arc::new(ByteBudget::new(BUDGET_BYTES));
     let checkpoint = loaded.checkpoint;
@@ -175,8 +175,11 @@ pub fn source_settings(config: &Config, dsn: Dsn) -> source::Settings {
 /// # Errors
 ///
 /// When the configuration asks for an embedded server that is not there, or the token is no token.
-pub fn sink_settings(config: &Config, embedded: Option<String>) -> anyhow::Result<sink::Settings> {
-    let endpoint = match &config.sink.endpoint {
+pub fn sink_settings(
+    config: &config::Sink,
+    embedded: Option<String>,
+) -> anyhow::Result<sink::Settings> {
+    let endpoint = match &config.endpoint {
         config::Endpoint::Cloud => sink::Endpoint::Cloud,
         config::Endpoint::Url(url) => sink::Endpoint::Url(url.clone()),
         config::Endpoint::Embedded => sink::Endpoint::Url(embedded.context(
@@ -185,7 +188,7 @@ pub fn sink_settings(config: &Config, embedded: Option<String>) -> anyhow::Resul
              `embedded-s2` has none at all)",
         )?),
     };
-    let token = match &config.sink.access_token {
+    let token = match &config.access_token {
         None => None,
         Some(config::AccessToken::Value(token)) => Some(sink::Token::fixed(token.expose())?),
         Some(config::AccessToken::File(path)) => Some(sink::Token::file(path.clone())),
@@ -193,14 +196,14 @@ pub fn sink_settings(config: &Config, embedded: Option<String>) -> anyhow::Resul
     Ok(sink::Settings {
         endpoint,
         token,
-        mode: match config.sink.mode {
+        mode: match config.mode {
             config::Mode::Session => sink::Mode::Session,
             config::Mode::Unary => sink::Mode::Unary,
             config::Mode::Discard => sink::Mode::Discard,
         },
-        create: config.sink.create,
-        fencing: config.sink.fencing,
-        ..sink::Settings::new(&config.sink.basin, &config.sink.stream)
+        create: config.create,
+        fencing: config.fencing,
+        ..sink::Settings::new(&config.basin, &config.stream)
     })
 }
 

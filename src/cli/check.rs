@@ -14,8 +14,7 @@ use super::{EXIT_NO, Global, human, stream};
 use crate::config::{self, Config, Endpoint};
 use crate::finding::{Finding, Level};
 use crate::sink::client::ReadFrom;
-use crate::source::{self, Dsn};
-use crate::{admin, app, sink};
+use crate::{admin, app, sink, source};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -97,11 +96,10 @@ fn state_folder(dir: &Path) -> Finding {
 
 async fn source(config: &Config) -> Vec<Finding> {
     const PART: &str = "source";
-    let dsn: Dsn = match config.source.url.expose().parse() {
+    let dsn = match app::dsn(config) {
         Ok(dsn) => dsn,
         Err(error) => {
-            let text = format!("source.url: {error}");
-            return vec![Finding::fail(PART, "url", text, "set source.url")];
+            return vec![Finding::fail(PART, "url", format!("{error:#}"), "set source.url")];
         }
     };
     let found = source::check(&app::source_settings(config, dsn)).await;
@@ -131,7 +129,7 @@ async fn sink(config: &config::Sink) -> Vec<Finding> {
         text: format!("{error:#}"),
         mend: None,
     };
-    let client = match stream::client(config, None) {
+    let client = match stream::client(config.clone(), None) {
         Ok(client) => client,
         Err(error) => return vec![failed("client", error)],
     };

@@ -28,7 +28,9 @@ pub(super) struct ProcessArguments {
 /// Why the running process gave no answer to work with.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    #[error("no running sluicebox answers at {address} ({origin}): {cause}")]
+    #[error(
+        "no running sluicebox answers at {address} ({origin}): {cause}; `sluicebox run` starts one"
+    )]
     NotRunning { address: String, origin: String, cause: String },
     #[error("what answers at {address} ({origin}) is no sluicebox: {cause}")]
     Foreign { address: String, origin: String, cause: String },

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config, sink, transform};
+use crate::{config, sink, source, transform};
 use output::OutputError;
 
 pub use logging::LogFormat;
@@ -128,9 +128,14 @@ fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let is_usage =
-        error.chain().any(|cause| cause.is::<config::Error>() || cause.is::<UsageError>());
-    if is_usage { EXIT_USAGE } else { EXIT_NO }
+    let is_usage = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<config::Error>()
+            || cause.is::<UsageError>()
+            || cause.is::<source::DsnError>()
+            || matches!(cause.downcast_ref(), Some(sink::Error::Settings { .. }))
+            || matches!(cause.downcast_ref(), Some(transform::Error::Folder { .. }))
+    };
+    if error.chain().any(is_usage) { EXIT_USAGE } else { EXIT_NO }
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = config::Sink::load(&global.config)?;
-    let client = stream::client(&config, arguments.endpoint.as_deref())?;
+    let client = stream::client(config, arguments.endpoint)?;
     let tail = client.tail().await?;
     let from = arguments.from.unwrap_or(tail.next_seq.saturating_sub(arguments.number));
     let line = if arguments.json { json_line } else { text_line };

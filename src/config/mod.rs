@@ -17,6 +17,8 @@ use std::time::Duration;
 use document::{Complaint, Document, Section};
 use expand::Lookup;
 
+use crate::source::Dsn;
+
 pub use crate::table_name::TableName;
 pub use document::Problem;
 pub use names::{InvalidListen, Listen};
@@ -255,13 +257,21 @@ fn problem_text(path: &Path, problems: &[Problem]) -> String {
 
 fn source(document: &mut Document<'_>) -> Option<Source> {
     let mut section = document.section("source");
-    let url = section.required("url", "add url = \"${DATABASE_URL}\"", |text| {
-        names::postgres_url(text).map(|()| Secret::new(text))
-    });
+    let url = section.required("url", "add url = \"${DATABASE_URL}\"", postgres_url);
     let tables = tables(&mut section);
     let slot = section.parsed_or("slot", "sluicebox".to_owned(), names::slot);
     let publication = section.parsed_or("publication", "sluicebox".to_owned(), names::publication);
     Some(Source { url: url?, tables: tables?, slot: slot?, publication: publication? })
+}
+
+/// Checked by whoever connects with it, whose errors repeat nothing of it.
+fn postgres_url(text: &str) -> Result<Secret, Complaint> {
+    let mend = "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters of the \
+                password percent-encoded";
+    match text.parse::<Dsn>() {
+        Ok(_) => Ok(Secret::new(text)),
+        Err(error) => Err(Complaint::new(format!("cannot be used: {error}"), mend)),
+    }
 }
 
 fn tables(section: &mut Section<'_, '_>) -> Option<Vec<TableName>> {

@@ -174,7 +174,8 @@ fn problems_of_source_and_sink() {
     check(
         &format!("[source]\nurl = \"mysql://h/d\"\ntables = []\n{SINK}"),
         "etc/sluicebox.toml has 2 problems\n  \
-         etc/sluicebox.toml:2:7: source.url: does not begin with postgres:// or postgresql://; \
+         etc/sluicebox.toml:2:7: source.url: cannot be used: it is neither a URL such as \
+         postgres://user:password@host:5432/database nor a list such as `host=… user=… dbname=…`; \
          write postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters of the password \
          percent-encoded\n  \
          etc/sluicebox.toml:3:10: source.tables: is empty; name the tables, such as tables = \
