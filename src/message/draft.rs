@@ -296,6 +296,13 @@ impl Draft {
         Ok(())
     }
 
+    /// What transforms have set at `metadata.<key>`, as JSON text.
+    #[must_use]
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        let annotations = &self.extras.annotations;
+        annotations.iter().find(|(known, _)| known == key).map(|(_, json)| json.as_str())
+    }
+
     /// Adds a header behind Sluicebox's own. Two of one name are both kept.
     ///
     /// # Errors
