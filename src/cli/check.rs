@@ -106,11 +106,7 @@ async fn source(config: &Config) -> Vec<Finding> {
     let convert = |finding: source::Finding| Finding {
         part: PART,
         name: finding.name,
-        level: match finding.level {
-            source::Level::Ok => Level::Ok,
-            source::Level::Warn => Level::Warn,
-            source::Level::Fail => Level::Fail,
-        },
+        level: finding.level,
         text: finding.text,
         mend: finding.mend,
     };

@@ -22,6 +22,7 @@ use super::error::{Error, Trouble};
 use super::sql::{Session, Sql};
 use super::transport::Replication;
 use crate::change::Lsn;
+use crate::finding::Level;
 
 pub(super) use health::{Health, health};
 use server::Server;
@@ -29,15 +30,6 @@ use tables::{Publication, TABLE_MISSING, UPDATES_FAIL};
 
 pub use health::SlotHealth;
 pub use slot::is_slot_name;
-
-/// How a finding turned out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    Ok,
-    /// It works, and may stop working.
-    Warn,
-    Fail,
-}
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
