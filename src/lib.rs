@@ -6,6 +6,7 @@ pub mod change;
 pub mod cli;
 pub mod config;
 pub mod decode;
+#[cfg(feature = "embedded-s2")]
 pub mod demo;
 pub mod finding;
 pub mod message;
