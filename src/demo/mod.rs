@@ -509,19 +509,13 @@ impl Stage {
         finished.and(s2).and(postgres)
     }
 
-    /// Copies the logs out of the folder that is about to go; nothing where nothing was logged.
+    /// Copies the logs out of the folder that is about to go; nothing where nothing was logged yet.
     fn keep_logs(&self) -> Option<PathBuf> {
-        if self.postgres.is_none() {
-            return None;
-        }
+        let postgres = self.postgres.as_ref()?.log_path();
         let kept = PathBuf::from(format!("{}-logs", self.dir.display()));
         std::fs::create_dir(&kept).ok()?;
-        let postgres = self.postgres.as_ref().map(Postgres::log_path);
-        for (from, to) in [(Some(self.log_path()), "sluicebox.log"), (postgres, "postgres.log")] {
-            if let Some(from) = from {
-                std::fs::copy(from, kept.join(to)).ok()?;
-            }
-        }
+        std::fs::copy(self.log_path(), kept.join("sluicebox.log")).ok()?;
+        std::fs::copy(postgres, kept.join("postgres.log")).ok()?;
         Some(kept)
     }
 }
