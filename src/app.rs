@@ -115,7 +115,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
             system_identifier: loaded.source_identity.clone(),
         },
         Arc::clone(&budget),
-        shutdown.clone(),
+        &shutdown,
     );
     let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
     let (status_in, status) = watch::channel(Status::default());

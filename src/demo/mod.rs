@@ -21,6 +21,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use bytes::Bytes;
 use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +31,9 @@ use self::verify::{Fold, shorten};
 use self::workload::{LARGE_COLUMNS, Ledger, SCHEMA, TABLE, Workload, lock};
 use crate::app::{self, Running};
 use crate::config::Config;
-use crate::pipeline::control::{Control, Filter, MessageList, PageQuery, Status};
+use crate::pipeline::control::{Control, Filter, MessageList, MessageView, PageQuery, Status};
 use crate::sink::embedded::{Embedded, EmbeddedSettings, Storage};
-use crate::sink::{self, Client};
+use crate::sink::{self, Client, ReadRecord};
 use crate::throwaway::{self, Postgres, Shutdown};
 use crate::transform::ready_made;
 
@@ -213,13 +215,17 @@ async fn story(stage: &mut Stage, options: Options, narrator: &Narrator) -> anyh
     }
 
     narrator.step("The operator drops strip-columns.wasm into the folder; the clients write on");
-    let columns = LARGE_COLUMNS.map(str::to_owned);
-    let module = install_strip_columns(&transforms_dir, &columns)?;
+    let module = install_strip_columns(&transforms_dir)?;
     narrator.say(format_args!(
-        "{} and its settings: {} of {TABLE}",
+        "{}, with settings beside it: {} go where a record would be too large",
         module.display(),
-        columns.join(" and ")
+        LARGE_COLUMNS.join(" and ")
     ));
+    let client = Client::new(sink::Settings {
+        endpoint: sink::Endpoint::Url(s2_url),
+        ..sink::Settings::new(BASIN, STREAM)
+    })?;
+    let mut delivered = client.follow(client.tail().await?.next_seq);
     let begun = Instant::now();
     let former_chain = watch.status().chain;
     watch.during(workload.write(rows * 9 / 10)).await?;
@@ -233,6 +239,9 @@ async fn story(stage: &mut Stage, options: Options, narrator: &Narrator) -> anyh
         status.chain,
         begun.elapsed().as_secs_f64()
     ));
+    if let Some(first) = parked.messages.first() {
+        tell_delivered(narrator, &mut delivered, first).await?;
+    }
 
     narrator.step("From now on such rows pass without stopping");
     watch.during(workload.write(rows)).await?;
@@ -240,10 +249,6 @@ async fn story(stage: &mut Stage, options: Options, narrator: &Narrator) -> anyh
     narrator.say(format_args!("{} changes committed in all", thousands(workload.ledger().changes)));
 
     narrator.step("The end of the stream, as S2 has it");
-    let client = Client::new(sink::Settings {
-        endpoint: sink::Endpoint::Url(s2_url),
-        ..sink::Settings::new(BASIN, STREAM)
-    })?;
     tell_tail(narrator, &client).await?;
 
     narrator.step("Is it all there? The whole stream, folded into a table, against the source");
@@ -278,6 +283,40 @@ fn tell_parked(narrator: &Narrator, parked: &MessageList, waiting: u64, large_ro
         ));
     }
     parked.total == large_rows
+}
+
+/// Looks for the record of a message that was parked, and says what has become of it.
+async fn tell_delivered(
+    narrator: &Narrator,
+    reader: &mut sink::Reader,
+    message: &MessageView,
+) -> anyhow::Result<()> {
+    let key = format!("{}:{}", message.commit_lsn, message.commit_idx);
+    let key = Bytes::from(base64::engine::general_purpose::STANDARD.encode(key));
+    // It was delivered, so that it is in what is read; a stream without it would be followed for
+    // ever, and the verification would say so better than we can.
+    let search = async {
+        while let Some(records) = reader.next().await? {
+            let is_wanted = |record: &&ReadRecord| record.header("sb-key") == Some(&key);
+            if let Some(record) = records.iter().find(is_wanted) {
+                return anyhow::Ok(Some(record.clone()));
+            }
+        }
+        Ok(None)
+    };
+    let Ok(found) = tokio::time::timeout(FINISH_MAX, search).await else { return Ok(()) };
+    let Some(record) = found? else { return Ok(()) };
+    let body: serde_json::Value = serde_json::from_slice(&record.body)?;
+    narrator.say(format_args!(
+        "message {}, which was the {} of {}, is record {}: {} bytes, stripped_columns {}",
+        message.id,
+        message.action,
+        message.key,
+        record.seq,
+        thousands(record.body.len() as u64),
+        body["metadata"]["stripped_columns"]
+    ));
+    Ok(())
 }
 
 /// The last records, shortened.
@@ -326,10 +365,11 @@ async fn read_back(
     Ok(fold)
 }
 
-/// The ready-made module with settings for the large columns.
-fn install_strip_columns(dir: &Path, columns: &[String]) -> anyhow::Result<PathBuf> {
-    let columns = serde_json::to_string(columns)?;
-    let settings = format!("tables = [\"{TABLE}\"]\n\n[config]\ncolumns = {columns}\n");
+/// The ready-made module with settings for the large columns: they go where the message would be
+/// too large otherwise.
+fn install_strip_columns(dir: &Path) -> anyhow::Result<PathBuf> {
+    let columns: Vec<String> = LARGE_COLUMNS.iter().map(|column| format!("\"{column}\"")).collect();
+    let settings = format!("[config]\ncolumns = [{}]\nonly_oversize = true\n", columns.join(", "));
     Ok(ready_made::install(dir, "strip-columns", &settings, None)?)
 }
 
@@ -386,9 +426,9 @@ fn write_log_to(path: &Path) -> anyhow::Result<()> {
     use tracing_subscriber::EnvFilter;
     let file = std::fs::File::create(path)
         .with_context(|| format!("could not create {}", path.display()))?;
-    // s2-lite's store writes a line for every file that it makes.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,slatedb=warn,s2_lite=warn"));
+    // As `run` logs: libraries have little to say at `info` that an operator has a use for.
+    let filter = EnvFilter::try_from_env("SLUICEBOX_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,sluicebox=info"));
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_env_filter(filter)

@@ -1,23 +1,14 @@
-//! A draft as bytes: the message's JSON, its headers, its size and the record.
-//!
-//! Sizes are found by the code that writes, see [`super::out`]; the value of a column is read for
-//! its size once and not again, however often a transform asks.
+//! A draft as JSON: the message's body.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-use bytes::Bytes;
-
-use super::draft::{Column, Draft};
+use super::columns::Column;
+use super::draft::Draft;
 use super::envelope::IdempotencyKey;
-use super::header;
-use super::out::{Capped, Counter, Out};
+use super::out::{Capped, Out};
 use super::string::{NotUtf8, write_string};
 use super::time::Timestamp;
 use super::value::write_value;
-use crate::change::Action;
+use crate::change::{Action, Cell};
 use crate::pg_type::Kind;
-use crate::sink::record::{Header, RECORD_BYTES_MAX, Record, metered_bytes};
 
 /// Why a message has no JSON form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,16 +24,6 @@ pub enum EncodeError {
     Damaged { table: String },
 }
 
-/// Why there is no record.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    /// Its exact metered size.
-    #[error("the record has {bytes} metered bytes, and S2 takes {RECORD_BYTES_MAX}")]
-    Oversize { bytes: u64 },
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-}
-
 /// A value on its way to JSON.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value<'a> {
@@ -56,35 +37,6 @@ pub(super) enum Value<'a> {
     },
     /// As a transform gave it.
     Json(&'a str),
-}
-
-/// Sizes that were found already; a clone starts without any.
-#[derive(Debug)]
-pub(super) struct Sizes {
-    /// Of the row's values in JSON, by their place in the table.
-    columns: OnceLock<Box<[AtomicU64]>>,
-    /// Of the whole record, metered.
-    total: AtomicU64,
-}
-
-const UNKNOWN: u64 = u64::MAX;
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self { columns: OnceLock::new(), total: AtomicU64::new(UNKNOWN) }
-    }
-}
-
-impl Clone for Sizes {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
-
-impl Sizes {
-    pub(super) fn forget_total(&mut self) {
-        *self.total.get_mut() = UNKNOWN;
-    }
 }
 
 impl Draft {
@@ -127,104 +79,8 @@ impl Draft {
         Ok((String::from_utf8(stored).expect("cut at a character"), cut))
     }
 
-    /// What S2 will count for the record, in bytes, exactly. Nothing is built for it, and it is
-    /// known until the next edit.
-    ///
-    /// # Errors
-    ///
-    /// When a value is not UTF-8.
-    pub fn metered_bytes(&self) -> Result<u64, EncodeError> {
-        let known = self.sizes.total.load(Relaxed);
-        if known != UNKNOWN {
-            return Ok(known);
-        }
-        let body = match &self.extras.body {
-            Some(body) => body.len() as u64,
-            None => {
-                let mut counter = Counter::default();
-                self.encode(&mut counter)?;
-                counter.written()
-            }
-        };
-        let total = headers_bytes(&self.headers()) + body;
-        self.sizes.total.store(total, Relaxed);
-        Ok(total)
-    }
-
-    /// The record as S2 will store it. See [`Self::record`].
-    ///
-    /// # Errors
-    ///
-    /// When it is over S2's limit, or a value is not UTF-8.
-    pub fn into_record(self) -> Result<Record, RecordError> {
-        self.record()
-    }
-
-    /// The record as S2 will store it. No more than the limit of a body is ever built; what
-    /// follows is only counted.
-    ///
-    /// # Errors
-    ///
-    /// When it is over S2's limit, or a value is not UTF-8.
-    pub fn record(&self) -> Result<Record, RecordError> {
-        let headers = self.headers();
-        let headers_bytes = headers_bytes(&headers);
-        let body_max = RECORD_BYTES_MAX.saturating_sub(headers_bytes);
-        let known = self.sizes.total.load(Relaxed);
-        if known != UNKNOWN && known > RECORD_BYTES_MAX {
-            return Err(RecordError::Oversize { bytes: known });
-        }
-        let oversize = |body: u64| RecordError::Oversize { bytes: headers_bytes + body };
-        let body = match &self.extras.body {
-            Some(body) if body.len() as u64 > body_max => {
-                return Err(oversize(body.len() as u64));
-            }
-            Some(body) => body.clone(),
-            None => {
-                let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
-                let mut capped = Capped::new(body_max, self.expected_bytes());
-                self.encode(&mut capped)?;
-                Bytes::from(capped.finish().map_err(oversize)?)
-            }
-        };
-        let timestamp_ms = u64::try_from(self.change.commit_timestamp_us / 1000).ok();
-        let record = Record { timestamp_ms, headers, body };
-        // Without a body the headers may be too large all the same.
-        match record.metered_bytes() {
-            bytes if bytes > RECORD_BYTES_MAX => Err(RecordError::Oversize { bytes }),
-            _ => Ok(record),
-        }
-    }
-
-    fn headers(&self) -> Vec<Header> {
-        let extras = &self.extras;
-        let own = |name: &'static str, value: Bytes| Header {
-            name: Bytes::from_static(name.as_bytes()),
-            value,
-        };
-        let part = match extras.part {
-            None => Bytes::from_static(b"0/1"),
-            Some((index, count)) => Bytes::from(format!("{index}/{count}")),
-        };
-        let key = IdempotencyKey::new(self.change.position);
-        let mut headers = Vec::with_capacity(7 + extras.headers.len());
-        headers.extend([
-            own(header::PIPELINE, self.envelope.pipeline.clone()),
-            own(header::KEY, Bytes::copy_from_slice(key.as_bytes())),
-            own(header::PART, part),
-            own(header::TABLE, self.table.header.clone()),
-            own(header::ACTION, Bytes::from_static(self.change.action.as_str().as_bytes())),
-            own(header::CHAIN, self.envelope.chain.clone()),
-        ]);
-        if !extras.passed.is_empty() {
-            headers.push(own(header::PASSED, Bytes::copy_from_slice(extras.passed.as_bytes())));
-        }
-        headers.extend_from_slice(&extras.headers);
-        headers
-    }
-
     /// How much memory to reserve for the message: most values grow little in JSON.
-    fn expected_bytes(&self) -> usize {
+    pub(super) fn expected_bytes(&self) -> usize {
         let columns = self.columns().map(|column| match self.value(&column) {
             Ok(Value::Text { text, .. }) => text.len() + text.len() / 32 + 4,
             Ok(Value::Json(json)) => json.len(),
@@ -237,14 +93,14 @@ impl Draft {
         columns.sum::<usize>() + constants + annotations + 256
     }
 
-    fn encode(&self, out: &mut impl Out) -> Result<(), EncodeError> {
+    pub(super) fn encode(&self, out: &mut impl Out) -> Result<(), EncodeError> {
         out.put(b"{\"record\":{");
         let mut unchanged = false;
         let mut first = true;
         for column in self.columns() {
             match self.value(&column)? {
                 Value::Unchanged => unchanged = true,
-                value => {
+                value @ (Value::Null | Value::Text { .. } | Value::Json(_)) => {
                     self.write_key(out, &column, &mut first);
                     self.write_counted(out, &column, value)?;
                 }
@@ -334,7 +190,7 @@ impl Draft {
                     Value::Text { kind: &Kind::Text, text: json.as_bytes() }
                 }
                 Value::Text { text, .. } => Value::Text { kind: &Kind::Text, text },
-                value => value,
+                value @ (Value::Null | Value::Json(_)) => value,
             };
             if !std::mem::take(&mut first) {
                 out.put(b",");
@@ -390,43 +246,7 @@ impl Draft {
         Ok(())
     }
 
-    /// What the column's value takes in JSON; of one that has no JSON form, its own length.
-    pub(super) fn bytes(&self, column: &Column<'_>) -> u64 {
-        let Ok(value) = self.value(column) else { return 0 };
-        self.value_bytes(column, value).unwrap_or_else(|_| match value {
-            Value::Text { text, .. } => text.len() as u64,
-            Value::Null | Value::Unchanged | Value::Json(_) => 0,
-        })
-    }
-
-    /// Counts a value of the record, or remembers what was counted.
-    fn value_bytes(&self, column: &Column<'_>, value: Value<'_>) -> Result<u64, EncodeError> {
-        let known = match column.source {
-            Some(index) if column.is_source_value() => self.column_size(index),
-            _ => None,
-        };
-        if let Some(known) = known
-            && known.load(Relaxed) != UNKNOWN
-        {
-            return Ok(known.load(Relaxed));
-        }
-        let mut counter = Counter::default();
-        self.write(&mut counter, column, value)?;
-        if let Some(known) = known {
-            known.store(counter.written(), Relaxed);
-        }
-        Ok(counter.written())
-    }
-
-    fn column_size(&self, index: usize) -> Option<&AtomicU64> {
-        let unknown = || AtomicU64::new(UNKNOWN);
-        let count = self.change.table.columns.len();
-        let sizes = self.sizes.columns.get_or_init(|| (0..count).map(|_| unknown()).collect());
-        sizes.get(index)
-    }
-
     fn is_absent(&self, index: usize) -> bool {
-        use crate::change::Cell;
         let cell = self.change.row().and_then(|row| row.cells.get(index));
         matches!(cell, None | Some(Cell::Absent))
     }
@@ -437,10 +257,6 @@ impl Draft {
             column: self.name(column).to_owned(),
         }
     }
-}
-
-fn headers_bytes(headers: &[Header]) -> u64 {
-    metered_bytes(headers.iter().map(|header| (header.name.len(), header.value.len())), 0)
 }
 
 fn write_name(out: &mut impl Out, name: &str) {

@@ -11,12 +11,14 @@
 //!              └── Envelope         headers: sb-…, then those of the transforms
 //! ```
 
+mod columns;
 mod draft;
 mod encode;
 mod envelope;
 mod interval;
 mod nested;
 pub mod out;
+mod record;
 mod string;
 #[cfg(test)]
 mod tests;
@@ -24,8 +26,9 @@ mod time;
 mod value;
 
 pub use draft::{ColumnInfo, Draft, EditError, HEADERS_MAX};
-pub use encode::{EncodeError, RecordError};
+pub use encode::EncodeError;
 pub use envelope::{Envelope, EnvelopeSettings, idempotency_key};
+pub use record::RecordError;
 
 /// The names of Sluicebox's own record headers, in the order in which every record has them.
 pub mod header {

@@ -861,6 +861,9 @@ impl Driver {
     fn on_established(&mut self, established: Established) {
         let Established { line, landed, read_from } = established;
         let now = Instant::now();
+        // Everything in front of the fence was read: what of it is ours is settled below, with its
+        // numbers.
+        self.acknowledged = Some(line.next_seq().unwrap_or(read_from));
         let place = self.client.place();
         if !self.established || self.sink_reason.is_some() {
             tracing::info!(
@@ -872,7 +875,6 @@ impl Driver {
             );
         }
         self.guarantee = line.guarantee.sentence();
-        self.acknowledged.get_or_insert(read_from);
         self.sink_reason = None;
         self.sink = Sink::Open(Box::new(line));
         if self.established {

@@ -141,6 +141,12 @@ fn ours(record: &ReadRecord, pipeline_id: &str) -> Option<Position> {
 }
 
 impl Line {
+    /// The number that the next record gets, where the access token lets us know.
+    #[must_use]
+    pub fn next_seq(&self) -> Option<u64> {
+        self.next_seq
+    }
+
     /// Sends a batch. Its acknowledgement, or why the line broke, comes out of [`Self::next_ack`].
     ///
     /// # Errors

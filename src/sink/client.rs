@@ -158,7 +158,9 @@ impl Client {
                 // What may be sent again, and when, is decided by the owner of the pipeline.
                 .retry(reqwest::retry::never());
             // Without this, a machine without certificate authorities could not even speak HTTP.
-            if clear_text { builder.tls_certs_only([]) } else { builder }
+            let builder = if clear_text { builder.tls_certs_only([]) } else { builder };
+            // A proxy of the environment does not reach this machine, whatever NO_PROXY says.
+            if addresses.is_loopback() { builder.no_proxy() } else { builder }
         };
         // A stock s2-lite leaves TCP_NODELAY off, which costs unary requests over HTTP/2 44 ms each.
         let unary = if clear_text { builder().http1_only() } else { builder() };
@@ -182,6 +184,26 @@ impl Client {
                 session: build(session)?,
                 token: settings.token.clone(),
                 addresses,
+                settings,
+            }),
+        })
+    }
+
+    /// A client of another stream of the same basin, with the same settings, token and connections.
+    ///
+    /// # Errors
+    ///
+    /// When no stream can have that name.
+    pub fn for_stream(&self, stream: &str) -> Result<Self, Error> {
+        let shared = &self.shared;
+        let settings = Settings { stream: stream.to_owned(), ..shared.settings.clone() };
+        let addresses = Addresses::new(&settings.endpoint, &settings.basin, stream)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                addresses,
+                token: shared.token.clone(),
+                unary: shared.unary.clone(),
+                session: shared.session.clone(),
                 settings,
             }),
         })

@@ -101,13 +101,6 @@ impl Embedded {
     ///
     /// When the directory or the address cannot be used.
     pub async fn start(settings: EmbeddedSettings) -> Result<Self, EmbeddedError> {
-        Self::start_with(settings, true).await
-    }
-
-    pub async fn start_with(
-        settings: EmbeddedSettings,
-        no_delay: bool,
-    ) -> Result<Self, EmbeddedError> {
         let EmbeddedSettings { listen, storage } = settings;
         let listener = TcpListener::bind(listen)
             .await
@@ -138,9 +131,9 @@ impl Embedded {
         bgtasks::spawn(&backend);
 
         let router = handlers::router().with_state(backend.clone());
-        let listener = listener.tap_io(move |stream| {
+        let listener = listener.tap_io(|stream| {
             // A connection that is gone already fails here, and then by itself.
-            if no_delay && let Err(error) = stream.set_nodelay(true) {
+            if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "could not set TCP_NODELAY");
             }
         });

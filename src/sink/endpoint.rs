@@ -1,7 +1,7 @@
 //! Where S2 is, which stream is meant, and with what token: settings turned into addresses. No I/O
 //! but the reading of a token's file.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use reqwest::{Url, header::HeaderValue};
 
@@ -64,6 +64,13 @@ impl Addresses {
             basins,
             basin_header,
         })
+    }
+
+    /// Whether the server is on this machine.
+    pub(super) fn is_loopback(&self) -> bool {
+        let host = self.records.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
     }
 
     /// Whether requests go in clear text, so that HTTP/2 has to be agreed on beforehand.
@@ -258,6 +265,22 @@ mod tests {
         assert_eq!(cloud.basin.as_str(), "https://a.s2.dev/v1/basins/my-basin");
         assert_eq!(cloud.basin_header, None);
         assert_eq!(cloud.place.endpoint, "https://my-basin.b.s2.dev");
+    }
+
+    #[test]
+    fn servers_on_this_machine() {
+        fn check(endpoint: &str, expected: bool) {
+            let endpoint = Endpoint::Url(endpoint.to_owned());
+            let addresses = Addresses::new(&endpoint, "my-basin", "s").unwrap();
+            assert_eq!(addresses.is_loopback(), expected, "{endpoint:?}");
+        }
+        check("http://127.0.0.1:8080", true);
+        check("http://127.9.9.9", true);
+        check("http://[::1]:8080", true);
+        check("http://LOCALHOST", true);
+        check("http://localhost.example", false);
+        check("http://10.0.0.1", false);
+        check("https://s2.example", false);
     }
 
     #[test]

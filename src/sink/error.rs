@@ -175,7 +175,7 @@ pub enum Error {
     /// An answer that S2 does not give.
     #[error(
         "could not {operation} `{}` in basin `{}`: {} did not answer as S2 does ({what}); check that \
-         `endpoint` names an S2 server", place.stream, place.basin, place.endpoint
+         `sink.endpoint` names an S2 server", place.stream, place.basin, place.endpoint
     )]
     Protocol {
         place: Arc<Place>,
@@ -354,10 +354,7 @@ impl Error {
     /// The HTTP status of a refusal.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
-        match self {
-            Self::Refused { answer, .. } => Some(answer.status),
-            _ => None,
-        }
+        if let Self::Refused { answer, .. } = self { Some(answer.status) } else { None }
     }
 
     /// Whether S2 says that it has no such stream.
@@ -375,10 +372,18 @@ impl Error {
     }
 
     /// Whether the access token is known and may not do this.
+    ///
+    /// An exhausted quota is a 403 too, and no matter of the token's.
     #[must_use]
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Refused { answer, .. }
             if answer.status == 403 && answer.code() != "quota_exhausted")
+    }
+
+    /// Whether the access token may not do just this.
+    #[must_use]
+    pub fn is_forbidden_to(&self, what: Operation) -> bool {
+        matches!(self, Self::Refused { operation, .. } if *operation == what && self.is_forbidden())
     }
 }
 
@@ -509,13 +514,18 @@ pub(super) fn fault_of(error: &(dyn StdError + 'static)) -> Fault {
             return Fault::Tls;
         }
         if let Some(error) = error.downcast_ref::<io::Error>() {
-            match error.kind() {
+            let kind = error.kind();
+            if matches!(
+                kind,
                 io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::HostUnreachable
-                | io::ErrorKind::NetworkUnreachable
-                | io::ErrorKind::AddrNotAvailable => return Fault::Connect,
-                io::ErrorKind::TimedOut if fault.is_none() => fault = Some(Fault::TimeOut),
-                _ => {}
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::AddrNotAvailable
+            ) {
+                return Fault::Connect;
+            }
+            if kind == io::ErrorKind::TimedOut && fault.is_none() {
+                fault = Some(Fault::TimeOut);
             }
             // An I/O error hides a cause of another type from `source`.
             if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {

@@ -27,5 +27,6 @@ pub use open::{Guarantee, Opened, open};
 pub use read::{Page, ReadRecord, Reader};
 pub use session::{Ack, Append, Session};
 
-#[cfg(all(test, feature = "embedded-s2"))]
+#[cfg(test)]
+#[cfg(feature = "embedded-s2")]
 mod tests;

@@ -120,7 +120,9 @@ pub async fn open(
     let tail = match survey(client, read_from).await {
         Ok(tail) => tail,
         // The token may append and no more: nothing can be found out, so nothing is guarded.
-        Err(error) if error.is_forbidden() => {
+        Err(error)
+            if error.is_forbidden_to(Operation::Tail) || error.is_forbidden_to(Operation::Read) =>
+        {
             return Ok(Opened {
                 next_seq: None,
                 fencing_token: None,
@@ -133,7 +135,7 @@ pub async fn open(
 
     let fenced = if client.settings().fencing {
         match fence(client, previous, next_token, read_from, tail).await {
-            Err(error) if error.is_forbidden() => None,
+            Err(error) if error.is_forbidden_to(Operation::Fence) => None,
             result => Some(result?),
         }
     } else {

@@ -265,12 +265,6 @@ impl FrameDecoder {
         }
         Ok(Some(Frame::Message { payload, reconnect_advised: flag & RECONNECT_ADVISED != 0 }))
     }
-
-    /// Whether bytes of an unfinished frame are left.
-    #[must_use]
-    pub fn is_mid_frame(&self) -> bool {
-        !self.buffer.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -440,7 +434,6 @@ mod tests {
                 }
             }
             assert_eq!(found, expected, "split at {split}");
-            assert!(!decoder.is_mid_frame());
         }
         let mut decoder = FrameDecoder::default();
         let mut found = Vec::new();

@@ -14,6 +14,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     pin::Pin,
     sync::{
         Arc,
@@ -354,11 +355,12 @@ impl Drop for Session {
     }
 }
 
-/// Carries one append session: the body out, frames in, until the first failure or the end.
+/// Carries one append session: the body out, frames in, until the first failure or the end. Dropping
+/// `release` lets the body go on behind its first frame.
 async fn run_session(
     client: Client,
     body: FrameStream,
-    release: oneshot::Sender<()>,
+    release: oneshot::Sender<Infallible>,
     answers: mpsc::UnboundedSender<Result<Incoming, Error>>,
 ) {
     let body = reqwest::Body::wrap_stream(body);
@@ -368,8 +370,7 @@ async fn run_session(
     };
     let mut release = Some(release);
     if response.version() == reqwest::Version::HTTP_2 {
-        // The body may be gone already, with the session.
-        drop(release.take().map(|release| release.send(())));
+        drop(release.take());
     }
     let mut decoder = FrameDecoder::default();
     loop {
@@ -397,7 +398,7 @@ async fn run_session(
             if answers.send(answer).is_err() || over {
                 return;
             }
-            drop(release.take().map(|release| release.send(())));
+            drop(release.take());
         }
     }
 }
@@ -455,11 +456,11 @@ struct FrameStream {
 enum Hold {
     /// The first frame has not begun.
     Free {
-        held: oneshot::Receiver<()>,
+        held: oneshot::Receiver<Infallible>,
     },
     /// Nothing goes behind the first frame.
     Held {
-        held: oneshot::Receiver<()>,
+        held: oneshot::Receiver<Infallible>,
     },
     Released,
 }
@@ -470,7 +471,7 @@ impl Hold {
         match self {
             Self::Free { .. } | Self::Released => Poll::Ready(()),
             Self::Held { held } => {
-                // An error means that the session is over: then nothing matters any more.
+                // Nothing is ever sent: it is ready once the other end is gone.
                 if Pin::new(held).poll(context).is_pending() {
                     return Poll::Pending;
                 }
@@ -488,7 +489,7 @@ impl Hold {
 }
 
 impl Stream for FrameStream {
-    type Item = Result<Bytes, std::convert::Infallible>;
+    type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.piece.is_empty() {
@@ -531,5 +532,58 @@ impl Progress {
 
     fn last(&self) -> Instant {
         self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::size_gate;
+
+    fn record(body_bytes: u64) -> SizedRecord {
+        let body = Bytes::from(vec![b'x'; usize::try_from(body_bytes).unwrap()]);
+        size_gate::check(Record { timestamp_ms: None, headers: Vec::new(), body }).unwrap()
+    }
+
+    #[test]
+    fn a_batch_is_full_by_bytes_or_by_records() {
+        fn check(records: impl IntoIterator<Item = u64>, fit: usize, metered_bytes: u64) {
+            let mut meter = BatchMeter::default();
+            let fitted = records.into_iter().take_while(|bytes| meter.try_add(&record(*bytes)));
+            assert_eq!(fitted.count(), fit);
+            assert_eq!((meter.records(), meter.metered_bytes()), (fit, metered_bytes));
+        }
+        const MIB: u64 = RECORD_BYTES_MAX;
+        check([], 0, 0);
+        check([MIB - 8], 1, MIB);
+        check([MIB - 8, 0], 1, MIB);
+        check([MIB - 16, 0, 0], 2, MIB);
+        check([MIB / 2 - 8, MIB / 2 - 8], 2, MIB);
+        check([MIB / 2 - 8, MIB / 2 - 7], 1, MIB / 2);
+        check(std::iter::repeat_n(2, 1001), 1000, 10_000);
+    }
+
+    #[tokio::test]
+    async fn pieces_follow_each_other_and_the_first_frame_goes_alone() {
+        use futures_util::StreamExt as _;
+        let (out, frames) = mpsc::unbounded_channel();
+        let (release, held) = oneshot::channel();
+        let mut stream = FrameStream {
+            frames,
+            piece: Bytes::new(),
+            hold: Hold::Free { held },
+            progress: Arc::new(Progress::new()),
+        };
+        let first = Bytes::from(vec![b'1'; PIECE_BYTES + 1]);
+        out.send(first.clone()).unwrap();
+        out.send(Bytes::from_static(b"2")).unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), first.slice(..PIECE_BYTES));
+        assert_eq!(stream.next().await.unwrap().unwrap(), first.slice(PIECE_BYTES..));
+        let held = tokio::time::timeout(Duration::from_millis(10), stream.next()).await;
+        assert!(held.is_err());
+        drop(release);
+        assert_eq!(stream.next().await.unwrap().unwrap(), Bytes::from_static(b"2"));
+        drop(out);
+        assert!(stream.next().await.is_none());
     }
 }

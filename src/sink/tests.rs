@@ -16,7 +16,7 @@ use super::{
     Token,
     client::{Created, ReadFrom},
     embedded::{Embedded, EmbeddedError, EmbeddedSettings, Storage},
-    error::Fault,
+    error::{Fault, Trouble},
     open,
     record::{Header, Record},
     session::Ack,
@@ -87,6 +87,11 @@ async fn texts(client: &Client) -> Vec<String> {
     let records = everything(client).await;
     let data = records.iter().filter(|record| !record.is_command());
     data.map(|record| String::from_utf8(record.body.to_vec()).unwrap()).collect()
+}
+
+fn trouble(error: &Error) -> Trouble {
+    let Class::Sink(trouble) = error.class() else { panic!("{error:?}") };
+    trouble
 }
 
 async fn take_over(client: &Client, previous: &[&str], next: &str, from: u64) -> Opened {
@@ -162,10 +167,10 @@ async fn a_wrong_number_ends_the_session_and_what_was_behind_it_never_lands() {
         assert_eq!(session.next_ack().await.unwrap().end, 3);
         let error = session.next_ack().await.unwrap_err();
         // Over HTTP/1.1 the reason may be lost with the connection; it is never a success.
-        match error.class() {
-            Class::SeqMismatch { next } => assert_eq!(next, 3),
-            Class::Sink(trouble) if mode == Mode::Session => assert!(trouble.ambiguous),
-            class => panic!("{mode:?}: {class:?}"),
+        if let Class::SeqMismatch { next } = error.class() {
+            assert_eq!(next, 3);
+        } else {
+            assert!(mode == Mode::Session && trouble(&error).ambiguous, "{mode:?}: {error:?}");
         }
         assert!(session.next_ack().await.is_err());
         assert_eq!(texts(&client).await, ["a-0", "a-1", "a-2"], "{mode:?}");
@@ -239,12 +244,9 @@ async fn missing_streams_and_basins_are_named_and_created_on_wish() {
         let client =
             Client::new(Settings { create: false, ..settings(server.url(), "missing", mode) })
                 .unwrap();
-        let code = |error: Error| match error.class() {
-            Class::Sink(trouble) => {
-                assert!(!trouble.ambiguous);
-                trouble.code.into_owned()
-            }
-            class => panic!("{class:?}"),
+        let code = |error: Error| {
+            assert!(!trouble(&error).ambiguous);
+            trouble(&error).code
         };
         assert_eq!(code(client.tail().await.unwrap_err()), "sink_404_basin");
         let error = try_take_over(&client, &[], "t", 0).await.unwrap_err();
@@ -474,7 +476,7 @@ async fn a_cut_is_ambiguous_only_with_batches_under_way() {
                 send(&mut session, &batch("b", 1), Some(1), None);
             }
             let error = session.next_ack().await.unwrap_err();
-            let Class::Sink(trouble) = error.class() else { panic!("{error:?}") };
+            let trouble = trouble(&error);
             assert_eq!((&*trouble.code, trouble.ambiguous), ("sink_cut", under_way), "{error:?}");
         }
     }
@@ -540,12 +542,10 @@ async fn what_a_proxy_or_another_server_answers_is_told() {
                 Client::new(Settings { create: false, ..settings(url, "s", mode) }).unwrap();
             let mut session = Session::open(&client);
             send(&mut session, &batch("a", 1), None, None);
-            let class = session.next_ack().await.unwrap_err().class();
-            let Class::Sink(trouble) = class else { panic!("{class:?}") };
-            assert_eq!(trouble.code, expected);
-            let class = client.tail().await.unwrap_err().class();
-            let Class::Sink(trouble) = class else { panic!("{class:?}") };
-            assert_eq!(trouble.code, expected);
+            let error = session.next_ack().await.unwrap_err();
+            assert_eq!(trouble(&error).code, expected, "{error:?}");
+            let error = client.tail().await.unwrap_err();
+            assert_eq!(trouble(&error).code, expected, "{error:?}");
         }
     }
     check(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n", "sink_401").await;
@@ -700,10 +700,7 @@ async fn a_token_that_is_mended_needs_no_restart() {
         ..settings(url.clone(), &direct.place().stream, Mode::Unary)
     };
     let client = Client::new(of(Token::file(path.clone()))).unwrap();
-    let code = |error: Error| match error.class() {
-        Class::Sink(trouble) => trouble.code.into_owned(),
-        class => panic!("{class:?}"),
-    };
+    let code = |error: Error| trouble(&error).code;
     assert_eq!(code(client.tail().await.unwrap_err()), "sink_401");
     let mut session = Session::open(&client);
     send(&mut session, &batch("a", 1), None, None);

@@ -198,7 +198,7 @@ pub fn start(
     settings: Settings,
     resume: Resume,
     budget: Arc<ByteBudget>,
-    shutdown: CancellationToken,
+    shutdown: &CancellationToken,
 ) -> Source {
     let (batches_in, batches) = mpsc::channel(reader::BATCHES_MAX);
     let (confirm, confirmed) = watch::channel(resume.cursor.unwrap_or_default());

@@ -102,7 +102,7 @@ impl Reader {
         batches: mpsc::Sender<Batch>,
         confirmed: watch::Receiver<Lsn>,
         publish: watch::Sender<SourceStatus>,
-        shutdown: CancellationToken,
+        shutdown: &CancellationToken,
     ) -> Self {
         let sql = Arc::new(Sql::new(Arc::new(settings.dsn.clone())));
         let catalog = Catalog::new(&settings.tables);
@@ -114,7 +114,8 @@ impl Reader {
             intake: Intake::new(seen, budget, batches),
             confirmed,
             publish,
-            shutdown,
+            // A child: that our owner has gone is nobody else's business.
+            shutdown: shutdown.child_token(),
             mark: resume.cursor,
             system_identifier: resume.system_identifier,
             publication: None,
@@ -362,7 +363,10 @@ impl Reader {
         self.publish_numbers(&link.pulse);
         self.mark = self.mark.max(Some(link.pulse.confirmed));
         match ended? {
-            End::Abandoned => link.connection.close(link.pulse.confirmed).await,
+            End::Abandoned => {
+                link.pulse.take_confirmed();
+                link.connection.close(link.pulse.confirmed).await
+            }
             End::Shutdown => {
                 self.intake.close();
                 self.linger(link).await
@@ -429,15 +433,16 @@ impl Reader {
             let pending = self.intake.pending() && !self.intake.reserved;
             tokio::select! {
                 biased;
-                read = link.connection.read() => {
-                    read?;
-                    link.pulse.heard();
-                }
+                // First, because a busy stream is always ready to be read.
                 _now = link.pulse.tick.tick() => {
                     if self.shutdown.is_cancelled() {
                         return self.finish_reading(link).await;
                     }
                     self.on_tick(link, health).await?;
+                }
+                read = link.connection.read() => {
+                    read?;
+                    link.pulse.heard();
                 }
                 handed_over = self.intake.hand_over(), if pending => if handed_over.is_err() {
                     return Ok(End::Abandoned);

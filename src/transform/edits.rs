@@ -124,6 +124,27 @@ pub(crate) fn truncate(message: &mut Message, column: &str, bytes_max: u64) -> R
     Ok(true)
 }
 
+/// Appends a value to a list in the metadata.
+pub(crate) fn append(message: &mut Message, key: &str, json: &str) -> Result<(), Error> {
+    let list = match message.draft.annotation(key) {
+        None => format!("[{json}]"),
+        Some(list) => match list.strip_suffix(']') {
+            Some("[") => format!("[{json}]"),
+            Some(start) => format!("{start},{json}]"),
+            None => {
+                return Err(Error::Refused(format!(
+                    "`metadata.{key}` is not a list, so that nothing can be appended to it"
+                )));
+            }
+        },
+    };
+    // The text alone must be one value: `1, 2` would be two, and `1], [2` breaks out.
+    serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|error| {
+        Error::Refused(format!("what was given for `{key}` is not JSON: {error}"))
+    })?;
+    message.draft.annotate(key, list).map_err(refused)
+}
+
 /// Forgets how a column was packed, because it is gone or has another value.
 pub(crate) fn forget(message: &mut Message, column: &str) -> Result<(), Error> {
     if message.compressed.remove(column).is_some() {
@@ -150,10 +171,7 @@ pub(crate) fn renamed(message: &mut Message, from: &str, to: &str) -> Result<(),
 
 fn annotate_columns(message: &mut Message, key: &'static str) -> Result<(), Error> {
     let columns = if key == COMPRESSED { &message.compressed } else { &message.truncated };
-    let text = json!(columns).to_string();
-    message.draft.annotate(key, text.clone()).map_err(refused)?;
-    message.annotations.insert(key.to_owned(), text);
-    Ok(())
+    message.draft.annotate(key, json!(columns).to_string()).map_err(refused)
 }
 
 /// A value as a consumer thinks of it.

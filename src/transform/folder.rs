@@ -28,6 +28,11 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// Whether either file is empty.
+    pub(crate) fn has_empty(&self) -> bool {
+        self.module.bytes == 0 || self.settings.as_ref().is_some_and(|settings| settings.bytes == 0)
+    }
+
     /// When either file was written last.
     pub(crate) fn modified(&self) -> Option<SystemTime> {
         let settings = self.settings.as_ref().and_then(|settings| settings.modified);

@@ -172,16 +172,15 @@ impl types::HostChange for GuestState {
     }
 
     fn annotate(&mut self, this: Resource<ChangeHandle>, key: String, json: String) -> Answer<()> {
-        let message = self.edit_with(&this, &[&key, &json])?;
-        let result = message.draft.annotate(&key, json.clone());
-        if result.is_ok() {
-            message.annotations.insert(key, json);
-        }
-        answer(result)
+        answer(self.edit_with(&this, &[&key, &json])?.draft.annotate(&key, json))
+    }
+
+    fn append(&mut self, this: Resource<ChangeHandle>, key: String, json: String) -> Answer<()> {
+        edited(edits::append(self.edit_with(&this, &[&key, &json])?, &key, &json))
     }
 
     fn annotation(&mut self, this: Resource<ChangeHandle>, key: String) -> Result<Option<String>> {
-        Ok(self.edit(&this)?.annotations.get(&key).cloned())
+        Ok(self.edit(&this)?.draft.annotation(&key).map(str::to_owned))
     }
 
     fn add_header(

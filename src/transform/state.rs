@@ -79,8 +79,6 @@ impl GuestState {
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) draft: Draft,
-    /// What guests have set, by key.
-    pub(crate) annotations: BTreeMap<String, String>,
     /// `metadata.compressed_columns`.
     pub(crate) compressed: BTreeMap<String, Value>,
     /// `metadata.truncated_columns`.
@@ -91,13 +89,7 @@ pub(crate) struct Message {
 
 impl Message {
     pub(crate) fn new(draft: Draft) -> Self {
-        Self {
-            draft,
-            annotations: BTreeMap::new(),
-            compressed: BTreeMap::new(),
-            truncated: BTreeMap::new(),
-            measured: None,
-        }
+        Self { draft, compressed: BTreeMap::new(), truncated: BTreeMap::new(), measured: None }
     }
 }
 

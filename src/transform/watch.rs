@@ -423,7 +423,9 @@ impl Watcher {
             if self.handled.get(file) == Some(seen) {
                 continue;
             }
-            if self.previous.modules.get(file) == Some(seen) {
+            let is_settled = self.previous.modules.get(file) == Some(seen);
+            // Who writes a file in place empties it first, and an empty settings file is valid.
+            if is_settled && !(seen.has_empty() && is_fresh(seen)) {
                 candidates.push((file, seen));
             } else {
                 unsettled = true;
@@ -545,7 +547,7 @@ impl Watcher {
         };
         let name: Arc<str> = file.into();
         Instance::start(&self.engine, &name, &module, &settings)
-            .map_err(|fault| refuse(format!("it {}", fault.reason), false))?;
+            .map_err(|fault| refuse(format!("it {}", fault.reason), true))?;
         if let Err(error) = self.last_good.keep(&digest, &content.module) {
             tracing::warn!(file, "could not keep a copy of the transform: {error}");
         }

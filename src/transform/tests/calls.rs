@@ -185,6 +185,8 @@ fn edits_reach_the_message() {
     let replaced = message(&kept(act("replace", 0, "text")));
     assert_eq!(replaced["wrapped"], message(&draft("text")));
     assert!(several(act("drop", 0, "text")).is_empty());
+    let appended = message(&kept(act("append", 0, "text")));
+    assert_eq!(appended["metadata"]["list"], json!([1, {"a": 2}]));
 }
 
 #[test]
@@ -368,6 +370,19 @@ fn what_breaks_the_rules_fails_the_message() {
         0,
         Guest,
         "failed the message: `metadata.table_name` is Sluicebox's own; choose another key",
+    );
+    check(
+        "append-two",
+        0,
+        Guest,
+        "failed the message: what was given for `list` is not JSON: trailing characters at line 1 \
+         column 2",
+    );
+    check(
+        "append-to-object",
+        0,
+        Guest,
+        "failed the message: `metadata.list` is not a list, so that nothing can be appended to it",
     );
     check("split", 0, Invalid, "split a message into nothing; `drop` is the verdict for that");
     check("split", 10_000, Invalid, "split a message into 10000 records, and 1000 are allowed");

@@ -20,7 +20,11 @@ struct Config {
     only_oversize: bool,
 }
 
-struct StripColumns(Config);
+struct StripColumns {
+    /// Each with its name as JSON.
+    columns: Vec<(String, String)>,
+    only_oversize: bool,
+}
 
 impl Transform for StripColumns {
     type Config = Config;
@@ -29,28 +33,22 @@ impl Transform for StripColumns {
         if config.columns.is_empty() {
             return Err("`config.columns` is empty: name at least one column".into());
         }
-        Ok(Self(config))
+        let json = |column: String| {
+            let json = serde_json::to_string(&column).map_err(|error| error.to_string())?;
+            Ok((column, json))
+        };
+        let columns = config.columns.into_iter().map(json).collect::<Result<_, String>>()?;
+        Ok(Self { columns, only_oversize: config.only_oversize })
     }
 
     fn transform(&mut self, change: &Change) -> Result<Verdict, String> {
-        if self.0.only_oversize && change.size()? <= change.limit() {
+        if self.only_oversize && change.size()? <= change.limit() {
             return Ok(Verdict::Keep);
         }
-        let mut stripped = Vec::new();
-        for column in &self.0.columns {
+        for (column, json) in &self.columns {
             if change.remove(column)? {
-                stripped.push(column.clone());
+                change.append("stripped_columns", json)?;
             }
-        }
-        if !stripped.is_empty() {
-            // An earlier transform of this kind may have taken out others.
-            let mut all: Vec<String> = change
-                .annotation("stripped_columns")
-                .and_then(|json| serde_json::from_str(&json).ok())
-                .unwrap_or_default();
-            all.append(&mut stripped);
-            let json = serde_json::to_string(&all).map_err(|error| error.to_string())?;
-            change.annotate("stripped_columns", &json)?;
         }
         Ok(Verdict::Keep)
     }

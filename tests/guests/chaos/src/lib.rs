@@ -107,6 +107,15 @@ impl Transform for Chaos {
             "reserved-header" => change.add_header("sb-key", b"mine")?,
             "empty-header" => change.add_header("", b"mine")?,
             "reserved-metadata" => change.annotate("table_name", "\"mine\"")?,
+            "append" => {
+                change.append("list", "1")?;
+                change.append("list", "{\"a\": 2}")?;
+            }
+            "append-two" => change.append("list", "1], [2")?,
+            "append-to-object" => {
+                change.annotate("list", "{}")?;
+                change.append("list", "1")?;
+            }
             "rename" => change.rename("title", "headline")?,
             "split" => {
                 return Ok(Verdict::Split((0..number).map(|index| index.to_string()).collect()));
