@@ -188,6 +188,10 @@ enum Kind {
 }
 
 /// Reads the whole binary and validates it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a binary has dozens of kinds of sections, and few of them matter here"
+)]
 fn examine(bytes: &[u8]) -> Result<Kind, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty);
@@ -326,6 +330,10 @@ struct Names {
 }
 
 impl Names {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a binary has dozens of kinds of sections, and few of them matter here"
+    )]
     fn of(component: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
         let mut names = Self { imports: Vec::new(), exports: Vec::new() };
         // Nested modules and components have imports of their own, met inside.
