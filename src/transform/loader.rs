@@ -86,7 +86,8 @@ pub enum Error {
     OtherVersion { found: String },
     #[error(
         "the module imports {imports}, which a transform is not given: there is no network and \
-         nothing beyond WASI's clocks, random numbers and output; build it without"
+         nothing beyond WASI's clocks, random numbers and output; build it without (in Python: \
+         `componentize-py componentize --stub-wasi`)"
     )]
     Imports { imports: String },
     #[error("the module does not fit the interface sluicebox:transform@{VERSION}: {reason}")]
