@@ -392,8 +392,15 @@ fn columns_text<'a>(columns: impl Iterator<Item = &'a ColumnBytes>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::{mpsc, watch};
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
-    use crate::pipeline::control::State;
+    use crate::admin::Server;
+    use crate::config::Console;
+    use crate::pipeline::control::{Control, Request, State, Status};
 
     fn message() -> MessageView {
         MessageView {
@@ -486,5 +493,55 @@ payload before any transform, its beginning:
 {\"record\":{}}
 ";
         assert_eq!(detail_text(&detail), expected);
+    }
+
+    /// A process that answers with two messages of five at a time.
+    async fn pages_of_two() -> (Client, CancellationToken) {
+        let (requests_in, mut requests) = mpsc::channel(1);
+        let (_, status) = watch::channel(Status::default());
+        tokio::spawn(async move {
+            while let Some(request) = requests.recv().await {
+                let Request::List(query, answer) = request else { panic!("only lists are asked") };
+                let first = query.after.unwrap_or(0) + 1;
+                let last = (first + 1).min(first - 1 + query.limit as u64).min(5);
+                let messages =
+                    (first..=last).map(|id| MessageView { id: id.to_string(), ..message() });
+                let next = (last < 5).then(|| last.to_string());
+                let list = MessageList { messages: messages.collect(), next, total: 5 };
+                answer.send(Ok(list)).unwrap();
+            }
+        });
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(&Console { listen, names: Vec::new() }).await.unwrap();
+        let console = Some(server.address().to_string().parse().unwrap());
+        let client = Client::new(&ProcessArguments { console }, Path::new("none.toml")).unwrap();
+        let shutdown = CancellationToken::new();
+        let control = Control::new(requests_in, status);
+        tokio::spawn(server.serve(control, Arc::new(|| json!({})), shutdown.clone()));
+        (client, shutdown)
+    }
+
+    #[tokio::test]
+    async fn pages_are_put_together_up_to_the_limit() {
+        let (client, shutdown) = pages_of_two().await;
+        for (limit, after, expected, next) in [
+            (100, None, vec!["1", "2", "3", "4", "5"], Value::Null),
+            (3, None, vec!["1", "2", "3"], json!("3")),
+            (2, Some(3), vec!["4", "5"], Value::Null),
+        ] {
+            let arguments = ListArguments {
+                filter: FilterArguments { state: None, table: None },
+                limit,
+                after,
+                process: ProcessArguments::default(),
+                json: true,
+            };
+            let answer = pages(&client, &arguments).await.unwrap();
+            let list = answer["messages"].as_array().unwrap();
+            let ids: Vec<_> = list.iter().map(|message| message["id"].as_str().unwrap()).collect();
+            assert_eq!(ids, expected);
+            assert_eq!((&answer["next"], &answer["total"]), (&next, &json!(5)));
+        }
+        shutdown.cancel();
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use super::output::{cut, print, printable, to_stderr};
 use super::{Global, human, stream};
@@ -46,10 +46,13 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
     let client = stream::client(config, arguments.endpoint)?;
     let tail = client.tail().await?;
     let from = arguments.from.unwrap_or(tail.next_seq.saturating_sub(arguments.number));
-    let line = if arguments.json { json_line } else { text_line };
-    let print_page = |records: &[ReadRecord]| {
-        let lines: String = records.iter().map(|record| line(record)).collect();
-        print(&lines)
+    let print_page = |records: &[ReadRecord]| -> anyhow::Result<()> {
+        let mut lines = String::new();
+        for record in records {
+            let line = if arguments.json { json_line(record)? } else { text_line(record) };
+            lines.push_str(&line);
+        }
+        Ok(print(&lines)?)
     };
     let mut reader = client.read_range(from, tail.next_seq);
     while let Some(records) = reader.next().await? {
@@ -115,34 +118,40 @@ fn body_text(body: &[u8]) -> String {
 }
 
 /// The shape of the S2 command line's JSON; bytes that are not UTF-8 come as `…_base64` instead.
-fn json_line(record: &ReadRecord) -> String {
-    let mut line = Map::new();
-    line.insert("seq_num".to_owned(), json!(record.seq));
-    line.insert("timestamp".to_owned(), json!(record.timestamp_ms));
-    if let Some(command) = command(record) {
-        line.insert("command".to_owned(), json!(command));
-    }
-    let headers: Option<Vec<Value>> = record
-        .headers
-        .iter()
-        .map(|header| {
-            let name = std::str::from_utf8(&header.name).ok()?;
-            Some(json!([name, std::str::from_utf8(&header.value).ok()?]))
-        })
-        .collect();
-    match headers {
-        Some(headers) => line.insert("headers".to_owned(), Value::Array(headers)),
-        None => {
-            let pair = |h: &Header| json!([BASE64.encode(&h.name), BASE64.encode(&h.value)]);
-            let headers = record.headers.iter().map(pair).collect();
-            line.insert("headers_base64".to_owned(), headers)
-        }
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    seq_num: u64,
+    timestamp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    headers: Option<Vec<[&'a str; 2]>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    headers_base64: Option<Vec<[String; 2]>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+}
+
+fn header_text(header: &Header) -> Option<[&str; 2]> {
+    Some([std::str::from_utf8(&header.name).ok()?, std::str::from_utf8(&header.value).ok()?])
+}
+
+fn json_line(record: &ReadRecord) -> serde_json::Result<String> {
+    let base64 = |header: &Header| [BASE64.encode(&header.name), BASE64.encode(&header.value)];
+    let headers: Option<Vec<_>> = record.headers.iter().map(header_text).collect();
+    let body = std::str::from_utf8(&record.body).ok();
+    let line = JsonLine {
+        seq_num: record.seq,
+        timestamp: record.timestamp_ms,
+        command: command(record),
+        headers_base64: headers.is_none().then(|| record.headers.iter().map(base64).collect()),
+        headers,
+        body_base64: body.is_none().then(|| BASE64.encode(&record.body)),
+        body,
     };
-    match std::str::from_utf8(&record.body) {
-        Ok(body) => line.insert("body".to_owned(), json!(body)),
-        Err(_) => line.insert("body_base64".to_owned(), json!(BASE64.encode(&record.body))),
-    };
-    format!("{}\n", Value::Object(line))
+    Ok(serde_json::to_string(&line)? + "\n")
 }
 
 #[cfg(test)]
@@ -169,15 +178,13 @@ mod tests {
             let record = ReadRecord { seq: 7, timestamp_ms: 1, headers, body };
             let (time, numbers) = ("1970-01-01T00:00:00.001Z", "\"seq_num\":7,\"timestamp\":1");
             assert_eq!(text_line(&record), format!("       7  {time}  {text}\n"));
-            let expected: Value = serde_json::from_str(&format!("{{{numbers},{json}}}")).unwrap();
-            assert_eq!(serde_json::from_str::<Value>(&json_line(&record)).unwrap(), expected);
+            assert_eq!(json_line(&record).unwrap(), format!("{{{numbers},{json}}}\n"));
         }
         check(
             &headers(&[("sb-table", "public.t"), ("sb-action", "insert"), ("sb-key", "MTow")]),
             b"{\"a\":1}",
             "public.t  insert  MTow  {\"a\":1}",
-            r#""headers":[["sb-table","public.t"],["sb-action","insert"],["sb-key","MTow"]],
-               "body":"{\"a\":1}""#,
+            r#""headers":[["sb-table","public.t"],["sb-action","insert"],["sb-key","MTow"]],"body":"{\"a\":1}""#,
         );
         check(
             &headers(&[("", "fence")]),

@@ -81,7 +81,7 @@ pub(super) fn basin(text: &str) -> Result<String, Complaint> {
         return Err(Complaint::new(format!("`{text}` contains {bad:?}"), mend));
     }
     if !(8..=48).contains(&text.len()) {
-        return Err(Complaint::new(format!("`{text}` has {} characters", text.len()), mend));
+        return Err(Complaint::new(format!("`{text}` has a length of {}", text.len()), mend));
     }
     if text.starts_with('-') || text.ends_with('-') {
         return Err(Complaint::new(format!("`{text}` has a dash at an end"), mend));

@@ -188,7 +188,7 @@ fn problems_of_source_and_sink() {
     check(
         &format!("{SOURCE}[sink]\nbasin = \"b\"\nstream = \"s\"\naccess_token = \"${{EMPTY}}\""),
         "etc/sluicebox.toml has 2 problems\n  \
-         etc/sluicebox.toml:5:9: sink.basin: `b` has 1 characters; a basin name has 8 to 48 \
+         etc/sluicebox.toml:5:9: sink.basin: `b` has a length of 1; a basin name has 8 to 48 \
          lower-case letters, digits and dashes, and no dash at either end\n  \
          etc/sluicebox.toml:7:16: sink.access_token: is empty; S2's cloud needs an access token",
     );

@@ -116,7 +116,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             () = stage.pipeline_stopped() => {}
         }
     }
-    narrator.line("\nStopping the pipeline, S2 and Postgres.");
+    let interrupted = if matches!(told, Ok(None)) { "Interrupted. " } else { "" };
+    narrator.line(format_args!("\n{interrupted}Stopping the pipeline, S2 and Postgres."));
     let closed = stage.close().await;
     let failed = told.is_err() || closed.is_err() || verified == Some(false);
     if options.keep {
@@ -462,6 +463,12 @@ impl Stage {
         }
         if let Some(postgres) = &self.postgres {
             narrator.say(format_args!("psql '{}'", postgres.url()));
+            // A column that is not stripped, so that there is something to see and to mend.
+            narrator.say(format_args!(
+                "psql '{}' -c \"UPDATE {TABLE} SET title = repeat('x', 2000000) \
+                 WHERE id = (SELECT min(id) FROM {TABLE})\"   # parks one more",
+                postgres.url()
+            ));
         }
         if let Some(s2) = &self.s2 {
             let url = s2.url();
@@ -502,8 +509,11 @@ impl Stage {
         finished.and(s2).and(postgres)
     }
 
-    /// Copies the logs out of the folder that is about to go; nothing where there are none.
+    /// Copies the logs out of the folder that is about to go; nothing where nothing was logged.
     fn keep_logs(&self) -> Option<PathBuf> {
+        if self.postgres.is_none() {
+            return None;
+        }
         let kept = PathBuf::from(format!("{}-logs", self.dir.display()));
         std::fs::create_dir(&kept).ok()?;
         let postgres = self.postgres.as_ref().map(Postgres::log_path);
