@@ -88,9 +88,13 @@ impl Server {
     /// When the address is in use, is not one of this machine, or its name cannot be resolved.
     pub async fn bind(console: &Console) -> Result<Self, Error> {
         let listen = &console.listen;
-        let fail = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => Error::InUse { address: listen.to_string() },
-            _ => Error::Listen { address: listen.to_string(), source },
+        let fail = |source: io::Error| {
+            let address = listen.to_string();
+            if source.kind() == io::ErrorKind::AddrInUse {
+                Error::InUse { address }
+            } else {
+                Error::Listen { address, source }
+            }
         };
         let listener =
             TcpListener::bind((listen.host.as_str(), listen.port)).await.map_err(fail)?;

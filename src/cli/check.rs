@@ -1,6 +1,5 @@
 //! `sluicebox check`: what is wrong, and what mends it.
 
-use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -224,8 +223,7 @@ fn findings_text(findings: &[Finding]) -> String {
     let mut text = String::new();
     for finding in findings {
         let (level, found) = (finding.level.as_str(), printable(&finding.text));
-        // Writing into a string cannot fail.
-        let _: std::fmt::Result = writeln!(text, "{level:<4}  {:<width$}  {found}", name(finding));
+        text.push_str(&format!("{level:<4}  {:<width$}  {found}\n", name(finding)));
         for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
             text.push_str("        ");
             text.push_str(&printable(line));

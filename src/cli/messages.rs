@@ -1,6 +1,5 @@
 //! `sluicebox messages`: the store of the running process.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -337,8 +336,7 @@ fn error_fields(error: &ErrorView) -> Vec<(&'static str, String)> {
 
 /// Values from rows, S2 and guests go through [`printable`].
 fn push_field(text: &mut String, name: &str, value: &str) {
-    // Writing into a string cannot fail.
-    let _: std::fmt::Result = writeln!(text, "{name:<13} {}", printable(value));
+    text.push_str(&format!("{name:<13} {}\n", printable(value)));
 }
 
 fn push_trace(text: &mut String, step: &TraceStep) {

@@ -2,7 +2,6 @@
 //! cannot steer a terminal.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 /// Why stdout took no more.
@@ -20,9 +19,10 @@ pub(super) enum OutputError {
 pub(super) fn print(text: &str) -> Result<(), OutputError> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => OutputError::Closed,
-            _ => OutputError::Failed(error),
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            OutputError::Closed
+        } else {
+            OutputError::Failed(error)
         }
     })
 }
@@ -74,8 +74,7 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let mut line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut line = String::new();
         for (cell, width) in cells.zip(&widths) {
-            // Writing into a string cannot fail.
-            let _: std::fmt::Result = write!(line, "{cell:width$}  ");
+            line.push_str(&format!("{cell:width$}  "));
         }
         text.push_str(line.trim_end());
         text.push('\n');

@@ -98,20 +98,7 @@ impl Fault {
         } else if error.is::<DeadlinePassed>() {
             timeout()
         } else if let Some(trap) = error.downcast_ref::<Trap>() {
-            match trap {
-                Trap::Interrupt => timeout(),
-                Trap::StackOverflow => {
-                    (Class::Limit, "reached a limit: its calls went too deep".to_owned())
-                }
-                Trap::AllocationTooLarge => {
-                    (Class::Limit, "reached a limit: it asked for too large an allocation".into())
-                }
-                trap => {
-                    let text = trap.to_string();
-                    let text = text.strip_prefix("wasm trap: ").unwrap_or(&text);
-                    (Class::Trap, format!("trapped: {text}"))
-                }
-            }
+            of_trap(*trap).unwrap_or_else(timeout)
         } else {
             let text = cause(error);
             // Wasmtime has no type for this one.
@@ -131,6 +118,34 @@ impl Fault {
         };
         Self { class, reason, backtrace: backtrace(error) }
     }
+}
+
+/// The kinds of trap; nothing for the one that is the end of a call's time.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "wasmtime may add traps, and what has no class of its own is a trap"
+)]
+fn of_trap(trap: Trap) -> Option<(Class, String)> {
+    let text = trap.to_string();
+    let text = text.strip_prefix("wasm trap: ").unwrap_or(&text);
+    Some(match trap {
+        Trap::Interrupt => return None,
+        Trap::StackOverflow => {
+            (Class::Limit, "reached a limit: its calls went too deep".to_owned())
+        }
+        Trap::AllocationTooLarge => {
+            (Class::Limit, "reached a limit: it asked for too large an allocation".to_owned())
+        }
+        // What a guest's bindings hand over, and not its own code.
+        Trap::InvalidChar
+        | Trap::InvalidDiscriminant
+        | Trap::ListOutOfBounds
+        | Trap::StringOutOfBounds
+        | Trap::UnalignedPointer => {
+            (Class::Invalid, format!("broke the interface's rules: {text}"))
+        }
+        _ => (Class::Trap, format!("trapped: {text}")),
+    })
 }
 
 /// An error's causes without the backtrace that wasmtime adds as the outermost.

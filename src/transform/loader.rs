@@ -86,7 +86,8 @@ pub enum Error {
     OtherVersion { found: String },
     #[error(
         "the module imports {imports}, which a transform is not given: there is no network and \
-         nothing beyond WASI's clocks, random numbers and output; build it without"
+         nothing beyond WASI's clocks, random numbers and output; build it without (in Python: \
+         `componentize-py componentize --stub-wasi`)"
     )]
     Imports { imports: String },
     #[error("the module does not fit the interface sluicebox:transform@{VERSION}: {reason}")]
@@ -188,6 +189,10 @@ enum Kind {
 }
 
 /// Reads the whole binary and validates it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a binary has dozens of kinds of sections, and few of them matter here"
+)]
 fn examine(bytes: &[u8]) -> Result<Kind, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty);
@@ -326,6 +331,10 @@ struct Names {
 }
 
 impl Names {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a binary has dozens of kinds of sections, and few of them matter here"
+    )]
     fn of(component: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
         let mut names = Self { imports: Vec::new(), exports: Vec::new() };
         // Nested modules and components have imports of their own, met inside.

@@ -11,8 +11,8 @@ use crate::change::{Action, Change};
 
 /// What a module gets without a settings file, and the most that a file may give it.
 ///
-/// 64 MiB holds a message of tens of megabytes in a Rust guest; the runtimes of JavaScript and
-/// Python begin at 10 to 40 MiB and are within it for ordinary rows.
+/// The runtimes of JavaScript and Python begin at 10 to 40 MiB and hold a value several times over;
+/// a guest in Rust asks for what its values need.
 const MEMORY_MIB_DEFAULT: u32 = 128;
 const MEMORY_MIB_MAX: u32 = 1024;
 

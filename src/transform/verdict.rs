@@ -23,6 +23,10 @@ const PARTS_MESSAGE_BYTES_MAX: u64 = 128 * 1024 * 1024;
 const PART_NUMBER_BYTES: u64 = 5;
 
 /// What one transform made of one message.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every message is kept, and a box would cost each of them an allocation"
+)]
 pub(crate) enum Shaped {
     Keep(Message),
     Drop,

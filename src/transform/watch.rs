@@ -45,6 +45,9 @@ const HOLD_MAX: Duration = Duration::from_secs(2);
 /// A file that was written this recently and does not load may still be being written.
 const UNFINISHED: Duration = Duration::from_secs(2);
 
+/// How long the end of a host waits for its thread.
+const STOP_MAX: Duration = Duration::from_secs(1);
+
 /// From this size on a module is compiled on threads of low priority: it takes many seconds.
 const LARGE_BYTES: usize = 1024 * 1024;
 
@@ -204,13 +207,21 @@ impl Host {
 }
 
 impl Drop for Host {
+    /// Waits for the watching thread, but not for a long compilation: whatever it is doing then is
+    /// safe to be cut off by the end of the process.
     fn drop(&mut self) {
         // An error says that the thread has ended already.
-        if self.wake.send(Wake::Stop).is_ok()
-            && let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that watches the transforms folder had failed");
+        self.wake.send(Wake::Stop).ok();
+        let Some(thread) = self.thread.take() else { return };
+        let started = Instant::now();
+        while !thread.is_finished() {
+            if started.elapsed() > STOP_MAX {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if thread.join().is_err() {
+            tracing::error!("the thread that watched the transforms folder had failed");
         }
     }
 }

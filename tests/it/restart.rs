@@ -19,6 +19,8 @@ fn workload(url: &str) -> Workload {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_and_sigint_drain_and_the_next_start_goes_on() {
     let world = items("signals").await;
+    // The slot has to exist before the rows.
+    world.start().ready().await.stop().await;
     let work = workload(&world.database.url()).start();
     for signal in ["TERM", "INT", "TERM"] {
         let running = world.start().ready().await;

@@ -261,7 +261,7 @@ async fn postgres_is_answered_while_the_sink_stands_still() {
         .sql(
             "insert into items select n, n, 'r0wv4lue', \
              'r0wv4lue' || repeat(md5(n::text), 20000) from generate_series(1, 300) n; \
-             insert into ledger select n, n, 'insert' from generate_series(1, 300) n;",
+             insert into ledger (op, id, action) select n, n, 'insert' from generate_series(1, 300) n;",
         )
         .await;
     running.unready("sink_503").await;

@@ -231,7 +231,7 @@ async fn names_with_every_letter_and_tables_that_change() {
         "names",
         r#"create schema "Odd Schema"; create table "Odd Schema"."T ""q"" ž" (
             "Id" bigint primary key, "col ""q"" ž" text);"#,
-        &["Odd Schema.T \"q\" ž"],
+        &[r#""Odd Schema"."T ""q"" ž""#],
     )
     .await;
     let running = world.start().ready().await;

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -32,7 +33,8 @@ pub const TABLES: &str = "
         id bigint primary key, op bigint not null, label text not null, body text
     );
     create table ledger (
-        op bigint primary key, id bigint not null, action text not null
+        op bigint primary key, id bigint not null, action text not null,
+        at pg_lsn not null default pg_current_wal_insert_lsn()
     );";
 
 /// What the writers do, drawn from a seed.
@@ -104,7 +106,7 @@ struct Writer {
 impl Writer {
     async fn work(mut self, stop: Arc<AtomicBool>, commits: Arc<AtomicU64>) {
         let mut connection: Option<(Client, BTreeSet<u64>)> = None;
-        let mut failing_since: Option<std::time::Instant> = None;
+        let mut failing_since: Option<Instant> = None;
         while !stop.load(Ordering::Relaxed) {
             let done = match &mut connection {
                 Some((client, live)) => self.transaction(client, live).await,
@@ -118,14 +120,14 @@ impl Writer {
                     failing_since = None;
                     commits.fetch_add(u64::from(committed), Ordering::Relaxed);
                     // Leaves most of two cores to the pipeline, and to the other tests.
-                    tokio::time::sleep(std::time::Duration::from_millis(4)).await;
+                    tokio::time::sleep(Duration::from_millis(4)).await;
                 }
                 // Tests restart the server under us: what was committed is read from the ledger.
                 Err(error) => {
                     connection = None;
-                    let since = *failing_since.get_or_insert_with(std::time::Instant::now);
+                    let since = *failing_since.get_or_insert_with(Instant::now);
                     assert!(since.elapsed() < PATIENCE, "the writer cannot go on: {error}");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -209,7 +211,9 @@ impl Writer {
             sql.push_str(&set);
             "update"
         };
-        sql.push_str(&format!("insert into ledger values ({op}, {id}, '{action}');"));
+        sql.push_str(&format!(
+            "insert into ledger (op, id, action) values ({op}, {id}, '{action}');"
+        ));
     }
 }
 
@@ -228,23 +232,33 @@ pub enum Order {
     PerRow,
 }
 
-/// Waits until the stream holds as many records as the ledger names changes.
-pub async fn until_complete(world: &World<'_>) {
+/// Waits until the stream holds as many records as the ledger names changes, or until it has not
+/// grown for long: what is missing is then told better by [`judge_records`].
+async fn wait_for_all(world: &World<'_>) {
     let goal = world.database.value("select count(*) from ledger").await.unwrap();
-    let goal: usize = goal.parse().unwrap();
-    until("every committed change in the stream", async || {
+    let goal: u64 = goal.parse().unwrap();
+    let mut last = (0, Instant::now());
+    loop {
         // The tail counts commands, too; to ask it is cheap.
-        let tail = world.s2.tail(BASIN, STREAM).await.map_err(|status| status.to_string())?;
-        let count = if tail < goal as u64 { 0 } else { world.records().await.len() };
-        if count >= goal { Ok(()) } else { Err(format!("{count} of {goal}, tail {tail}")) }
-    })
-    .await;
+        let tail = world.s2.tail(BASIN, STREAM).await.expect("the stream exists");
+        if tail >= goal && world.records().await.len() as u64 >= goal {
+            return;
+        }
+        if tail != last.0 {
+            last = (tail, Instant::now());
+        }
+        if last.1.elapsed() > PATIENCE / 2 {
+            eprintln!("the stream stays at {tail}; the ledger has {goal} changes");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Waits for every change, and judges the stream from its first record to its last against the
 /// ledger and the table.
 pub async fn judge(world: &World<'_>, order: Order) {
-    until_complete(world).await;
+    wait_for_all(world).await;
     let records = world.records().await;
     judge_records(&world.database, &records, order).await;
 }
@@ -277,15 +291,24 @@ async fn judge_records(database: &Database<'_>, records: &[Record], order: Order
     }
 
     let mut committed: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for row in database.rows("select id, action, op from ledger order by op").await {
-        let [id, action, op] = row.try_into().expect("three columns");
-        let id = id.unwrap().parse().unwrap();
+    let mut missing = Vec::new();
+    for row in database.rows("select id, action, op, at from ledger order by op").await {
+        let [id, action, op, at] = row.try_into().expect("four columns");
+        let id: u64 = id.unwrap().parse().unwrap();
         let action = action.unwrap();
-        committed.entry(id).or_default().push(match action.as_str() {
+        let change = match action.as_str() {
             "delete" => action,
             _ => format!("{action} {}", op.unwrap()),
-        });
+        };
+        if !told.get(&id).is_some_and(|told| told.contains(&change)) {
+            missing.push(format!("{} {change} of row {id}", at.unwrap()));
+        }
+        committed.entry(id).or_default().push(change);
     }
+    // Where they were written tells whether a piece of the log was skipped.
+    missing.sort();
+    let ends = [missing.first(), missing.last()];
+    assert!(missing.is_empty(), "{} changes are not in the stream: {ends:?}", missing.len());
     for id in committed.keys().chain(told.keys()) {
         assert_eq!(
             told.get(id),
