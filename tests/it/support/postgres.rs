@@ -84,7 +84,10 @@ impl Cluster {
         admin.batch_execute(&sql).await.unwrap();
         admin.batch_execute("select pg_reload_conf()").await.unwrap();
 
-        let (port, bin) = (postgres.port(), postgres.bin_dir().to_owned());
+        // Some machines link the server's programs into the path, and not all of its clients.
+        let server = fs::canonicalize(postgres.bin_dir().join("postgres")).unwrap();
+        let bin = server.parent().expect("a program is in a folder").to_owned();
+        let port = postgres.port();
         Self { postgres: Mutex::new(postgres), port, bin, _dir: dir }
     }
 
