@@ -55,6 +55,15 @@ async fn a_missing_basin_and_stream_are_named_and_awaited() {
     let mut running = home.start();
     let text = running.unready("sink_404").await;
     assert_text(&text, &[BASIN]);
+    // What was committed before the slot exists is not in the stream.
+    until("the slot", async || {
+        let slots = "select count(*) from pg_replication_slots where database = current_database()";
+        match database.value(slots).await.as_deref() {
+            Some("1") => Ok(()),
+            other => Err(format!("{other:?} slots")),
+        }
+    })
+    .await;
     database.run("insert into items values (1, 1, 'r0wv4lue', 'r0wv4lue')").await;
     let check = home.cli(&["check"]).await;
     assert_eq!(check.status.code(), Some(1), "`check` on what is missing");
