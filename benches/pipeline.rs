@@ -145,7 +145,7 @@ impl Variant {
             if started.elapsed() > Duration::from_secs(900) {
                 panic!("{}: {records:?} of {} records\n{}", self.name, data.rows, self.home.log());
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         };
         let (cpu, memory) = cpu_and_memory(&running);
         running.stop().await;

@@ -43,6 +43,8 @@ pub struct Home {
     dir: TempDir,
     pub settings: Settings,
     console: u16,
+    /// One client, so that asking often costs the process no new connections.
+    http: reqwest::Client,
     secrets: Vec<String>,
 }
 
@@ -51,7 +53,8 @@ impl Home {
         let dir = tempfile::Builder::new().prefix("sluicebox-it-").tempdir().unwrap();
         fs::create_dir(dir.path().join("transforms")).unwrap();
         let secrets = vec![TOKEN.to_owned(), postgres::PASSWORD.to_owned()];
-        let home = Self { dir, settings, console: free_port(), secrets };
+        let home =
+            Self { dir, settings, console: free_port(), http: reqwest::Client::new(), secrets };
         home.write_config();
         home
     }
@@ -198,7 +201,8 @@ impl Home {
 
     /// The body of `/readyz`, whatever its status.
     pub async fn readyz(&self) -> Result<Value, String> {
-        let answer = reqwest::get(self.url("/readyz")).await.map_err(|error| error.to_string())?;
+        let answer = self.http.get(self.url("/readyz")).send().await;
+        let answer = answer.map_err(|error| error.to_string())?;
         let status = answer.status();
         let body: Value = answer.json().await.map_err(|error| error.to_string())?;
         if body["ready"] != (status == 200) {
@@ -209,7 +213,7 @@ impl Home {
 
     /// What the process publishes of itself.
     pub async fn status(&self) -> Result<Value, String> {
-        let answer = reqwest::get(self.url("/api/v1/status")).await;
+        let answer = self.http.get(self.url("/api/v1/status")).send().await;
         answer.map_err(|e| e.to_string())?.json().await.map_err(|e| e.to_string())
     }
 
