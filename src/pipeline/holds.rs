@@ -537,7 +537,7 @@ mod tests {
                 };
                 let groups = Groups { second: groups.second.filter(|second| Some(*second) != groups.first), ..groups };
                 let id = index as u64;
-                holds.insert(id, at(id), groups, id % 3 == 0, Due::Now);
+                holds.insert(id, at(id), groups, id.is_multiple_of(3), Due::Now);
                 all.push(groups);
             }
             let mut fails = fails.into_iter();

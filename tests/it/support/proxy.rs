@@ -94,7 +94,7 @@ impl Relay {
 
 async fn relay(client: TcpStream, server: u16, mut state: watch::Receiver<Wire>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
-    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    drop((client.set_nodelay(true), server.set_nodelay(true)));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
     tokio::select! {
@@ -168,7 +168,7 @@ impl Front {
         let router = Router::new().fallback(forward).with_state(Arc::clone(&shared));
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let listener = listener.tap_io(|connection| {
-            let _ = connection.set_nodelay(true);
+            drop(connection.set_nodelay(true));
         });
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { port, shared }
@@ -212,7 +212,9 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     let session = parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "s2s/proto");
     let body_bytes_max = match fault {
         Fault::BodiesOver { bytes } if session => bytes,
-        _ => usize::MAX,
+        Fault::None | Fault::Status { .. } | Fault::Unless { .. } | Fault::BodiesOver { .. } => {
+            usize::MAX
+        }
     };
     let (oversize, met_oversize) = watch::channel(false);
     let upload = until_oversize(body.into_data_stream(), body_bytes_max, oversize);
@@ -238,7 +240,7 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     let download = download.chain(terminal);
     // A change of the fault ends the session, as a proxy that is configured anew would.
     let changed = async move {
-        let _ = faults.changed().await;
+        drop(faults.changed().await);
     };
     response.body(Body::from_stream(Box::pin(download).take_until(Box::pin(changed)))).unwrap()
 }

@@ -104,8 +104,6 @@ pub fn settings(database: &Database<'_>, endpoint: &str, tables: &[&str]) -> Set
 
 /// `record.<key>` of a record's message, as text.
 pub fn field(record: &Record, column: &str) -> String {
-    match &record.json()["record"][column] {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
+    let value = &record.json()["record"][column];
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
