@@ -8,9 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 
+use super::client::{Client, ProcessArguments};
 use super::output::{cut, print, printable, to_stderr};
 use super::{Global, human, stream};
 use crate::config;
+use crate::pipeline::control::Status;
 use crate::sink::record::Header;
 use crate::sink::{Class, ReadRecord};
 
@@ -41,9 +43,20 @@ pub(super) struct Arguments {
     json: bool,
 }
 
+/// Where the S2 server inside the running process listens.
+async fn running_endpoint(global: &Global) -> anyhow::Result<String> {
+    let client = Client::new(&ProcessArguments::default(), &global.config)?;
+    let status: Status = client.read(client.get(&["status"], &[]).await?)?;
+    Ok(status.endpoint)
+}
+
 pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = config::Sink::load(&global.config)?;
-    let client = stream::client(config, arguments.endpoint)?;
+    let endpoint = match (arguments.endpoint, &config.endpoint) {
+        (None, config::Endpoint::Embedded) => Some(running_endpoint(global).await?),
+        (endpoint, _) => endpoint,
+    };
+    let client = stream::client(config, endpoint)?;
     let tail = client.tail().await?;
     let from = arguments.from.unwrap_or(tail.next_seq.saturating_sub(arguments.number));
     let print_page = |records: &[ReadRecord]| -> anyhow::Result<()> {

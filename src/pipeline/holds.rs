@@ -166,16 +166,15 @@ impl Holds {
         }
     }
 
-    /// Takes the next message that is due, and marks it busy.
-    pub fn next_due(&mut self, now: Instant) -> Option<MessageId> {
-        let &(due, position, id) = self.schedule.first()?;
-        if due.is_some_and(|due| due > now) {
-            return None;
-        }
-        self.schedule.remove(&(due, position, id));
-        if let Some(held) = self.messages.get_mut(&id) {
-            held.phase = Phase::Busy;
-        }
+    /// Takes the next message that is due, and marks it busy. Only messages up to `stored` can be
+    /// read from the store yet.
+    pub fn next_due(&mut self, now: Instant, stored: MessageId) -> Option<MessageId> {
+        let is_due = |due: &Option<Instant>| due.is_none_or(|due| due <= now);
+        let mut due = self.schedule.iter().take_while(|(due, _, _)| is_due(due));
+        let entry = *due.find(|(_, _, id)| *id <= stored)?;
+        self.schedule.remove(&entry);
+        let (_, _, id) = entry;
+        self.set_phase(id, Phase::Busy);
         Some(id)
     }
 
@@ -415,13 +414,13 @@ mod tests {
         let mut holds = holds_all_read();
         holds.insert(1, at(1), row(1), true, Due::OnRequest);
         holds.insert(2, at(2), row(1), false, Due::Now);
-        assert_eq!(holds.next_due(now), None);
+        assert_eq!(holds.next_due(now, u64::MAX), None);
         assert!(holds.request(1));
-        assert_eq!(holds.next_due(now), Some(1));
-        assert_eq!(holds.next_due(now), None, "the first is not sent yet");
+        assert_eq!(holds.next_due(now, u64::MAX), Some(1));
+        assert_eq!(holds.next_due(now, u64::MAX), None, "the first is not sent yet");
         holds.sent(1);
         assert!(holds.holds(at(3), &row(1)), "the second is not sent yet");
-        assert_eq!(holds.next_due(now), Some(2));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(2));
         holds.sent(2);
         assert!(!holds.holds(at(3), &row(1)));
         holds.remove(1);
@@ -431,18 +430,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_stored_yet_lets_others_go_first() {
+        let now = Instant::now();
+        let mut holds = holds_all_read();
+        holds.insert(7, at(1), row(1), true, Due::Now);
+        holds.insert(3, at(2), row(2), true, Due::Now);
+        assert_eq!(holds.next_due(now, 6), Some(3));
+        assert_eq!(holds.next_due(now, 6), None);
+        assert_eq!(holds.next_due(now, 7), Some(7));
+    }
+
+    #[test]
     fn a_retry_waits_for_its_time() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut holds = holds_all_read();
         holds.insert(1, at(1), row(1), true, Due::At(later));
-        assert_eq!(holds.next_due(now), None);
+        assert_eq!(holds.next_due(now, u64::MAX), None);
         assert_eq!(holds.next_time(), Some(Some(later)));
-        assert_eq!(holds.next_due(later), Some(1));
+        assert_eq!(holds.next_due(later, u64::MAX), Some(1));
         holds.back(1, true, Due::OnRequest);
-        assert_eq!(holds.next_due(later), None);
+        assert_eq!(holds.next_due(later, u64::MAX), None);
         holds.request_all();
-        assert_eq!(holds.next_due(now), Some(1));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(1));
     }
 
     #[test]
@@ -453,9 +463,9 @@ mod tests {
         holds.insert(2, at(2), moved(2, 1), false, Due::Now);
         assert!(holds.holds(at(3), &row(2)), "behind the change of the key");
         holds.request(1);
-        assert_eq!(holds.next_due(now), Some(1));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(1));
         holds.remove(1);
-        assert_eq!(holds.next_due(now), Some(2));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(2));
         holds.remove(2);
         assert!(!holds.holds(at(3), &row(2)));
     }
@@ -471,15 +481,15 @@ mod tests {
         assert!(holds.holds(at(3), &row(2)), "behind the truncate, in any group");
         holds.insert(3, at(3), row(2), false, Due::Now);
         holds.insert(4, at(4), row(3), false, Due::Now);
-        assert_eq!(holds.next_due(now), None);
+        assert_eq!(holds.next_due(now, u64::MAX), None);
         holds.request(1);
-        assert_eq!(holds.next_due(now), Some(1));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(1));
         holds.sent(1);
-        assert_eq!(holds.next_due(now), Some(2));
-        assert_eq!(holds.next_due(now), None);
+        assert_eq!(holds.next_due(now, u64::MAX), Some(2));
+        assert_eq!(holds.next_due(now, u64::MAX), None);
         holds.sent(2);
-        assert_eq!(holds.next_due(now), Some(3));
-        assert_eq!(holds.next_due(now), Some(4));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(3));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(4));
     }
 
     #[test]
@@ -487,7 +497,7 @@ mod tests {
         let now = Instant::now();
         let mut holds = holds_all_read();
         holds.insert(1, at(1), row(1), true, Due::Now);
-        assert_eq!(holds.next_due(now), Some(1));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(1));
         holds.sent(1);
         assert!(!holds.holds(at(2), &row(1)));
         holds.back(1, true, Due::OnRequest);
@@ -499,12 +509,12 @@ mod tests {
         let now = Instant::now();
         let mut holds = Holds::new(at(1));
         holds.insert(5, at(5), row(1), true, Due::Now);
-        assert_eq!(holds.next_due(now), None);
+        assert_eq!(holds.next_due(now, u64::MAX), None);
         holds.pass(at(4));
-        assert_eq!(holds.next_due(now), None);
+        assert_eq!(holds.next_due(now, u64::MAX), None);
         assert!(!holds.holds(at(4), &row(1)), "what had not reached S2 comes first");
         holds.pass(at(5));
-        assert_eq!(holds.next_due(now), Some(5));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(5));
     }
 
     #[test]
@@ -513,9 +523,9 @@ mod tests {
         let mut holds = holds_all_read();
         holds.insert(5, at(5), row(1), true, Due::Now);
         holds.insert(6, at(3), row(1), true, Due::OnRequest);
-        assert_eq!(holds.next_due(now), None);
+        assert_eq!(holds.next_due(now, u64::MAX), None);
         holds.remove(6);
-        assert_eq!(holds.next_due(now), Some(5));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(5));
     }
 
     proptest! {
@@ -544,7 +554,7 @@ mod tests {
             let mut left: Vec<u64> = Vec::new();
             let mut busy: Vec<u64> = Vec::new();
             loop {
-                while let Some(id) = holds.next_due(now) {
+                while let Some(id) = holds.next_due(now, u64::MAX) {
                     busy.push(id);
                 }
                 if busy.is_empty() {

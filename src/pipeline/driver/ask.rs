@@ -1,0 +1,153 @@
+//! Requests of operators, and the status that everybody reads.
+
+use super::{Driver, PAYLOAD_BYTES_MAX, Selected};
+use crate::change::Lsn;
+use crate::message::{Draft, Envelope};
+use crate::pipeline::control;
+use crate::pipeline::control::{Changed, Reason, Request, Status};
+use crate::pipeline::holds::MessageId;
+use crate::policy;
+use crate::store::{Store, Write};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+impl Driver {
+    pub(super) fn on_request(&mut self, request: Request) {
+        let store = self.store.clone();
+        match request {
+            Request::List(query, answer) => {
+                store.list(query, self.holds.moving().collect(), answer);
+            }
+            Request::Show(id, answer) => {
+                let moving = self.holds.moving().collect();
+                let envelope = Arc::clone(&self.envelope);
+                tokio::spawn(async move {
+                    drop(answer.send(show(&store, id, moving, envelope).await));
+                });
+            }
+            Request::Retry(filter, answer) => {
+                let selected = self.selected.clone();
+                tokio::spawn(async move {
+                    match store.select(filter.clone()).await {
+                        Ok(ids) => drop(selected.send(Selected::Retry(ids, filter, answer))),
+                        Err(error) => drop(answer.send(Err(error))),
+                    }
+                });
+            }
+            Request::Acknowledge(filter, answer) => {
+                let selected = self.selected.clone();
+                tokio::spawn(async move {
+                    let ids = match store.select(filter).await {
+                        Ok(ids) => ids,
+                        Err(error) => return drop(answer.send(Err(error))),
+                    };
+                    match store.unchanged_behind(ids.clone()).await {
+                        Ok(behind) => {
+                            drop(selected.send(Selected::Acknowledge(ids, behind, answer)));
+                        }
+                        Err(error) => {
+                            drop(answer.send(Err(control::Error::Store(Box::new(error)))));
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    pub(super) fn on_selected(&mut self, selected: Selected) {
+        match selected {
+            Selected::Retry(ids, filter, answer) => {
+                let one = filter.id;
+                let ids: Vec<u64> =
+                    ids.into_iter().filter(|id| self.holds.has_failed(*id)).collect();
+                if let (Some(id), true) = (one, ids.is_empty()) {
+                    let text = format!(
+                        "message {id} has not failed: it waits for the one in front of it, and follows \
+                         by itself"
+                    );
+                    drop(answer.send(Err(control::Error::Invalid { text })));
+                    return;
+                }
+                let changed = ids.iter().filter(|id| self.holds.request(**id)).count() as u64;
+                drop(answer.send(Ok(Changed { changed, unchanged_behind: 0 })));
+            }
+            Selected::Acknowledge(ids, unchanged_behind, answer) => {
+                let (idle, busy): (Vec<u64>, Vec<u64>) =
+                    ids.into_iter().partition(|id| self.holds.is_idle(*id));
+                if let (Some(&id), true) = (busy.first(), idle.is_empty()) {
+                    drop(answer.send(Err(control::Error::Busy { id })));
+                    return;
+                }
+                for &id in &idle {
+                    tracing::warn!(message = id, "given up by an operator; it is not delivered");
+                    self.holds.remove(id);
+                    self.attempts.remove(&id);
+                    self.writes.push(Write::Acknowledge { id });
+                }
+                let changed = Changed { changed: idle.len() as u64, unchanged_behind };
+                if idle.is_empty() {
+                    drop(answer.send(Ok(changed)));
+                } else {
+                    self.effects.answers.push((answer, changed));
+                }
+            }
+        }
+    }
+
+    pub(super) fn publish_status(&mut self) {
+        let counts = self.holds.counts();
+        let source = self.source.status.borrow().clone();
+        let confirmed = self.saved.lsn;
+        let reasons: Vec<Reason> = [&self.source_reason, &self.sink_reason, &self.store_reason]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        let status = Status {
+            ready: reasons.is_empty(),
+            reasons,
+            guarantee: self.guarantee.to_owned(),
+            endpoint: self.client.place().endpoint.clone(),
+            pipeline_id: self.pipeline_id.clone(),
+            chain: self.chain.tag(),
+            changes: self.counters.changes,
+            records: self.counters.records,
+            record_bytes: self.counters.record_bytes,
+            dropped: self.counters.dropped,
+            parked: counts.parked,
+            retrying: counts.retrying,
+            waiting: counts.waiting,
+            wal_end: (source.wal_end > Lsn(0)).then(|| source.wal_end.to_string()),
+            confirmed: (confirmed > Lsn(0)).then(|| confirmed.to_string()),
+            lag_bytes: (confirmed > Lsn(0)).then(|| source.wal_end.0.saturating_sub(confirmed.0)),
+            stream_tail: self.acknowledged,
+        };
+        self.status.send_if_modified(|published| {
+            let changed = *published != status;
+            if changed {
+                *published = status;
+            }
+            changed
+        });
+    }
+}
+
+async fn show(
+    store: &Store,
+    id: MessageId,
+    moving: HashSet<u64>,
+    envelope: Arc<Envelope>,
+) -> Result<control::MessageDetail, control::Error> {
+    let stored = store.show(id, moving).await?;
+    let hint = policy::hint(&stored.message.id, stored.failure.as_ref());
+    let draft = Draft::new(stored.change, envelope);
+    let (payload, payload_cut) =
+        draft.message_preview(PAYLOAD_BYTES_MAX).unwrap_or_else(|error| (error.to_string(), true));
+    Ok(control::MessageDetail {
+        message: stored.message,
+        payload,
+        payload_cut,
+        trace: stored.failure.map(|failure| failure.trace).unwrap_or_default(),
+        hint,
+    })
+}

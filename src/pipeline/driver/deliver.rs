@@ -1,0 +1,242 @@
+//! The line to S2: opening it, sending, and what its answers settle.
+
+use super::{Driver, Error, Sink, SinkEvent};
+use crate::change::Position;
+use crate::message::Draft;
+use crate::pipeline::control;
+use crate::pipeline::control::{ErrorView, Reason};
+use crate::pipeline::holds::{Due, MessageId};
+use crate::pipeline::item::Origin;
+use crate::pipeline::link;
+use crate::pipeline::link::{Established, Opening, establish};
+use crate::pipeline::outbox::Parcel;
+use crate::policy;
+use crate::sink::error::{Class, Refusal};
+use crate::store::Failure;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+impl Driver {
+    pub(super) fn open_sink(&mut self, now: Instant) {
+        let Sink::Waiting { until } = &self.sink else { return };
+        if *until > now {
+            return;
+        }
+        let (store, client) = (self.store.clone(), self.client.clone());
+        let (pipeline_id, read_from) = (self.pipeline_id.clone(), self.acknowledged);
+        let epoch = self.epoch;
+        self.sink = Sink::Opening(Box::pin(async move {
+            let epoch = match epoch {
+                Some(epoch) => epoch,
+                None => match store.next_epoch().await {
+                    Ok(epoch) => epoch,
+                    Err(error) => return (None, Err(error.into())),
+                },
+            };
+            let opening = Opening { client, store, pipeline_id, read_from, epoch };
+            (Some(epoch), establish(opening).await)
+        }));
+    }
+
+    pub(super) fn send(&mut self, now: Instant) -> Result<(), Error> {
+        let Sink::Open(line) = &mut self.sink else { return Ok(()) };
+        if self.reconnecting {
+            if !self.outbox.is_in_flight() {
+                self.reconnecting = false;
+                self.sink = Sink::Waiting { until: now };
+            }
+            return Ok(());
+        }
+        while let Some(records) = self.outbox.next_batch(now) {
+            line.send(&records).map_err(|error| Error::Sink(crate::app::error_chain(&error)))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_sink(&mut self, event: SinkEvent) -> Result<(), Error> {
+        match event {
+            SinkEvent::Opened(_, Ok(established)) => {
+                self.epoch = None;
+                self.on_established(*established);
+            }
+            SinkEvent::Opened(epoch, Err(error)) => {
+                self.epoch = epoch;
+                match error {
+                    link::Error::Sink(error) => self.on_sink_error(&error)?,
+                    link::Error::Store(error) if error.heals() => {
+                        self.sink_waits("store_failed", crate::app::error_chain(&error), None);
+                    }
+                    link::Error::Store(error) => return Err(error.into()),
+                }
+            }
+            SinkEvent::Ack(Ok(ack)) => {
+                self.sink_failures = 0;
+                self.acknowledged = Some(ack.end);
+                self.reconnecting |= ack.reconnect_advised;
+                for (parcel, seq) in self.outbox.acknowledged(ack.start) {
+                    self.on_delivered(&parcel, seq);
+                }
+            }
+            SinkEvent::Ack(Err(error)) => self.on_sink_error(&error)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_delivered(&mut self, parcel: &Parcel, seq: u64) {
+        self.counters.records += parcel.records.len() as u64;
+        self.counters.record_bytes += parcel
+            .records
+            .iter()
+            .map(crate::pipeline::size_gate::SizedRecord::metered_bytes)
+            .sum::<u64>();
+        match parcel.item.origin {
+            Origin::Source { entry } => {
+                self.tracker.settle(entry, Some(seq));
+                self.budget.release(parcel.item.change.bytes());
+            }
+            Origin::Store { id } => {
+                self.off_the_way(&parcel.item);
+                self.forget(id);
+                self.delivered = true;
+            }
+        }
+    }
+
+    pub(super) fn on_established(&mut self, established: Established) {
+        let Established { line, landed, read_from } = established;
+        let now = Instant::now();
+        // Everything in front of the fence was read: what of it is ours is settled below, with its
+        // numbers.
+        self.acknowledged = Some(line.next_seq().unwrap_or(read_from));
+        let place = self.client.place();
+        if !self.established || self.sink_reason.is_some() {
+            tracing::info!(
+                basin = place.basin,
+                stream = place.stream,
+                endpoint = place.endpoint,
+                guarantee = line.guarantee.sentence(),
+                "S2 is connected"
+            );
+        }
+        self.guarantee = line.guarantee.sentence();
+        self.sink_reason = None;
+        self.sink = Sink::Open(Box::new(line));
+        if self.established {
+            let found =
+                self.outbox.resume(|parcel| landed.get(&parcel.item.change.position).copied(), now);
+            for (parcel, seq) in found {
+                self.on_delivered(&parcel, seq);
+            }
+        } else {
+            self.established = true;
+            self.apply_landed(&landed);
+        }
+        self.after_refusal(now);
+    }
+
+    /// At start: what the stream holds is not sent again, and messages that are in it leave the store.
+    pub(super) fn apply_landed(&mut self, landed: &HashMap<Position, u64>) {
+        let through = self.tracker.progress().position;
+        let beyond = landed.iter().filter(|(position, _)| **position > through);
+        self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
+        let delivered: Vec<MessageId> = self
+            .holds
+            .positions()
+            .filter(|(position, _)| landed.contains_key(position))
+            .map(|(_, id)| id)
+            .collect();
+        for id in delivered {
+            self.forget(id);
+            self.delivered = true;
+        }
+    }
+
+    /// A refused message is parked once it is certain what landed, and takes what is behind it along.
+    pub(super) fn after_refusal(&mut self, now: Instant) {
+        let Some((parcel, failure)) = self.refused.take() else { return };
+        match parcel.item.origin {
+            Origin::Source { entry } => self.park(parcel.item, entry, failure),
+            Origin::Store { id } => {
+                self.off_the_way(&parcel.item);
+                self.failed_again(id, failure);
+            }
+        }
+        let holds = &self.holds;
+        let held =
+            |parcel: &Parcel| holds.holds(parcel.item.change.position, &parcel.item.groups());
+        for parcel in self.outbox.extract(held, now) {
+            match parcel.item.origin {
+                Origin::Source { entry } => self.store_waiting(parcel.item, entry),
+                Origin::Store { id } => {
+                    self.off_the_way(&parcel.item);
+                    self.holds.back(id, false, Due::Now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_sink_error(&mut self, error: &crate::sink::error::Error) -> Result<(), Error> {
+        match error.class() {
+            Class::Sink(trouble) => {
+                self.sink_waits(&trouble.code, trouble.text, trouble.retry_after);
+            }
+            Class::SeqMismatch { next } => {
+                tracing::info!(next, "somebody else appends to the stream too; reading its end");
+                self.sink = Sink::Waiting { until: Instant::now() };
+            }
+            Class::Oversize(refusal) => self.on_refused("oversize", &refusal),
+            Class::Refused(refusal) => self.on_refused("refused", &refusal),
+            Class::Fenced { .. } => return Err(Error::Sink(crate::app::error_chain(error))),
+            Class::Stream { text, .. } | Class::Fatal { text } => return Err(Error::Sink(text)),
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_refused(&mut self, class: &str, refusal: &Refusal) {
+        self.sink = Sink::Waiting { until: Instant::now() };
+        let Some(parcel) = self.outbox.refused() else {
+            tracing::warn!(
+                status = refusal.status,
+                "S2 refused a batch; sending its records one by one"
+            );
+            return;
+        };
+        let bytes =
+            parcel.records.iter().map(crate::pipeline::size_gate::SizedRecord::metered_bytes).sum();
+        let draft = Draft::new(parcel.item.change.clone(), Arc::clone(&self.envelope));
+        let columns = draft
+            .largest_columns(5)
+            .into_iter()
+            .map(|(name, bytes)| control::ColumnBytes { name, bytes })
+            .collect();
+        let failure = Failure {
+            error: ErrorView {
+                class: class.to_owned(),
+                status: Some(refusal.status),
+                text: format!(
+                    "S2 refused a record of {} of {bytes} bytes with status {}",
+                    parcel.item.change.table.qualified_name(),
+                    refusal.status
+                ),
+                body: Some(refusal.body.clone()),
+                transform: None,
+            },
+            bytes: Some(bytes),
+            columns,
+            trace: Vec::new(),
+        };
+        self.refused = Some((parcel, failure));
+    }
+
+    pub(super) fn sink_waits(&mut self, code: &str, text: String, at_least: Option<Duration>) {
+        self.sink_failures += 1;
+        let delay = policy::SINK.delay(self.sink_failures).max(at_least.unwrap_or_default());
+        let reason = Reason { part: "sink".to_owned(), code: code.to_owned(), text };
+        if self.sink_reason.as_ref() != Some(&reason) {
+            tracing::warn!(code, reason = reason.text, "S2 does not take records; waiting");
+        }
+        self.sink_reason = Some(reason);
+        self.sink = Sink::Waiting { until: Instant::now() + delay };
+    }
+}

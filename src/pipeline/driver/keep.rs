@@ -1,0 +1,255 @@
+//! What goes into the store and comes out of it: parked and waiting messages, and the checkpoint.
+
+use super::{
+    CHECKPOINT_INTERVAL, Driver, Effects, Error, IDLE_CHECKPOINT_INTERVAL, RETRY_BATCH,
+    RETRY_BYTES_MAX, Reading, Writing,
+};
+use crate::change::Change;
+use crate::pipeline::ack::EntryId;
+use crate::pipeline::control::Reason;
+use crate::pipeline::holds::{Due, MessageId};
+use crate::pipeline::item::{Item, Origin};
+use crate::policy;
+use crate::policy::Retry;
+use crate::store;
+use crate::store::{Checkpoint, Failure, StoredState, Write};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+impl Driver {
+    pub(super) fn park(&mut self, item: Item, entry: EntryId, failure: Failure) {
+        let (state, next_attempt, due) = self.next_attempt(&failure, 1);
+        let id = self.next_id;
+        log_failure(id, &item, &failure);
+        self.insert(item, entry, state, 1, next_attempt, Some(failure), due);
+    }
+
+    pub(super) fn store_waiting(&mut self, item: Item, entry: EntryId) {
+        self.insert(item, entry, StoredState::Waiting, 0, None, None, Due::Now);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are the columns of one row")]
+    pub(super) fn insert(
+        &mut self,
+        item: Item,
+        entry: EntryId,
+        state: StoredState,
+        attempts: u64,
+        next_attempt: Option<SystemTime>,
+        failure: Option<Failure>,
+        due: Due,
+    ) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let groups = item.groups();
+        let change = item.change;
+        self.holds.insert(id, change.position, groups, failure.is_some(), due);
+        self.attempts.insert(id, attempts);
+        self.effects.settled.push((entry, change.bytes()));
+        self.writes.push(Write::Insert {
+            id,
+            change: Box::new(change),
+            groups,
+            state,
+            attempts,
+            next_attempt,
+            failure,
+        });
+    }
+
+    pub(super) fn failed_again(&mut self, id: MessageId, failure: Failure) {
+        let attempts = self.attempts.get(&id).copied().unwrap_or(0) + 1;
+        let (state, next_attempt, due) = self.next_attempt(&failure, attempts);
+        self.attempts.insert(id, attempts);
+        self.holds.back(id, true, due);
+        self.writes.push(Write::Failed { id, state, attempts, next_attempt, failure });
+    }
+
+    pub(super) fn next_attempt(
+        &self,
+        failure: &Failure,
+        attempts: u64,
+    ) -> (StoredState, Option<SystemTime>, Due) {
+        match policy::retry(failure, attempts, self.settings.retry) {
+            Retry::OnRequest => (StoredState::Parked, None, Due::OnRequest),
+            Retry::After(delay) => {
+                let at = SystemTime::now() + delay;
+                (StoredState::Retrying, Some(at), Due::At(Instant::now() + delay))
+            }
+        }
+    }
+
+    /// A message has left the store for good.
+    pub(super) fn forget(&mut self, id: MessageId) {
+        self.holds.remove(id);
+        self.attempts.remove(&id);
+        self.writes.push(Write::Remove { id });
+    }
+
+    /// Reads the next messages that are due, a bounded number of bytes at a time.
+    pub(super) fn read_due(&mut self, now: Instant) {
+        if !self.established
+            || self.reading.is_some()
+            || self.retry_bytes >= RETRY_BYTES_MAX
+            || self.jobs.len() >= self.workers.jobs_max()
+        {
+            return;
+        }
+        let mut ids = Vec::new();
+        while ids.len() < RETRY_BATCH {
+            let Some(id) = self.holds.next_due(now, self.stored) else { break };
+            ids.push(id);
+        }
+        if !ids.is_empty() {
+            let store = self.store.clone();
+            let wanted = ids.clone();
+            let done = Box::pin(async move { store.read(wanted, RETRY_BYTES_MAX).await });
+            self.reading = Some(Reading { ids, done });
+        }
+    }
+
+    pub(super) fn on_read(
+        &mut self,
+        result: Result<Vec<(MessageId, Change)>, store::Error>,
+    ) -> Result<(), Error> {
+        let Some(Reading { ids, .. }) = self.reading.take() else { return Ok(()) };
+        let mut read = result?;
+        // What did not fit comes with the next read.
+        let got: HashSet<MessageId> = read.iter().map(|(id, _)| *id).collect();
+        for id in ids.into_iter().filter(|id| !got.contains(id)) {
+            self.holds.back(id, false, Due::Now);
+        }
+        read.sort_by_key(|(_, change)| change.position);
+        let mut items = Vec::with_capacity(read.len());
+        for (id, change) in read {
+            self.retry_bytes += change.bytes();
+            items.push(Item { change, origin: Origin::Store { id } });
+        }
+        self.dispatch(items)
+    }
+
+    /// A stored message is no longer on its way, whatever became of it.
+    pub(super) fn off_the_way(&mut self, item: &Item) {
+        self.retry_bytes = self.retry_bytes.saturating_sub(item.change.bytes());
+    }
+
+    pub(super) fn has_unsaved(&self) -> bool {
+        !self.writes.is_empty() || self.delivered || self.tracker.progress() != self.saved
+    }
+
+    pub(super) fn checkpoint_interval(&self) -> Duration {
+        let urgent = self.draining.is_some()
+            || self.writes.iter().any(|write| !matches!(write, Write::Remove { .. }));
+        let moved = self.delivered
+            || !self.writes.is_empty()
+            || self.tracker.progress().position != self.saved.position;
+        match (urgent, moved) {
+            (true, _) => Duration::ZERO,
+            (false, true) => CHECKPOINT_INTERVAL,
+            (false, false) => IDLE_CHECKPOINT_INTERVAL,
+        }
+    }
+
+    /// Starts the next transaction, if there is one to make and its time has come.
+    pub(super) fn write(&mut self, now: Instant) {
+        if self.writing.is_some() || !self.has_unsaved() {
+            return;
+        }
+        let due = self.store_retry.unwrap_or(self.saved_at + self.checkpoint_interval());
+        if due > now {
+            return;
+        }
+        let progress = self.tracker.progress();
+        let mut writes = std::mem::take(&mut self.writes);
+        let mut effects = std::mem::take(&mut self.effects);
+        self.delivered = false;
+        if let Some(acknowledged) = self.acknowledged {
+            let replayed = self.replayed.values().copied().flatten().min();
+            let beyond = [self.tracker.seq_beyond(), replayed].into_iter().flatten().min();
+            let seq = beyond.map_or(acknowledged, |seq| seq.min(acknowledged));
+            writes.push(Write::Checkpoint(Checkpoint {
+                position: progress.position,
+                seq,
+                confirm: progress.lsn,
+            }));
+            effects.confirm = Some(progress);
+        }
+        self.start_writing(writes.into(), effects);
+    }
+
+    pub(super) fn start_writing(&mut self, writes: Arc<[Write]>, effects: Effects) {
+        let store = self.store.clone();
+        let under_way = Arc::clone(&writes);
+        let done = Box::pin(async move { store.write(under_way).await });
+        self.writing = Some(Writing { done, writes, effects });
+    }
+
+    pub(super) fn on_written(&mut self, result: Result<(), store::Error>) -> Result<(), Error> {
+        let Some(Writing { writes, effects, .. }) = self.writing.take() else { return Ok(()) };
+        self.saved_at = Instant::now();
+        if let Err(error) = result {
+            if !error.heals() {
+                return Err(error.into());
+            }
+            self.store_failures += 1;
+            let delay = policy::STORE.delay(self.store_failures);
+            let reason = Reason {
+                part: "store".to_owned(),
+                code: "store_failed".to_owned(),
+                text: crate::app::error_chain(&error),
+            };
+            if self.store_reason.as_ref() != Some(&reason) {
+                tracing::error!(error = reason.text, "the store cannot be written; waiting");
+            }
+            self.store_reason = Some(reason);
+            // The same transaction again, before anything newer.
+            let store = self.store.clone();
+            let again = Arc::clone(&writes);
+            let done = Box::pin(async move {
+                tokio::time::sleep(delay).await;
+                store.write(again).await
+            });
+            self.writing = Some(Writing { done, writes, effects });
+            return Ok(());
+        }
+        if self.store_reason.take().is_some() {
+            tracing::info!("the store can be written again");
+        }
+        self.store_failures = 0;
+        for write in &*writes {
+            if let Write::Insert { id, .. } = write {
+                self.stored = self.stored.max(*id);
+            }
+        }
+        for (entry, bytes) in effects.settled {
+            self.tracker.settle(entry, None);
+            self.budget.release(bytes);
+        }
+        if let Some(progress) = effects.confirm {
+            self.saved = progress;
+            self.source.confirm.send_if_modified(|confirm| {
+                let rises = progress.lsn > *confirm;
+                if rises {
+                    *confirm = progress.lsn;
+                }
+                rises
+            });
+        }
+        for (answer, changed) in effects.answers {
+            // Whoever asked may have left.
+            drop(answer.send(Ok(changed)));
+        }
+        Ok(())
+    }
+}
+
+fn log_failure(id: MessageId, item: &Item, failure: &Failure) {
+    tracing::warn!(
+        message = id,
+        position = %item.change.position,
+        class = failure.error.class,
+        reason = failure.error.text,
+        "parked; only its group waits"
+    );
+}

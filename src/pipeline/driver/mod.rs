@@ -1,0 +1,488 @@
+//! The one task that owns a running pipeline.
+//!
+//! ```text
+//! source ─▶ jobs ─▶ workers ─▶ in order again ─┬─▶ outbox ─▶ S2 ─▶ settled ─▶ checkpoint ─▶ confirm
+//!             ▲                                └─▶ store (failed, or behind a failed one) ─┘
+//!             └──────────────── due again ◀──────────┘
+//! ```
+//!
+//! Everything that decides what may be confirmed happens here, one event at a time. The invariants:
+//!
+//! - Nothing is confirmed before the checkpoint that covers it is on disk, and a checkpoint covers a
+//!   change only when S2 has acknowledged it, the store holds it, or it was dropped.
+//! - A checkpoint's sequence number never passes a record whose acknowledgement is not applied: a
+//!   restart reads from there and finds what it may not send again.
+//! - A message leaves the store in the transaction whose checkpoint covers its record.
+
+mod ask;
+mod deliver;
+mod keep;
+mod shape;
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::change::{Change, Position};
+use crate::message::{Envelope, EnvelopeSettings};
+use crate::pipeline::ack::{AckTracker, EntryId, Progress};
+use crate::pipeline::budget::ByteBudget;
+use crate::pipeline::control::{self, Changed, Filter, Reason, Request, Status};
+use crate::pipeline::holds::{Due, Holds, MessageId};
+use crate::pipeline::link::{self, Established, Line};
+use crate::pipeline::outbox::{Outbox, Parcel, Window};
+use crate::pipeline::workers::{Done, Workers};
+use crate::policy::Backoff;
+use crate::sink::client::Client;
+use crate::source::Source;
+use crate::store::{self, Failure, Loaded, Store, StoredState, Write};
+use crate::transform::Chain;
+
+/// How often the checkpoint follows what is settled. A restart reads at most this much of the stream
+/// again, and each one is a sync of the disk.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The same where only the end of the log moved, without a change for us.
+const IDLE_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often the published status follows.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long a shutdown waits for what is on its way.
+const DRAIN_TIME: Duration = Duration::from_secs(20);
+
+/// How many bytes of stored messages are tried at once, beside the first.
+const RETRY_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How many stored messages are read from the store at once.
+const RETRY_BATCH: usize = 64;
+
+/// How much of a message an operator is shown, in bytes.
+const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Why the pipeline stopped by itself. What can heal never ends up here.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Sink(String),
+    #[error("{0}")]
+    Source(String),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(
+        "{text}; its settings say on_error = \"halt\": mend the transform or its settings, then start \
+         again; the message is sent then"
+    )]
+    Halted { text: String },
+    #[error("the threads that run the transforms have ended, which is a defect")]
+    Workers,
+}
+
+/// What a driver is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub settings: Settings,
+    pub store: Store,
+    pub loaded: Loaded,
+    pub source: Source,
+    pub budget: Arc<ByteBudget>,
+    pub chains: watch::Receiver<Arc<Chain>>,
+    pub workers: Workers,
+    pub client: Client,
+    pub status: watch::Sender<Status>,
+    /// Drains and ends.
+    pub shutdown: CancellationToken,
+}
+
+/// What a driver needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub window: Window,
+    /// Between attempts of a failed message.
+    pub retry: Backoff,
+    pub pipeline_name: String,
+    pub database_name: String,
+    pub hostname: String,
+}
+
+type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The line to S2, and what to do where there is none.
+enum Sink {
+    Opening(Pending<(Option<u64>, Result<Established, link::Error>)>),
+    Open(Box<Line>),
+    /// In trouble, until the next attempt.
+    Waiting {
+        until: Instant,
+    },
+}
+
+/// A write that is under way, and what is settled by it.
+struct Writing {
+    done: Pending<Result<(), store::Error>>,
+    writes: Arc<[Write]>,
+    effects: Effects,
+}
+
+/// Messages that are being read from the store.
+struct Reading {
+    ids: Vec<MessageId>,
+    done: Pending<Result<Vec<(MessageId, Change)>, store::Error>>,
+}
+
+/// What becomes true once a write is on disk.
+#[derive(Default)]
+struct Effects {
+    settled: Vec<(EntryId, usize)>,
+    confirm: Option<Progress>,
+    answers: Vec<(oneshot::Sender<Result<Changed, control::Error>>, Changed)>,
+}
+
+/// A request that had to ask the store first.
+enum Selected {
+    Retry(Vec<u64>, Filter, oneshot::Sender<Result<Changed, control::Error>>),
+    Acknowledge(Vec<u64>, u64, oneshot::Sender<Result<Changed, control::Error>>),
+}
+
+/// Counters since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    changes: u64,
+    records: u64,
+    record_bytes: u64,
+    dropped: u64,
+}
+
+/// The running pipeline.
+struct Driver {
+    settings: Settings,
+    pipeline_id: String,
+    store: Store,
+    source: Source,
+    budget: Arc<ByteBudget>,
+    client: Client,
+    shutdown: CancellationToken,
+    status: watch::Sender<Status>,
+
+    chains: watch::Receiver<Arc<Chain>>,
+    chain: Arc<Chain>,
+    envelope: Arc<Envelope>,
+    workers: Workers,
+    next_job: u64,
+    /// Jobs that are out, oldest first; a result that came early waits in its place.
+    jobs: VecDeque<Option<Done>>,
+
+    tracker: AckTracker,
+    holds: Holds,
+    attempts: HashMap<MessageId, u64>,
+    next_id: MessageId,
+    /// Messages up to this one are on disk.
+    stored: MessageId,
+    /// Changes beyond the checkpoint that are settled already and that the source will read again: in
+    /// the stream, with the number of their first record, or in the store.
+    replayed: HashMap<Position, Option<u64>>,
+    retry_bytes: usize,
+    reading: Option<Reading>,
+
+    outbox: Outbox,
+    sink: Sink,
+    sink_reason: Option<Reason>,
+    sink_failures: u64,
+    epoch: Option<u64>,
+    /// Where the stream has to be read from after a broken session.
+    acknowledged: Option<u64>,
+    /// The stream has been read once, so that it is known what not to send.
+    established: bool,
+    guarantee: &'static str,
+    reconnecting: bool,
+    refused: Option<(Parcel, Failure)>,
+
+    writes: Vec<Write>,
+    effects: Effects,
+    delivered: bool,
+    writing: Option<Writing>,
+    store_reason: Option<Reason>,
+    store_failures: u64,
+    store_retry: Option<Instant>,
+    saved: Progress,
+    saved_at: Instant,
+
+    selected: mpsc::UnboundedSender<Selected>,
+    counters: Counters,
+    source_reason: Option<Reason>,
+    /// As the store has it: which Postgres its messages are from.
+    source_identity: Option<String>,
+    draining: Option<Instant>,
+}
+
+/// Runs a pipeline until the shutdown token is cancelled, or something stops it that cannot heal.
+///
+/// # Errors
+///
+/// See [`Error`].
+pub async fn run(
+    parts: Parts,
+    finished: mpsc::UnboundedReceiver<Done>,
+    requests: mpsc::Receiver<Request>,
+) -> Result<(), Error> {
+    let (selected, selections) = mpsc::unbounded_channel();
+    Box::pin(Driver::new(parts, selected).run(finished, requests, selections)).await
+}
+
+impl Driver {
+    fn new(parts: Parts, selected: mpsc::UnboundedSender<Selected>) -> Self {
+        let Parts { settings, store, loaded, source, budget, .. } = parts;
+        let Parts { mut chains, workers, client, status, shutdown, .. } = parts;
+        let now = Instant::now();
+        let checkpoint = loaded.checkpoint.unwrap_or_default();
+        let progress = Progress { position: checkpoint.position, lsn: checkpoint.confirm };
+        let mut holds = Holds::new(checkpoint.position);
+        let mut replayed = HashMap::new();
+        let mut attempts = HashMap::new();
+        for known in &loaded.messages {
+            if known.position > checkpoint.position {
+                replayed.insert(known.position, None);
+            }
+            let failed = match known.state {
+                StoredState::Acknowledged => continue,
+                StoredState::Parked | StoredState::Retrying => true,
+                StoredState::Waiting => false,
+            };
+            let due = match (known.state, known.next_attempt) {
+                (StoredState::Parked, _) => Due::OnRequest,
+                (_, Some(at)) => {
+                    let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
+                    Due::At(now + wait)
+                }
+                (_, None) => Due::Now,
+            };
+            attempts.insert(known.id, known.attempts);
+            holds.insert(known.id, known.position, known.groups, failed, due);
+        }
+        let chain = Arc::clone(&chains.borrow_and_update());
+        let mut driver = Self {
+            pipeline_id: loaded.pipeline_id,
+            envelope: Arc::new(Envelope::new(envelope(&settings, "", ""))),
+            outbox: Outbox::new(settings.window),
+            settings,
+            store,
+            source,
+            budget,
+            client,
+            shutdown,
+            status,
+            chains,
+            chain,
+            workers,
+            next_job: 0,
+            jobs: VecDeque::new(),
+            tracker: AckTracker::new(progress),
+            holds,
+            attempts,
+            next_id: loaded.next_id,
+            stored: loaded.next_id - 1,
+            replayed,
+            retry_bytes: 0,
+            reading: None,
+            sink: Sink::Waiting { until: now },
+            sink_reason: Some(Reason {
+                part: "sink".to_owned(),
+                code: "sink_connecting".to_owned(),
+                text: "connecting to S2".to_owned(),
+            }),
+            sink_failures: 0,
+            epoch: None,
+            acknowledged: loaded.checkpoint.map(|checkpoint| checkpoint.seq),
+            established: false,
+            guarantee: "",
+            reconnecting: false,
+            refused: None,
+            writes: Vec::new(),
+            effects: Effects::default(),
+            delivered: false,
+            writing: None,
+            store_reason: None,
+            store_failures: 0,
+            store_retry: None,
+            saved: progress,
+            saved_at: now,
+            selected,
+            counters: Counters::default(),
+            source_reason: None,
+            source_identity: loaded.source_identity,
+            draining: None,
+        };
+        let changed = loaded.chain_digest.as_deref() != Some(driver.chain.digest())
+            || loaded.generation != driver.chain.generation;
+        driver.adopt_chain(changed);
+        driver
+    }
+
+    async fn run(
+        mut self,
+        mut finished: mpsc::UnboundedReceiver<Done>,
+        mut requests: mpsc::Receiver<Request>,
+        mut selections: mpsc::UnboundedReceiver<Selected>,
+    ) -> Result<(), Error> {
+        let mut status_tick = tokio::time::interval(STATUS_INTERVAL);
+        status_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut source_status = self.source.status.clone();
+        loop {
+            self.step(Instant::now())?;
+            if self.is_drained() {
+                return self.finish().await;
+            }
+            let wake = self.wake();
+            let takes = self.takes();
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled(), if self.draining.is_none() => {
+                    self.draining = Some(Instant::now() + DRAIN_TIME);
+                    tracing::info!("stopping: finishing what is on its way");
+                }
+                event = self.sink.event() => self.on_sink(event)?,
+                result = done(&mut self.writing), if self.writing.is_some() => {
+                    self.on_written(result)?;
+                }
+                Some(done) = finished.recv() => self.on_done(done)?,
+                result = read(&mut self.reading), if self.reading.is_some() => {
+                    self.on_read(result)?;
+                }
+                Ok(()) = self.chains.changed() => {
+                    self.chain = Arc::clone(&self.chains.borrow_and_update());
+                    self.adopt_chain(true);
+                }
+                Some(selected) = selections.recv() => self.on_selected(selected),
+                Some(request) = requests.recv() => self.on_request(request),
+                Ok(()) = source_status.changed() => {
+                    let status = source_status.borrow_and_update().clone();
+                    self.on_source_status(&status)?;
+                }
+                _ = status_tick.tick() => self.publish_status(),
+                batch = self.source.batches.recv(), if takes => match batch {
+                    Some(batch) => self.on_batch(batch)?,
+                    None => {
+                        let status = source_status.borrow_and_update().clone();
+                        self.on_source_status(&status)?;
+                        return Err(Error::Source("the source has ended, which is a defect".to_owned()));
+                    }
+                },
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    // What follows from the state as it is: nothing here waits.
+    fn step(&mut self, now: Instant) -> Result<(), Error> {
+        self.open_sink(now);
+        self.send(now)?;
+        if self.draining.is_none() {
+            self.read_due(now);
+        }
+        self.write(now);
+        Ok(())
+    }
+
+    /// Whether there is room for more from the source.
+    fn takes(&self) -> bool {
+        self.draining.is_none() && self.established && self.jobs.len() < self.workers.jobs_max()
+    }
+
+    /// When something has to be looked at again, whatever else happens.
+    fn wake(&self) -> Option<Instant> {
+        let sink = match &self.sink {
+            Sink::Waiting { until } => Some(*until),
+            Sink::Open(_) => self.outbox.due(),
+            Sink::Opening(_) => None,
+        };
+        let retry = match self.holds.next_time() {
+            Some(Some(at)) if self.established => Some(at),
+            _ => None,
+        };
+        let checkpoint = (self.writing.is_none() && self.has_unsaved())
+            .then(|| self.store_retry.unwrap_or(self.saved_at + self.checkpoint_interval()));
+        [sink, retry, checkpoint, self.draining].into_iter().flatten().min()
+    }
+
+    /// Everything that was on its way when the shutdown began has arrived, or cannot.
+    fn is_drained(&self) -> bool {
+        let Some(deadline) = self.draining else { return false };
+        let sent = self.outbox.is_empty() || !matches!(self.sink, Sink::Open(_));
+        let done = sent && self.jobs.is_empty() && self.writing.is_none() && !self.has_unsaved();
+        done || deadline <= Instant::now()
+    }
+
+    async fn finish(mut self) -> Result<(), Error> {
+        let left = self.tracker.len();
+        self.publish_status();
+        let confirmed = self.saved.lsn;
+        self.source.finish().await;
+        if self.outbox.is_empty() {
+            tracing::info!(%confirmed, "stopped: everything taken was delivered or stored");
+        } else {
+            tracing::info!(
+                %confirmed,
+                unfinished = left,
+                "stopped: what S2 has not taken is read from Postgres again at the next start"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What comes from the sink.
+enum SinkEvent {
+    /// With the number that was drawn for it, which a failed attempt leaves to the next.
+    Opened(Option<u64>, Result<Box<Established>, link::Error>),
+    Ack(Result<crate::sink::session::Ack, crate::sink::error::Error>),
+}
+
+impl Sink {
+    /// The next event. Cancel-safe: what is being opened is kept.
+    async fn event(&mut self) -> SinkEvent {
+        match self {
+            Self::Opening(opening) => {
+                let (epoch, result) = opening.await;
+                SinkEvent::Opened(epoch, result.map(Box::new))
+            }
+            Self::Open(line) => SinkEvent::Ack(line.next_ack().await),
+            Self::Waiting { .. } => std::future::pending().await,
+        }
+    }
+}
+
+async fn done(writing: &mut Option<Writing>) -> Result<(), store::Error> {
+    match writing {
+        Some(writing) => (&mut writing.done).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn read(reading: &mut Option<Reading>) -> Result<Vec<(MessageId, Change)>, store::Error> {
+    match reading {
+        Some(reading) => (&mut reading.done).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn envelope(settings: &Settings, pipeline_id: &str, chain: &str) -> EnvelopeSettings {
+    EnvelopeSettings {
+        pipeline_id: pipeline_id.to_owned(),
+        pipeline_name: settings.pipeline_name.clone(),
+        database_name: settings.database_name.clone(),
+        hostname: settings.hostname.clone(),
+        chain: chain.to_owned(),
+    }
+}

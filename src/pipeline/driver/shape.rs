@@ -1,0 +1,152 @@
+//! Changes go to the workers and come back in order, where holds are decided.
+
+use super::{Driver, Error, envelope};
+use crate::change::Position;
+use crate::message::Envelope;
+use crate::pipeline::control::Reason;
+use crate::pipeline::holds::Due;
+use crate::pipeline::item::{Item, Origin, Shaped};
+use crate::pipeline::outbox::Parcel;
+use crate::pipeline::workers::{Done, Job};
+use crate::source;
+use crate::store::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Driver {
+    pub(super) fn on_batch(&mut self, batch: source::Batch) -> Result<(), Error> {
+        let mut items = Vec::with_capacity(batch.items.len());
+        for item in batch.items {
+            match item {
+                source::Item::Change(change) => {
+                    self.counters.changes += 1;
+                    let entry = self.tracker.read(change.position);
+                    self.holds.pass(change.position);
+                    match self.replayed.remove(&change.position) {
+                        Some(seq) => {
+                            self.tracker.settle(entry, seq);
+                            self.budget.release(change.bytes());
+                        }
+                        None => items.push(Item { change, origin: Origin::Source { entry } }),
+                    }
+                }
+                source::Item::Commit { end_lsn: lsn } | source::Item::Idle { wal_end: lsn } => {
+                    let passed = Position { commit_lsn: lsn, index: 0 };
+                    self.holds.pass(passed);
+                    self.tracker.mark(lsn);
+                    if !self.replayed.is_empty() {
+                        self.replayed.retain(|position, _| *position > passed);
+                    }
+                }
+            }
+        }
+        self.dispatch(items)
+    }
+
+    pub(super) fn on_source_status(&mut self, status: &source::SourceStatus) -> Result<(), Error> {
+        if let (None, Some(identity)) = (&self.source_identity, &status.identity) {
+            let system_identifier = identity.system_identifier.clone();
+            self.source_identity = Some(system_identifier.clone());
+            self.writes.push(Write::SourceIdentity { system_identifier });
+        }
+        self.source_reason = match &status.state {
+            source::State::Streaming | source::State::Stopped => None,
+            source::State::Connecting => {
+                Some(("source_connecting".to_owned(), "connecting to Postgres".to_owned()))
+            }
+            source::State::Waiting { code, text, .. } => Some(((*code).to_string(), text.clone())),
+            source::State::Fatal { text, .. } => return Err(Error::Source(text.clone())),
+        }
+        .map(|(code, text)| Reason { part: "source".to_owned(), code, text });
+        Ok(())
+    }
+
+    /// Uses the chain for everything that is dispatched from now on. Its number is in the store before
+    /// any record carries it.
+    pub(super) fn adopt_chain(&mut self, changed: bool) {
+        let chain = Arc::clone(&self.chain);
+        self.envelope =
+            Arc::new(Envelope::new(envelope(&self.settings, &self.pipeline_id, &chain.tag())));
+        if changed {
+            self.writes.push(Write::Chain {
+                generation: chain.generation,
+                digest: chain.digest().to_owned(),
+            });
+            self.holds.request_all();
+            let files = chain.files().collect::<Vec<_>>().join(", ");
+            tracing::info!(chain = chain.tag(), files, "the chain is live");
+        }
+    }
+
+    pub(super) fn dispatch(&mut self, items: Vec<Item>) -> Result<(), Error> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let job = Job {
+            number: self.next_job,
+            chain: Arc::clone(&self.chain),
+            envelope: Arc::clone(&self.envelope),
+            items,
+        };
+        self.next_job += 1;
+        self.jobs.push_back(None);
+        if self.workers.submit(job) { Ok(()) } else { Err(Error::Workers) }
+    }
+
+    pub(super) fn on_done(&mut self, done: Done) -> Result<(), Error> {
+        let first = self.next_job - self.jobs.len() as u64;
+        let index = usize::try_from(done.number - first).unwrap_or(usize::MAX);
+        if let Some(slot) = self.jobs.get_mut(index) {
+            *slot = Some(done);
+        }
+        while let Some(Some(_)) = self.jobs.front() {
+            let Some(Some(done)) = self.jobs.pop_front() else { break };
+            for (item, shaped) in done.results {
+                self.on_shaped(item, shaped)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Order is restored here, so holds are decided here.
+    pub(super) fn on_shaped(&mut self, item: Item, shaped: Shaped) -> Result<(), Error> {
+        let held = !self.holds.is_empty() && self.holds.holds(item.change.position, &item.groups());
+        match item.origin {
+            Origin::Source { entry } => match shaped {
+                _ if held => self.store_waiting(item, entry),
+                Shaped::Records(records) => {
+                    self.outbox.push(Parcel::new(item, records), Instant::now())
+                }
+                Shaped::Dropped => {
+                    self.counters.dropped += 1;
+                    self.tracker.settle(entry, None);
+                    self.budget.release(item.change.bytes());
+                }
+                Shaped::Failed(failure) => self.park(item, entry, *failure),
+                Shaped::Halt(failure) => return Err(Error::Halted { text: failure.error.text }),
+            },
+            Origin::Store { id } => match shaped {
+                // What was in front of it came back.
+                _ if held => {
+                    self.off_the_way(&item);
+                    self.holds.back(id, false, Due::Now);
+                }
+                Shaped::Records(records) => {
+                    self.holds.sent(id);
+                    self.outbox.push(Parcel::new(item, records), Instant::now());
+                }
+                Shaped::Dropped => {
+                    self.counters.dropped += 1;
+                    self.off_the_way(&item);
+                    self.forget(id);
+                }
+                Shaped::Failed(failure) => {
+                    self.off_the_way(&item);
+                    self.failed_again(id, *failure);
+                }
+                Shaped::Halt(failure) => return Err(Error::Halted { text: failure.error.text }),
+            },
+        }
+        Ok(())
+    }
+}
