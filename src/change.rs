@@ -56,6 +56,17 @@ pub struct Position {
     pub index: u64,
 }
 
+impl Position {
+    /// The last position that may belong to a transaction which ended at or before `end`.
+    ///
+    /// The next transaction's commit record may begin where that one's ends: with concurrent
+    /// writers its position carries this very LSN, and is not meant.
+    #[must_use]
+    pub fn last_before(end: Lsn) -> Self {
+        Self { commit_lsn: Lsn(end.0.saturating_sub(1)), index: u64::MAX }
+    }
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.commit_lsn, self.index)
@@ -226,6 +237,13 @@ mod tests {
         for text in ["", "1", "1/", "/1", "1/1/1", "x/1", "123456789/1"] {
             assert_eq!(text.parse::<Lsn>(), Err(InvalidLsn), "{text}");
         }
+    }
+
+    #[test]
+    fn a_commit_that_begins_where_another_ends_is_not_before_it() {
+        let at = |commit_lsn, index| Position { commit_lsn: Lsn(commit_lsn), index };
+        assert!(Position::last_before(Lsn(10)) >= at(9, 1_000_000));
+        assert!(Position::last_before(Lsn(10)) < at(10, 0));
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Driver {
                     }
                 }
                 source::Item::Commit { end_lsn: lsn } | source::Item::Idle { wal_end: lsn } => {
-                    let passed = Position { commit_lsn: lsn, index: 0 };
+                    let passed = Position::last_before(lsn);
                     self.holds.pass(passed);
                     self.tracker.mark(lsn);
                     if !self.replayed.is_empty() {
