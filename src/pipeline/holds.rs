@@ -178,10 +178,11 @@ impl Holds {
         Some(id)
     }
 
-    /// When the next message is due, if any is; `None` inside means at once.
+    /// When the next message up to `stored` is due by time, if any is.
     #[must_use]
-    pub fn next_time(&self) -> Option<Option<Instant>> {
-        self.schedule.first().map(|(due, _, _)| *due)
+    pub fn next_time(&self, stored: MessageId) -> Option<Instant> {
+        let mut entries = self.schedule.iter();
+        entries.find_map(|(due, _, id)| due.filter(|_| *id <= stored))
     }
 
     /// A busy message is on its way to S2: it no longer holds what follows.
@@ -447,7 +448,7 @@ mod tests {
         let mut holds = holds_all_read();
         holds.insert(1, at(1), row(1), true, Due::At(later));
         assert_eq!(holds.next_due(now, u64::MAX), None);
-        assert_eq!(holds.next_time(), Some(Some(later)));
+        assert_eq!(holds.next_time(u64::MAX), Some(later));
         assert_eq!(holds.next_due(later, u64::MAX), Some(1));
         holds.back(1, true, Due::OnRequest);
         assert_eq!(holds.next_due(later, u64::MAX), None);

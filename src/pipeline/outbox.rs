@@ -96,26 +96,36 @@ impl Outbox {
         self.queue.push_back(parcel);
     }
 
-    /// When the queue has to be looked at again, if it holds anything that is only waiting for more.
+    /// When the queue has to be looked at again, if time alone lets something of it go. `None` too
+    /// where an acknowledgement has to come first.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
+        if self.is_blocked() { None } else { self.lingered() }
+    }
+
+    fn lingered(&self) -> Option<Instant> {
         self.since.map(|since| since + self.window.linger)
+    }
+
+    /// Nothing more may go before something is acknowledged.
+    fn is_blocked(&self) -> bool {
+        // A suspect travels alone: its refusal must not take others along.
+        let suspect = |batch: &Batch| batch.parcels.first().is_some_and(|parcel| parcel.alone);
+        let alone = self.queue.front().is_some_and(|parcel| parcel.alone)
+            || self.in_flight.back().is_some_and(suspect);
+        let full = self.in_flight_bytes >= self.window.bytes_max;
+        self.is_in_flight() && (alone || full)
     }
 
     /// Packs the next batch and counts it as on its way: at once where nothing else is, otherwise
     /// when it is full or has waited long enough. `None`: not now.
     pub fn next_batch(&mut self, now: Instant) -> Option<Vec<SizedRecord>> {
-        let waited = self.due().is_some_and(|due| due <= now);
-        let full = self.queued_bytes >= FULL_BYTES || self.queued_records >= FULL_RECORDS;
-        let idle = self.in_flight.is_empty();
-        let room = idle || self.in_flight_bytes < self.window.bytes_max;
-        let first = self.queue.front()?;
-        // A suspect travels alone: its refusal must not take others along.
-        let suspect = |batch: &Batch| batch.parcels.first().is_some_and(|parcel| parcel.alone);
-        if !idle && (first.alone || self.in_flight.back().is_some_and(suspect)) {
+        if self.queue.is_empty() || self.is_blocked() {
             return None;
         }
-        if !(room && (idle || full || waited)) {
+        let waited = self.lingered().is_some_and(|due| due <= now);
+        let full = self.queued_bytes >= FULL_BYTES || self.queued_records >= FULL_RECORDS;
+        if self.is_in_flight() && !full && !waited {
             return None;
         }
         let mut meter = BatchMeter::default();
@@ -214,5 +224,129 @@ impl Outbox {
         self.queued_bytes = queue.iter().map(Parcel::metered_bytes).sum();
         self.since = (!queue.is_empty()).then_some(now);
         self.queue = queue;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::change::{Action, Change, Lsn, Position, Table};
+    use crate::pipeline::item::Origin;
+    use crate::pipeline::size_gate;
+    use crate::sink::record::Record;
+
+    const LINGER: Duration = Duration::from_millis(5);
+
+    fn outbox(bytes_max: u64) -> Outbox {
+        Outbox::new(Window { linger: LINGER, bytes_max })
+    }
+
+    fn parcel(id: u64, records: usize, body_bytes: usize) -> Parcel {
+        let table = Table { oid: 1, schema: "s".into(), name: "t".into(), columns: Vec::new() };
+        let change = Change {
+            position: Position { commit_lsn: Lsn(id), index: 0 },
+            commit_timestamp_us: 0,
+            action: Action::Insert,
+            table: Arc::new(table),
+            new: None,
+            old: None,
+        };
+        let body = Bytes::from(vec![b'x'; body_bytes]);
+        let record = Record { timestamp_ms: None, headers: Vec::new(), body };
+        let record = size_gate::check(record).unwrap();
+        Parcel::new(Item { change, origin: Origin::Store { id } }, vec![record; records])
+    }
+
+    fn ids(parcels: &[(Parcel, u64)]) -> Vec<(u64, u64)> {
+        parcels
+            .iter()
+            .map(|(parcel, seq)| (parcel.item.change.position.commit_lsn.0, *seq))
+            .collect()
+    }
+
+    #[test]
+    fn sends_at_once_when_idle_and_lingers_behind_others() {
+        let now = Instant::now();
+        let mut outbox = outbox(1 << 24);
+        outbox.push(parcel(1, 1, 10), now);
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(1));
+        outbox.push(parcel(2, 1, 10), now);
+        outbox.push(parcel(3, 2, 10), now);
+        assert!(outbox.next_batch(now).is_none());
+        assert_eq!(outbox.due(), Some(now + LINGER));
+        assert_eq!(outbox.next_batch(now + LINGER).map(|records| records.len()), Some(3));
+        assert_eq!(ids(&outbox.acknowledged(7)), [(1, 7)]);
+        assert_eq!(ids(&outbox.acknowledged(8)), [(2, 8), (3, 9)]);
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_full_batch_does_not_linger_and_a_full_window_waits_for_an_acknowledgement() {
+        let now = Instant::now();
+        let mut outbox = outbox(1_000_000);
+        for id in 0..4 {
+            outbox.push(parcel(id, 1, 600_000), now);
+        }
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(1));
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(1), "full");
+        assert!(outbox.next_batch(now + LINGER).is_none());
+        assert_eq!(outbox.due(), None, "no time alone helps: nobody may spin on it");
+        outbox.acknowledged(0);
+        assert_eq!(outbox.next_batch(now + LINGER).map(|records| records.len()), Some(1));
+    }
+
+    #[test]
+    fn parts_of_one_change_share_a_batch() {
+        let now = Instant::now();
+        let mut outbox = outbox(1 << 24);
+        outbox.push(parcel(1, 1, 600_000), now);
+        outbox.push(parcel(2, 2, 300_000), now);
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(1));
+        assert_eq!(outbox.next_batch(now + LINGER).map(|records| records.len()), Some(2));
+    }
+
+    #[test]
+    fn what_landed_is_given_out_and_the_rest_goes_again_in_order() {
+        let now = Instant::now();
+        let mut outbox = outbox(1 << 24);
+        for id in 0..3 {
+            outbox.push(parcel(id, 1, 10), now);
+        }
+        outbox.next_batch(now);
+        outbox.push(parcel(3, 1, 10), now);
+        let landed = |parcel: &Parcel| {
+            let id = parcel.item.change.position.commit_lsn.0;
+            (id < 1).then_some(40 + id)
+        };
+        assert_eq!(ids(&outbox.resume(landed, now)), [(0, 40)]);
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(3));
+        assert_eq!(ids(&outbox.acknowledged(50)), [(1, 50), (2, 51), (3, 52)]);
+    }
+
+    #[test]
+    fn a_refused_batch_goes_one_by_one_until_the_culprit_is_alone() {
+        let now = Instant::now();
+        let mut outbox = outbox(1 << 24);
+        for id in 0..3 {
+            outbox.push(parcel(id, 1, 10), now);
+        }
+        outbox.next_batch(now);
+        assert!(outbox.refused().is_none(), "one of three, nobody knows which");
+        outbox.resume(|_| None, now);
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(1));
+        assert!(outbox.next_batch(now + LINGER).is_none(), "alone");
+        assert_eq!(outbox.due(), None);
+        assert_eq!(ids(&outbox.acknowledged(0)), [(0, 0)]);
+        outbox.next_batch(now);
+        let culprit = outbox.refused().expect("alone in its batch");
+        assert_eq!(culprit.item.change.position.commit_lsn.0, 1);
+        outbox.resume(|_| None, now);
+        outbox.next_batch(now);
+        assert_eq!(ids(&outbox.acknowledged(1)), [(2, 1)]);
+        assert!(outbox.is_empty());
     }
 }

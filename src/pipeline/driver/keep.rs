@@ -87,13 +87,18 @@ impl Driver {
         self.writes.push(Write::Remove { id });
     }
 
+    /// Whether there is room for stored messages among what is on its way.
+    pub(super) fn can_read(&self) -> bool {
+        self.established
+            && self.draining.is_none()
+            && self.reading.is_none()
+            && self.retry_bytes < RETRY_BYTES_MAX
+            && self.jobs.len() < self.workers.jobs_max()
+    }
+
     /// Reads the next messages that are due, a bounded number of bytes at a time.
     pub(super) fn read_due(&mut self, now: Instant) {
-        if !self.established
-            || self.reading.is_some()
-            || self.retry_bytes >= RETRY_BYTES_MAX
-            || self.jobs.len() >= self.workers.jobs_max()
-        {
+        if !self.can_read() {
             return;
         }
         let mut ids = Vec::new();
@@ -156,7 +161,7 @@ impl Driver {
         if self.writing.is_some() || !self.has_unsaved() {
             return;
         }
-        let due = self.store_retry.unwrap_or(self.saved_at + self.checkpoint_interval());
+        let due = self.saved_at + self.checkpoint_interval();
         if due > now {
             return;
         }

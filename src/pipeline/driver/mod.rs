@@ -208,7 +208,6 @@ struct Driver {
     writing: Option<Writing>,
     store_reason: Option<Reason>,
     store_failures: u64,
-    store_retry: Option<Instant>,
     saved: Progress,
     saved_at: Instant,
 
@@ -308,7 +307,6 @@ impl Driver {
             writing: None,
             store_reason: None,
             store_failures: 0,
-            store_retry: None,
             saved: progress,
             saved_at: now,
             selected,
@@ -381,9 +379,7 @@ impl Driver {
     fn step(&mut self, now: Instant) -> Result<(), Error> {
         self.open_sink(now);
         self.send(now)?;
-        if self.draining.is_none() {
-            self.read_due(now);
-        }
+        self.read_due(now);
         self.write(now);
         Ok(())
     }
@@ -397,15 +393,14 @@ impl Driver {
     fn wake(&self) -> Option<Instant> {
         let sink = match &self.sink {
             Sink::Waiting { until } => Some(*until),
+            // While a session ends, its acknowledgements are what is waited for.
+            Sink::Open(_) if self.reconnecting => None,
             Sink::Open(_) => self.outbox.due(),
             Sink::Opening(_) => None,
         };
-        let retry = match self.holds.next_time() {
-            Some(Some(at)) if self.established => Some(at),
-            _ => None,
-        };
+        let retry = self.can_read().then(|| self.holds.next_time(self.stored)).flatten();
         let checkpoint = (self.writing.is_none() && self.has_unsaved())
-            .then(|| self.store_retry.unwrap_or(self.saved_at + self.checkpoint_interval()));
+            .then(|| self.saved_at + self.checkpoint_interval());
         [sink, retry, checkpoint, self.draining].into_iter().flatten().min()
     }
 
