@@ -251,7 +251,7 @@ async fn connections_that_are_cut_and_stalled_lose_and_double_nothing() {
 /// While the sink stands still, Postgres is answered: the connection outlives its time-out.
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_is_answered_while_the_sink_stands_still() {
-    let cluster = Cluster::start(&[("wal_sender_timeout", "2s")]).await;
+    let cluster = Cluster::start(&[("wal_sender_timeout", "5s")]).await;
     let database = cluster.database("stalled").await;
     let world = World::of(database, Server::in_memory().await, TABLES, &["public.items"]).await;
     let front = Front::of(&world.s2).await;
@@ -268,13 +268,15 @@ async fn postgres_is_answered_while_the_sink_stands_still() {
     // More than the queues hold, so that reading stops, too.
     world
         .sql(
-            "insert into items select n, n, 'r0wv4lue', \
-             'r0wv4lue' || repeat(md5(n::text), 20000) from generate_series(1, 300) n; \
-             insert into ledger (op, id, action) select n, n, 'insert' from generate_series(1, 300) n;",
+            "alter table items alter body set storage external; \
+             insert into items select n, n, 'r0wv4lue', \
+             'r0wv4lue' || repeat(md5(n::text), 16000) from generate_series(1, 120) n; \
+             insert into ledger (op, id, action) select n, n, 'insert' \
+             from generate_series(1, 120) n;",
         )
         .await;
     running.unready("sink_503").await;
-    tokio::time::sleep(std::time::Duration::from_secs(7)).await;
+    tokio::time::sleep(std::time::Duration::from_secs(12)).await;
     assert_eq!(walsender().await, Some(before), "the walsender before and after the stall");
     front.set(Fault::None);
     let running = running.ready().await;

@@ -170,14 +170,13 @@ async fn a_broken_file_never_replaces_a_working_one() {
     }
 
     // Settings that mean nothing are as bad as a broken module.
-    let toml = wasm.replace(".wasm", ".toml");
-    fs::write(world.path("transforms").join(&toml), "tabels = [\"public.notes\"]\n").unwrap();
+    world.drop_in_settings(&wasm, "tabels = [\"public.notes\"]\n");
     let entry = world.until_transform(&wasm, "rejected").await;
     assert!(entry["reason"].as_str().unwrap().contains("tabels"), "{entry}");
     goes_on(&mut running).await;
 
     // A restart that finds only a broken file goes on with the last good one.
-    fs::write(world.path("transforms").join(&toml), &settings).unwrap();
+    world.drop_in_settings(&wasm, &settings);
     world.drop_in(&wasm, b"broken while it was down");
     world.until_transform(&wasm, "rejected").await;
     running.stop().await;

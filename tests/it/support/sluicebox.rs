@@ -195,6 +195,11 @@ impl Home {
         fs::rename(temporary, self.path(&format!("transforms/{name}"))).unwrap();
     }
 
+    /// Writes the settings of a module in one step.
+    pub fn drop_in_settings(&self, module: &str, text: &str) {
+        self.drop_in(&module.replace(".wasm", ".toml"), text.as_bytes());
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.console)
     }
