@@ -159,6 +159,7 @@ impl Host {
             live: BTreeMap::new(),
             rejected: BTreeMap::new(),
             handled: BTreeMap::new(),
+            first_seen: BTreeMap::new(),
             missing: BTreeMap::new(),
             previous: Look::default(),
             ready_since: None,
@@ -264,6 +265,8 @@ struct Watcher {
     rejected: BTreeMap<String, Rejected>,
     /// What was last loaded or rejected of each file, so that nothing is done twice.
     handled: BTreeMap<String, Seen>,
+    /// The last state of each file that was seen, and when it was seen first.
+    first_seen: BTreeMap<String, (Seen, Instant)>,
     /// Files that were there and are not, since when.
     missing: BTreeMap<String, Instant>,
     previous: Look,
@@ -417,6 +420,7 @@ impl Watcher {
             }
             self.missing.remove(&file);
             self.handled.remove(&file);
+            self.first_seen.remove(&file);
             self.rejected.remove(&file);
             if self.live.remove(&file).is_some() {
                 tracing::info!(file, "the file was deleted, and leaves the chain");
@@ -424,6 +428,19 @@ impl Watcher {
             }
         }
         !self.missing.is_empty()
+    }
+
+    /// Whether this state of a file was first seen so recently that it may still be being written.
+    /// By our own clock: a file that is emptied to be written anew can be seen with its old time.
+    fn is_new(&mut self, file: &str, seen: &Seen) -> bool {
+        let now = Instant::now();
+        match self.first_seen.get(file) {
+            Some((known, since)) if known == seen => now.duration_since(*since) < UNFINISHED,
+            _ => {
+                self.first_seen.insert(file.to_owned(), (seen.clone(), now));
+                true
+            }
+        }
     }
 
     /// Loads files that changed and have settled. Answers whether one has not settled.
@@ -436,7 +453,8 @@ impl Watcher {
             }
             let is_settled = self.previous.modules.get(file) == Some(seen);
             // Who writes a file in place empties it first, and an empty settings file is valid.
-            if is_settled && !(seen.has_empty() && is_fresh(seen)) {
+            let is_new = self.is_new(file, seen);
+            if is_settled && !(seen.has_empty() && is_new) {
                 candidates.push((file, seen));
             } else {
                 unsettled = true;
@@ -456,7 +474,7 @@ impl Watcher {
                 continue;
             }
             match loaded {
-                Err(refusal) if refusal.may_be_unfinished && is_fresh(seen) => {
+                Err(refusal) if refusal.may_be_unfinished && self.is_new(file, seen) => {
                     unsettled = true;
                     continue;
                 }
