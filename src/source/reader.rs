@@ -381,6 +381,7 @@ impl Reader {
         health: &mut watch::Receiver<Option<Health>>,
     ) -> Result<End, Error> {
         let mut stream = Decoding::default();
+        let mut pace = Pace::new();
         loop {
             // Everything that has been read.
             while let Some(streamed) = link.connection.next_streamed()? {
@@ -440,8 +441,11 @@ impl Reader {
                     }
                     self.on_tick(link, health).await?;
                 }
-                read = link.connection.read() => {
-                    read?;
+                read = async {
+                    pace.wait().await;
+                    link.connection.read().await
+                } => {
+                    pace.read(read?);
                     link.pulse.heard();
                 }
                 handed_over = self.intake.hand_over(), if pending => if handed_over.is_err() {
@@ -608,6 +612,52 @@ struct Intake {
     changes: u64,
     /// Rises with everything new that was read.
     progress: u64,
+}
+
+/// Lets a busy stream gather for a moment before it is read again.
+///
+/// A walsender sends each change by itself. Read as they come, a busy stream costs a system call and
+/// a wake-up of two threads for each; a millisecond apart, one for a hundred. A stream that is not
+/// busy is never waited for.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    bytes: usize,
+    until: Option<Instant>,
+}
+
+/// What makes a stream busy: so many bytes within [`BUSY_TIME`].
+const BUSY_BYTES: usize = 32 * 1024;
+const BUSY_TIME: Duration = Duration::from_millis(2);
+
+/// A read of fewer bytes has most likely emptied the socket.
+const EMPTIED_BYTES: usize = 64 * 1024;
+
+/// How long a busy stream gathers. The socket's buffer holds what comes meanwhile.
+const GATHER: Duration = Duration::from_millis(1);
+
+impl Pace {
+    fn new() -> Self {
+        Self { since: Instant::now(), bytes: 0, until: None }
+    }
+
+    fn read(&mut self, bytes: usize) {
+        let now = Instant::now();
+        if now.duration_since(self.since) > BUSY_TIME {
+            self.since = now;
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
+        let gathers = self.bytes >= BUSY_BYTES && bytes < EMPTIED_BYTES;
+        self.until = gathers.then(|| now + GATHER);
+    }
+
+    /// Cancel-safe.
+    async fn wait(&self) {
+        if let Some(until) = self.until {
+            tokio::time::sleep_until(until).await;
+        }
+    }
 }
 
 /// The consumer has gone.
