@@ -8,6 +8,7 @@ pub mod config;
 pub mod decode;
 #[cfg(feature = "embedded-s2")]
 pub mod demo;
+pub mod error_chain;
 pub mod finding;
 pub mod message;
 pub mod pg_type;

@@ -132,18 +132,13 @@ fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item
                 return Shaped::Failed(oversize(draft, bytes, runner.trace()));
             }
             Err(RecordError::Encode(error)) => {
-                return Shaped::Failed(Box::new(Failure {
-                    error: ErrorView {
-                        class: "encode".to_owned(),
-                        status: None,
-                        text: error.to_string(),
-                        body: None,
-                        transform: None,
-                    },
-                    bytes: None,
-                    columns: Vec::new(),
-                    trace: runner.trace(),
-                }));
+                return Shaped::Failed(failure(
+                    "encode",
+                    error.to_string(),
+                    None,
+                    Vec::new(),
+                    runner.trace(),
+                ));
             }
         }
     }
@@ -152,6 +147,19 @@ fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item
         return Shaped::Failed(split_too_large(&drafts, &records, runner.trace()));
     }
     Shaped::Records(records)
+}
+
+/// A failure behind the transforms, which S2 has not seen.
+fn failure(
+    class: &str,
+    text: String,
+    bytes: Option<u64>,
+    columns: Vec<ColumnBytes>,
+    trace: Vec<TraceStep>,
+) -> Box<Failure> {
+    let class = class.to_owned();
+    let error = ErrorView { class, status: None, text, body: None, transform: None };
+    Box::new(Failure { error, bytes, columns, trace })
 }
 
 fn oversize(draft: &Draft, bytes: u64, trace: Vec<TraceStep>) -> Box<Failure> {
@@ -171,18 +179,7 @@ fn oversize(draft: &Draft, bytes: u64, trace: Vec<TraceStep>) -> Box<Failure> {
     let text = format!(
         "a record of {table} has {bytes} bytes, and S2 takes {RECORD_BYTES_MAX}; {because}"
     );
-    Box::new(Failure {
-        error: ErrorView {
-            class: "oversize".to_owned(),
-            status: None,
-            text,
-            body: None,
-            transform: None,
-        },
-        bytes: Some(bytes),
-        columns,
-        trace,
-    })
+    failure("oversize", text, Some(bytes), columns, trace)
 }
 
 fn split_too_large(
@@ -198,16 +195,5 @@ fn split_too_large(
         table.unwrap_or_default(),
         records.len(),
     );
-    Box::new(Failure {
-        error: ErrorView {
-            class: "oversize".to_owned(),
-            status: None,
-            text,
-            body: None,
-            transform: None,
-        },
-        bytes: Some(bytes),
-        columns: Vec::new(),
-        trace,
-    })
+    failure("oversize", text, Some(bytes), Vec::new(), trace)
 }

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex;
 use super::state::{DeadlinePassed, Message};
+use crate::error_chain::error_chain;
 
 /// How much is compressed or hashed between two looks at the clock.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -301,20 +302,8 @@ fn check_deadline(deadline: Instant) -> Result<(), DeadlinePassed> {
     if Instant::now() >= deadline { Err(DeadlinePassed) } else { Ok(()) }
 }
 
-/// An error and its causes, as one line.
-pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 fn refused(error: impl std::error::Error) -> Error {
-    Error::Refused(sentence(&error))
+    Error::Refused(error_chain(&error))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl GuestState {
 }
 
 fn answer<T, E: Error>(result: std::result::Result<T, E>) -> Answer<T> {
-    Ok(result.map_err(|error| edits::sentence(&error)))
+    Ok(result.map_err(|error| crate::error_chain::error_chain(&error)))
 }
 
 /// A deadline ends the call; everything else is for the guest to hear.

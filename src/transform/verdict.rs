@@ -4,7 +4,6 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::bindings::types::Verdict;
-use super::edits::sentence;
 use super::instance::{Class, Fault};
 use super::state::Message;
 use crate::message::Draft;
@@ -107,7 +106,9 @@ fn parts(message: Message, bytes_max: u64) -> Result<Shaped, Fault> {
         ));
     }
     let text = message.draft.message_json();
-    let text = text.map_err(|error| invalid(format!("cannot be cut: {}", sentence(&error))))?;
+    let text = text.map_err(|error| {
+        invalid(format!("cannot be cut: {}", crate::error_chain::error_chain(&error)))
+    })?;
     let bytes_max = match bytes_max {
         0 => {
             let headers = measured.saturating_sub(text.len() as u64) + PART_NUMBER_BYTES;

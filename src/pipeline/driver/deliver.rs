@@ -49,7 +49,8 @@ impl Driver {
             return Ok(());
         }
         while let Some(records) = self.outbox.next_batch(now) {
-            line.send(&records).map_err(|error| Error::Sink(crate::app::error_chain(&error)))?;
+            line.send(&records)
+                .map_err(|error| Error::Sink(crate::error_chain::error_chain(&error)))?;
         }
         Ok(())
     }
@@ -65,7 +66,11 @@ impl Driver {
                 match error {
                     link::Error::Sink(error) => self.on_sink_error(&error)?,
                     link::Error::Store(error) if error.heals() => {
-                        self.sink_waits("store_failed", crate::app::error_chain(&error), None);
+                        self.sink_waits(
+                            "store_failed",
+                            crate::error_chain::error_chain(&error),
+                            None,
+                        );
                     }
                     link::Error::Store(error) => return Err(error.into()),
                 }
@@ -187,7 +192,9 @@ impl Driver {
             }
             Class::Oversize(refusal) => self.on_refused("oversize", &refusal),
             Class::Refused(refusal) => self.on_refused("refused", &refusal),
-            Class::Fenced { .. } => return Err(Error::Sink(crate::app::error_chain(error))),
+            Class::Fenced { .. } => {
+                return Err(Error::Sink(crate::error_chain::error_chain(error)));
+            }
             Class::Stream { text, .. } | Class::Fatal { text } => return Err(Error::Sink(text)),
         }
         Ok(())

@@ -202,7 +202,7 @@ impl Driver {
             let reason = Reason {
                 part: "store".to_owned(),
                 code: "store_failed".to_owned(),
-                text: crate::app::error_chain(&error),
+                text: crate::error_chain::error_chain(&error),
             };
             if self.store_reason.as_ref() != Some(&reason) {
                 tracing::error!(error = reason.text, "the store cannot be written; waiting");
