@@ -6,27 +6,32 @@
 //! the same, and a deletion when it lasted a second. Candidates are compiled, instantiated and
 //! initialised there, beside the traffic; then a new chain is published whole.
 
+mod reporter;
+mod settle;
+mod view;
+mod workshop;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use notify::Watcher as _;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::cache::Cache;
-use super::chain::{self, Chain, Counters, Transform};
+use super::chain::{self, Chain, Transform};
 use super::engine::Engine;
-use super::folder::{self, Content, Look, Seen};
-use super::instance::Instance;
+use super::folder::{self, Look, Seen};
 use super::last_good::LastGood;
-use super::loader::{self, Module};
+use super::loader;
 use super::runner::Runner;
-use super::settings::Settings;
+use reporter::Reporter;
+use view::{View, live_view};
+
+pub use view::{TransformList, TransformState, TransformView};
 
 /// How often the folder is looked at without a report.
 const POLL: Duration = Duration::from_secs(1);
@@ -47,12 +52,6 @@ const UNFINISHED: Duration = Duration::from_secs(2);
 
 /// How long the end of a host waits for its thread.
 const STOP_MAX: Duration = Duration::from_secs(1);
-
-/// From this size on a module is compiled on threads of low priority: it takes many seconds.
-const LARGE_BYTES: usize = 1024 * 1024;
-
-/// The priority of those threads: the kernel gives them about a tenth of a busy processor.
-const NICE: i32 = 10;
 
 /// Where a host finds its files, and what it was before.
 #[derive(Clone, Debug)]
@@ -86,41 +85,6 @@ pub enum Error {
     Engine { reason: String },
     #[error("could not start a thread for the transforms")]
     Thread(#[source] io::Error),
-}
-
-/// What is in the folder, as scripts and the console read it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TransformList {
-    pub generation: u64,
-    /// Of the chain.
-    pub digest: String,
-    pub transforms: Vec<TransformView>,
-    /// What an operator should know beside: settings files without a module, a folder that cannot
-    /// be read.
-    pub warnings: Vec<String>,
-}
-
-/// One version of one file. A file whose new version was rejected is there twice.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TransformView {
-    pub file: String,
-    /// SHA-256 of the module; empty where the file could not be read.
-    pub digest: String,
-    pub state: TransformState,
-    /// Why it was rejected.
-    pub reason: Option<String>,
-    /// RFC 3339.
-    pub since: String,
-    pub calls: u64,
-    pub errors: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TransformState {
-    Live,
-    Compiling,
-    Rejected,
 }
 
 /// The running host. Stops watching when it is dropped; chains and runners go on working.
@@ -227,25 +191,6 @@ impl Drop for Host {
     }
 }
 
-fn live_view(transform: &Transform) -> TransformView {
-    TransformView {
-        file: transform.file.to_string(),
-        digest: transform.module.digest.clone(),
-        state: TransformState::Live,
-        reason: None,
-        since: transform.since.clone(),
-        calls: transform.counters.calls(),
-        errors: transform.counters.errors(),
-    }
-}
-
-/// What the watching thread tells of files that are not live.
-#[derive(Debug, Default)]
-struct View {
-    others: Vec<TransformView>,
-    warnings: Vec<String>,
-}
-
 enum Wake {
     /// Something happened in the folder; what, the look will show.
     Report,
@@ -281,14 +226,6 @@ struct Rejected {
     digest: String,
     reason: String,
     since: String,
-}
-
-/// Why a file is not usable.
-#[derive(Debug)]
-struct Refusal {
-    digest: String,
-    reason: String,
-    may_be_unfinished: bool,
 }
 
 impl Watcher {
@@ -400,112 +337,6 @@ impl Watcher {
         if unsettled || held { SETTLE } else { POLL }
     }
 
-    /// Takes files out that are gone for good. Answers whether one is gone and may come back.
-    fn note_deletions(&mut self, look: &Look) -> bool {
-        self.missing.retain(|file, _| !look.modules.contains_key(file));
-        let known: BTreeSet<String> = self
-            .live
-            .keys()
-            .chain(self.rejected.keys())
-            .chain(self.handled.keys())
-            .cloned()
-            .collect();
-        for file in known {
-            if look.modules.contains_key(&file) {
-                continue;
-            }
-            let since = *self.missing.entry(file.clone()).or_insert_with(Instant::now);
-            if since.elapsed() < DELETED_AFTER {
-                continue;
-            }
-            self.missing.remove(&file);
-            self.handled.remove(&file);
-            self.first_seen.remove(&file);
-            self.rejected.remove(&file);
-            if self.live.remove(&file).is_some() {
-                tracing::info!(file, "the file was deleted, and leaves the chain");
-                self.ready_since.get_or_insert_with(Instant::now);
-            }
-        }
-        !self.missing.is_empty()
-    }
-
-    /// Whether this state of a file was first seen so recently that it may still be being written.
-    /// By our own clock: a file that is emptied to be written anew can be seen with its old time.
-    fn is_new(&mut self, file: &str, seen: &Seen) -> bool {
-        let now = Instant::now();
-        match self.first_seen.get(file) {
-            Some((known, since)) if known == seen => now.duration_since(*since) < UNFINISHED,
-            _ => {
-                self.first_seen.insert(file.to_owned(), (seen.clone(), now));
-                true
-            }
-        }
-    }
-
-    /// Loads files that changed and have settled. Answers whether one has not settled.
-    fn load_changed(&mut self, look: &Look) -> bool {
-        let mut unsettled = false;
-        let mut candidates = Vec::new();
-        for (file, seen) in &look.modules {
-            if self.handled.get(file) == Some(seen) {
-                continue;
-            }
-            let is_settled = self.previous.modules.get(file) == Some(seen);
-            // Who writes a file in place empties it first, and an empty settings file is valid.
-            let is_new = self.is_new(file, seen);
-            if is_settled && !(seen.has_empty() && is_new) {
-                candidates.push((file, seen));
-            } else {
-                unsettled = true;
-            }
-        }
-        let names: Vec<&String> = candidates.iter().map(|(file, _)| *file).collect();
-        if !names.is_empty() {
-            self.show_with(Vec::new(), &names);
-        }
-        for (file, seen) in candidates {
-            let started = Instant::now();
-            let loaded = self.load(file);
-            let now = folder::look(&self.dir).ok();
-            if now.as_ref().and_then(|look| look.modules.get(file)) != Some(seen) {
-                // It changed while it was read.
-                unsettled = true;
-                continue;
-            }
-            match loaded {
-                Err(refusal) if refusal.may_be_unfinished && self.is_new(file, seen) => {
-                    unsettled = true;
-                    continue;
-                }
-                Err(refusal) => {
-                    let stays = if self.live.contains_key(file) {
-                        "the version before stays live"
-                    } else {
-                        "it does not go live"
-                    };
-                    tracing::warn!(file, "rejected a transform, and {stays}: {}", refusal.reason);
-                    self.reject(file, refusal);
-                }
-                Ok(transform) => {
-                    self.rejected.remove(file);
-                    let is_same = self.live.get(file).is_some_and(|live| {
-                        live.module.digest == transform.module.digest
-                            && live.settings.digest() == transform.settings.digest()
-                    });
-                    if !is_same {
-                        let took = started.elapsed().as_millis();
-                        tracing::info!(file, "loaded a transform in {took} ms");
-                        self.live.insert(file.clone(), transform);
-                        self.ready_since.get_or_insert_with(Instant::now);
-                    }
-                }
-            }
-            self.handled.insert(file.clone(), seen.clone());
-        }
-        unsettled
-    }
-
     /// Publishes what is ready, unless something else is about to be. Answers whether it waits.
     fn publish_if_ready(&mut self, unsettled: bool) -> bool {
         let Some(since) = self.ready_since else { return false };
@@ -533,130 +364,6 @@ impl Watcher {
         );
         self.publisher.send_replace(Arc::new(chain));
     }
-
-    /// Reads, checks, compiles and tries one file.
-    fn load(&self, file: &str) -> Result<Arc<Transform>, Refusal> {
-        let content = folder::read(&self.dir, file).map_err(|error| Refusal {
-            digest: String::new(),
-            reason: format!("it could not be read: {error}"),
-            may_be_unfinished: true,
-        })?;
-        self.make(file, content)
-    }
-
-    fn load_last_good(&self, file: &str) -> Option<Arc<Transform>> {
-        let made = self.make(file, self.last_good.get(file)?);
-        made.inspect_err(|refusal| {
-            tracing::warn!(file, "the copy of its last good version fails too: {}", refusal.reason);
-        })
-        .ok()
-    }
-
-    fn make(&self, file: &str, content: Content) -> Result<Arc<Transform>, Refusal> {
-        let digest = loader::digest(&content.module);
-        let refuse = |reason: String, may_be_unfinished| Refusal {
-            digest: digest.clone(),
-            reason,
-            may_be_unfinished,
-        };
-        let text = content.settings.as_deref().unwrap_or("");
-        let settings = Settings::parse(text).map_err(|error| {
-            refuse(format!("its settings file `{}`: {error}", folder::settings_name(file)), true)
-        })?;
-        // The same module with other settings need not be compiled again.
-        let live = self.live.get(file).filter(|live| live.module.digest == digest);
-        let module = match live {
-            Some(live) => Arc::clone(&live.module),
-            None => {
-                let loaded = self.compile(&content.module);
-                Arc::new(
-                    loaded.map_err(|error| refuse(error.to_string(), error.may_be_unfinished()))?,
-                )
-            }
-        };
-        let name: Arc<str> = file.into();
-        Instance::start(&self.engine, &name, &module, &settings)
-            .map_err(|fault| refuse(format!("it {}", fault.reason), true))?;
-        if let Err(error) = self.last_good.keep(&digest, &content.module) {
-            tracing::warn!(file, "could not keep a copy of the transform: {error}");
-        }
-        Ok(Arc::new(Transform {
-            file: name,
-            module,
-            settings,
-            settings_text: content.settings,
-            counters: Counters::default(),
-            since: now(),
-        }))
-    }
-
-    /// Large modules on threads of low priority, so that the traffic does not feel it.
-    fn compile(&self, bytes: &[u8]) -> Result<Module, loader::Error> {
-        let compile = || loader::load(&self.engine, bytes, Some(&self.cache));
-        if bytes.len() < LARGE_BYTES {
-            return compile();
-        }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .thread_name(|_| "transform-compile".into())
-            .start_handler(|_| {
-                // Without the right to it, the compilation is only less polite.
-                rustix::process::setpriority_process(None, NICE).ok();
-            })
-            .build();
-        match pool {
-            Ok(pool) => pool.install(compile),
-            Err(_) => compile(),
-        }
-    }
-
-    fn reject(&mut self, file: &str, refusal: Refusal) {
-        let Refusal { digest, reason, may_be_unfinished: _ } = refusal;
-        self.rejected.insert(file.to_owned(), Rejected { digest, reason, since: now() });
-    }
-
-    fn warn_of_orphans(&mut self, look: &Look) {
-        for file in &look.orphans {
-            let text = orphan(file);
-            if self.warned.insert(text.clone()) {
-                tracing::warn!("{text}");
-            }
-        }
-        // Said again should it happen again.
-        self.warned.retain(|text| look.orphans.iter().any(|file| *text == orphan(file)));
-    }
-
-    fn show(&self) {
-        self.show_with(self.warned.iter().cloned().collect(), &[]);
-    }
-
-    fn show_with(&self, warnings: Vec<String>, compiling: &[&String]) {
-        let rejected = self.rejected.iter().filter(|(file, _)| !compiling.contains(file)).map(
-            |(file, rejected)| TransformView {
-                file: file.clone(),
-                digest: rejected.digest.clone(),
-                state: TransformState::Rejected,
-                reason: Some(rejected.reason.clone()),
-                since: rejected.since.clone(),
-                calls: 0,
-                errors: 0,
-            },
-        );
-        let compiling = compiling.iter().map(|file| TransformView {
-            file: (*file).clone(),
-            digest: String::new(),
-            state: TransformState::Compiling,
-            reason: None,
-            since: now(),
-            calls: 0,
-            errors: 0,
-        });
-        let others = rejected.chain(compiling).collect();
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = View { others, warnings };
-    }
-}
-
-fn orphan(file: &str) -> String {
-    format!("`{file}` in the transforms folder has no module beside it, and is ignored")
 }
 
 fn is_fresh(seen: &Seen) -> bool {
@@ -667,50 +374,4 @@ fn is_fresh(seen: &Seen) -> bool {
 
 fn now() -> String {
     jiff::Timestamp::now().to_string()
-}
-
-/// The system's reports of changes, as far as it has any.
-struct Reporter {
-    reports: mpsc::Sender<Wake>,
-    watcher: Option<notify::RecommendedWatcher>,
-    /// The folder that is watched, by device and inode: the one at the path may be replaced.
-    watched: Option<(u64, u64)>,
-    failed: bool,
-}
-
-impl Reporter {
-    fn new(reports: mpsc::Sender<Wake>) -> Self {
-        Self { reports, watcher: None, watched: None, failed: false }
-    }
-
-    /// Sees to it that the folder at this path is the one that is watched.
-    fn follow(&mut self, dir: &Path) {
-        use std::os::unix::fs::MetadataExt as _;
-        let found = std::fs::metadata(dir).ok().map(|metadata| (metadata.dev(), metadata.ino()));
-        if found.is_none() || found == self.watched || self.failed {
-            return;
-        }
-        let reports = self.reports.clone();
-        // Every report means the same, errors and lost events included. A failed send: the
-        // thread has ended.
-        let watcher = notify::recommended_watcher(move |_| {
-            reports.send(Wake::Report).ok();
-        })
-        .and_then(|mut watcher| {
-            watcher.watch(dir, notify::RecursiveMode::NonRecursive).map(|()| watcher)
-        });
-        match watcher {
-            Ok(watcher) => {
-                self.watcher = Some(watcher);
-                self.watched = found;
-            }
-            Err(error) => {
-                self.failed = true;
-                tracing::warn!(
-                    "the system does not report changes of the transforms folder, which is \
-                     looked at every second instead: {error}"
-                );
-            }
-        }
-    }
 }
