@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rand::{SeedableRng as _, rngs::SmallRng};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::change::Lsn;
+use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, Status};
@@ -129,6 +131,8 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         chains: host.chain(),
         workers,
         client,
+        clock: Clock::system(),
+        rng: SmallRng::from_rng(&mut rand::rng()),
         status: status_in,
         shutdown,
     };

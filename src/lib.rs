@@ -4,6 +4,7 @@ pub mod admin;
 pub mod app;
 pub mod change;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod decode;
 #[cfg(feature = "embedded-s2")]

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use rand::RngExt as _;
+use rand::{Rng, RngExt as _};
 
 use crate::store::Failure;
 
@@ -40,19 +40,19 @@ impl Backoff {
     /// How long to wait after so many failures in a row (from 1): doubling, and up to a quarter less,
     /// so that many that failed together do not come back together.
     #[must_use]
-    pub fn delay(self, failures: u64) -> Duration {
+    pub fn delay(self, failures: u64, rng: &mut impl Rng) -> Duration {
         let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(u32::MAX).min(30);
         let full = self.min.saturating_mul(1 << doublings).min(self.max);
-        full.mul_f64(1.0 - rand::rng().random_range(0.0..0.25))
+        full.mul_f64(1.0 - rng.random_range(0.0..0.25))
     }
 }
 
 /// When to try a message again that failed `attempts` times by now.
 #[must_use]
-pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff) -> Retry {
+pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff, rng: &mut impl Rng) -> Retry {
     match failure.error.class.as_str() {
         "oversize" => Retry::OnRequest,
-        _ => Retry::After(backoff.delay(attempts)),
+        _ => Retry::After(backoff.delay(attempts, rng)),
     }
 }
 
@@ -116,7 +116,7 @@ mod tests {
         for (failures, full) in [(1, 1), (2, 2), (3, 4), (9, 256), (10, 300), (u64::MAX, 300)] {
             let full = Duration::from_secs(full);
             for _ in 0..50 {
-                let delay = backoff.delay(failures);
+                let delay = backoff.delay(failures, &mut rand::rng());
                 assert!(delay <= full && delay >= full.mul_f64(0.749), "{failures}: {delay:?}");
             }
         }
@@ -125,9 +125,10 @@ mod tests {
     #[test]
     fn only_what_stays_too_large_is_not_tried_again() {
         let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(300) };
-        assert_eq!(retry(&failure("oversize"), 1, backoff), Retry::OnRequest);
+        assert_eq!(retry(&failure("oversize"), 1, backoff, &mut rand::rng()), Retry::OnRequest);
         for class in ["trap", "timeout", "limit", "guest", "invalid", "encode", "refused"] {
-            assert!(matches!(retry(&failure(class), 1, backoff), Retry::After(_)), "{class}");
+            let retry = retry(&failure(class), 1, backoff, &mut rand::rng());
+            assert!(matches!(retry, Retry::After(_)), "{class}");
         }
     }
 }

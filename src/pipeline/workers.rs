@@ -35,11 +35,18 @@ pub struct Done {
     pub results: Vec<(Item, Shaped)>,
 }
 
-/// The threads. They end when this is dropped and their last job is done.
-#[derive(Debug)]
+/// The handle to the threads, or to what stands in for them. They end when this is dropped and their
+/// last job is done.
 pub struct Workers {
-    jobs: mpsc::Sender<Job>,
+    /// Called once for each job, never for each change.
+    submit: Box<dyn Fn(Job) -> bool + Send>,
     count: usize,
+}
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workers").field("count", &self.count).finish_non_exhaustive()
+    }
 }
 
 impl Workers {
@@ -70,7 +77,12 @@ impl Workers {
                 }
             })?;
         }
-        Ok((Self { jobs, count }, finished))
+        Ok((Self::over(count, move |job| jobs.send(job).is_ok()), finished))
+    }
+
+    /// A handle whose jobs go to `submit`, which says whether anybody is left to do them.
+    pub fn over(count: usize, submit: impl Fn(Job) -> bool + Send + 'static) -> Self {
+        Self { submit: Box::new(submit), count }
     }
 
     /// How many jobs keep every thread busy without a pause.
@@ -82,7 +94,7 @@ impl Workers {
     /// Hands a job to whichever thread is free first. Says whether any thread is left to take it.
     #[must_use]
     pub fn submit(&self, job: Job) -> bool {
-        self.jobs.send(job).is_ok()
+        (self.submit)(job)
     }
 }
 
@@ -97,7 +109,13 @@ fn shape_all(runner: &mut Runner, job: Job) -> Done {
 
 fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item: &Item) -> Shaped {
     let draft = Draft::new(item.change.clone(), Arc::clone(envelope));
-    let drafts = match runner.run(chain, draft) {
+    let outcome = runner.run(chain, draft);
+    measured(outcome, || runner.trace())
+}
+
+/// What the chain left of a change as records that S2 takes. `trace` says what the chain did.
+pub(crate) fn measured(outcome: Outcome, trace: impl Fn() -> Vec<TraceStep>) -> Shaped {
+    let drafts = match outcome {
         Outcome::Keep(drafts) => drafts,
         Outcome::Failed(failure) => {
             let halt = failure.halt;
@@ -125,11 +143,11 @@ fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item
             Ok(record) => match size_gate::check(record) {
                 Ok(record) => records.push(record),
                 Err(size_gate::Oversize { bytes, .. }) => {
-                    return Shaped::Failed(oversize(draft, bytes, runner.trace()));
+                    return Shaped::Failed(oversize(draft, bytes, trace()));
                 }
             },
             Err(RecordError::Oversize { bytes }) => {
-                return Shaped::Failed(oversize(draft, bytes, runner.trace()));
+                return Shaped::Failed(oversize(draft, bytes, trace()));
             }
             Err(RecordError::Encode(error)) => {
                 return Shaped::Failed(failure(
@@ -137,14 +155,14 @@ fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item
                     error.to_string(),
                     None,
                     Vec::new(),
-                    runner.trace(),
+                    trace(),
                 ));
             }
         }
     }
     let mut meter = crate::sink::session::BatchMeter::default();
     if records.len() > 1 && !records.iter().all(|record| meter.try_add(record)) {
-        return Shaped::Failed(split_too_large(&drafts, &records, runner.trace()));
+        return Shaped::Failed(split_too_large(&drafts, &records, trace()));
     }
     Shaped::Records(records)
 }

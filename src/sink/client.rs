@@ -7,28 +7,24 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message as _;
 use reqwest::{
-    Method, RequestBuilder, Response, StatusCode, Url,
+    Body, Method, Request, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use serde::Deserialize;
 
 use super::{
     endpoint::{Addresses, Endpoint, Token},
-    error::{ANSWER_BYTES_MAX, Answer, Error, Fault, Operation, Place, fault_of},
+    error::{ANSWER_BYTES_MAX, Answer, Error, Fault, Operation, Place},
     proto::{self, AppendAck, FRAME_HEAD_BYTES, ReadBatch, StreamPosition},
     read::{Page, ReadRecord},
     record::{BATCH_RECORDS_MAX, RECORD_BYTES_MAX, Record},
+    transport::{Failed, Http, Lane, Transport},
 };
 
-/// How long a connection may take. Five seconds outlast a lost packet or two of the handshake.
-const CONNECT_TIME_OUT: Duration = Duration::from_secs(5);
 /// How long a unary request may take; S2's own time-out is shorter.
 const UNARY_TIME_OUT: Duration = Duration::from_secs(15);
 /// The longest wait that S2 allows a unary read.
 const READ_WAIT_MAX: Duration = Duration::from_secs(60);
-/// HTTP/2 pings, as S2's SDK sends them (`sdk/src/client.rs` of s2-streamstore/s2).
-pub(super) const PING_INTERVAL: Duration = Duration::from_secs(20);
-pub(super) const PING_TIME_OUT: Duration = Duration::from_secs(10);
 /// The longest answer that is read into memory: a page of 1 MiB metered and 1,000 records with the
 /// most protobuf around them stays below.
 const ANSWER_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -38,6 +34,7 @@ const ANSWER_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const UNREACHABLE_SEQ: u64 = u64::MAX >> 1;
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/protobuf");
+const SESSION: HeaderValue = HeaderValue::from_static("s2s/proto");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BASIN: &str = "s2-basin";
 
@@ -134,8 +131,7 @@ pub struct Client {
 struct Shared {
     addresses: Addresses,
     token: Option<Token>,
-    unary: reqwest::Client,
-    session: reqwest::Client,
+    transport: Arc<dyn Transport>,
     settings: Settings,
 }
 
@@ -147,46 +143,23 @@ impl Client {
     /// When a setting cannot be right, or this machine has no certificate authorities (`https`).
     pub fn new(settings: Settings) -> Result<Self, Error> {
         let addresses = Addresses::new(&settings.endpoint, &settings.basin, &settings.stream)?;
-        let clear_text = addresses.is_clear_text();
-        let builder = || {
-            let builder = reqwest::Client::builder()
-                .user_agent(concat!("sluicebox/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_TIME_OUT)
-                .tcp_nodelay(true)
-                .tcp_keepalive(PING_INTERVAL)
-                .redirect(reqwest::redirect::Policy::none())
-                // What may be sent again, and when, is decided by the owner of the pipeline.
-                .retry(reqwest::retry::never());
-            // Without this, a machine without certificate authorities could not even speak HTTP.
-            let builder = if clear_text { builder.tls_certs_only([]) } else { builder };
-            // A proxy of the environment does not reach this machine, whatever NO_PROXY says.
-            if addresses.is_loopback() { builder.no_proxy() } else { builder }
-        };
-        // A stock s2-lite leaves TCP_NODELAY off, which costs unary requests over HTTP/2 44 ms each.
-        let unary = if clear_text { builder().http1_only() } else { builder() };
-        let session = if clear_text && settings.mode == Mode::SessionHttp2 {
-            builder().http2_prior_knowledge()
-        } else if clear_text {
-            builder().http1_only()
-        } else {
-            builder()
-        };
-        let session = session
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .http2_keep_alive_timeout(PING_TIME_OUT)
-            .http2_keep_alive_while_idle(true);
-        let build = |builder: reqwest::ClientBuilder| {
-            builder.build().map_err(|source| Error::HttpClient { source })
-        };
-        Ok(Self {
-            shared: Arc::new(Shared {
-                unary: build(unary)?,
-                session: build(session)?,
-                token: settings.token.clone(),
-                addresses,
-                settings,
-            }),
-        })
+        let transport = Arc::new(Http::new(&settings, &addresses)?);
+        Ok(Self::with(settings, addresses, transport))
+    }
+
+    /// A client whose requests are carried by something else than HTTP.
+    ///
+    /// # Errors
+    ///
+    /// When a setting cannot be right.
+    pub fn over(transport: Arc<dyn Transport>, settings: Settings) -> Result<Self, Error> {
+        let addresses = Addresses::new(&settings.endpoint, &settings.basin, &settings.stream)?;
+        Ok(Self::with(settings, addresses, transport))
+    }
+
+    fn with(settings: Settings, addresses: Addresses, transport: Arc<dyn Transport>) -> Self {
+        let token = settings.token.clone();
+        Self { shared: Arc::new(Shared { addresses, token, transport, settings }) }
     }
 
     /// A client of another stream of the same basin, with the same settings, token and connections.
@@ -195,18 +168,8 @@ impl Client {
     ///
     /// When no stream can have that name.
     pub fn for_stream(&self, stream: &str) -> Result<Self, Error> {
-        let shared = &self.shared;
-        let settings = Settings { stream: stream.to_owned(), ..shared.settings.clone() };
-        let addresses = Addresses::new(&settings.endpoint, &settings.basin, stream)?;
-        Ok(Self {
-            shared: Arc::new(Shared {
-                addresses,
-                token: shared.token.clone(),
-                unary: shared.unary.clone(),
-                session: shared.session.clone(),
-                settings,
-            }),
-        })
+        let settings = Settings { stream: stream.to_owned(), ..self.settings().clone() };
+        Self::over(Arc::clone(&self.shared.transport), settings)
     }
 
     /// The stream as errors name it.
@@ -266,7 +229,9 @@ impl Client {
                 query.append_pair("wait", &wait.as_secs().max(1).to_string());
             }
         }
-        let request = self.get(&url).header(ACCEPT, PROTOBUF).timeout(UNARY_TIME_OUT + wait);
+        let mut request = self.get(&url);
+        request.headers_mut().insert(ACCEPT, PROTOBUF);
+        *request.timeout_mut() = Some(UNARY_TIME_OUT + wait);
         let response = match self.send(Operation::Read, request).await {
             Err(Error::Refused { answer, .. }) if answer.status == 416 => {
                 return Ok(Page { records: Vec::new(), tail: tail_in(&answer.body) });
@@ -320,11 +285,8 @@ impl Client {
         operation: Operation,
         input: Bytes,
     ) -> Result<AppendAck, Error> {
-        let request = self
-            .request(Method::POST, &self.shared.addresses.records)
-            .header(CONTENT_TYPE, PROTOBUF)
-            .header(ACCEPT, PROTOBUF)
-            .body(input);
+        let mut request = self.post(&self.shared.addresses.records, PROTOBUF, input.into());
+        request.headers_mut().insert(ACCEPT, PROTOBUF);
         let response = self.send(operation, request).await?;
         let body = self.body(operation, response).await?;
         AppendAck::decode(body)
@@ -434,7 +396,7 @@ impl Client {
                 _ => return Err(error),
             },
         }
-        let request = self.request(Method::POST, create.1).header(CONTENT_TYPE, JSON).body(body);
+        let request = self.post(create.1, JSON, body.into());
         match self.send(create.0, request).await {
             Ok(_) => Ok(Created::New),
             Err(Error::Refused { answer, .. })
@@ -447,23 +409,28 @@ impl Client {
         }
     }
 
-    fn get(&self, url: &Url) -> RequestBuilder {
+    fn get(&self, url: &Url) -> Request {
         self.request(Method::GET, url)
     }
 
-    fn request(&self, method: Method, url: &Url) -> RequestBuilder {
-        self.with_basin(self.shared.unary.request(method, url.clone())).timeout(UNARY_TIME_OUT)
+    fn post(&self, url: &Url, content_type: HeaderValue, body: Body) -> Request {
+        let mut request = self.request(Method::POST, url);
+        request.headers_mut().insert(CONTENT_TYPE, content_type);
+        *request.body_mut() = Some(body);
+        request
     }
 
-    fn with_basin(&self, request: RequestBuilder) -> RequestBuilder {
-        match &self.shared.addresses.basin_header {
-            Some(basin) => request.header(BASIN, basin),
-            None => request,
+    fn request(&self, method: Method, url: &Url) -> Request {
+        let mut request = Request::new(method, url.clone());
+        *request.timeout_mut() = Some(UNARY_TIME_OUT);
+        if let Some(basin) = &self.shared.addresses.basin_header {
+            request.headers_mut().insert(BASIN, basin.clone());
         }
+        request
     }
 
     /// Sends a request and returns its answer if that is a success.
-    async fn send(&self, operation: Operation, request: RequestBuilder) -> Result<Response, Error> {
+    async fn send(&self, operation: Operation, request: Request) -> Result<Response, Error> {
         let again = request.try_clone();
         let token = self.authorization().await?;
         let result = self.send_with(operation, request, token.as_ref()).await;
@@ -482,13 +449,14 @@ impl Client {
     async fn send_with(
         &self,
         operation: Operation,
-        mut request: RequestBuilder,
+        mut request: Request,
         token: Option<&HeaderValue>,
     ) -> Result<Response, Error> {
         if let Some(token) = token {
-            request = request.header(AUTHORIZATION, token);
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
         }
-        let response = request.send().await.map_err(|source| self.connection(operation, source))?;
+        let answering = self.shared.transport.execute(Lane::Unary, request);
+        let response = answering.await.map_err(|failed| self.connection(operation, failed))?;
         self.accept(operation, response, token).await
     }
 
@@ -555,16 +523,15 @@ impl Client {
         Error::Refused { place, operation, answer: Answer::new(status, body, retry_after) }
     }
 
-    fn connection(&self, operation: Operation, source: reqwest::Error) -> Error {
-        let fault = fault_of(&source);
+    fn connection(&self, operation: Operation, failed: Failed) -> Error {
+        let Failed { fault, source } = failed;
         Error::Connection {
             place: self.place().clone(),
             operation,
             fault,
             ambiguous: matches!(operation, Operation::Append | Operation::Fence)
                 && matches!(fault, Fault::TimeOut | Fault::Cut),
-            // The address is in our own text, and only as far as it may be shown.
-            source: Some(Box::new(source.without_url())),
+            source,
         }
     }
 
@@ -583,7 +550,7 @@ impl Client {
     }
 
     async fn body(&self, operation: Operation, mut response: Response) -> Result<Bytes, Error> {
-        let failed = |source| self.connection(operation, source);
+        let failed = |error: reqwest::Error| self.connection(operation, error.into());
         let Some(first) = response.chunk().await.map_err(failed)? else { return Ok(Bytes::new()) };
         // An answer mostly comes as one piece, which is then not copied.
         let Some(second) = response.chunk().await.map_err(failed)? else { return Ok(first) };
@@ -616,23 +583,22 @@ impl Client {
     }
 
     /// Starts the request of an append session: its answer comes while the body is still sent.
-    pub(super) async fn start_session(&self, body: reqwest::Body) -> Result<Response, Error> {
+    pub(super) async fn start_session(&self, body: Body) -> Result<Response, Error> {
         let token = self.authorization().await?;
-        let url = self.shared.addresses.records.clone();
-        let mut request = self
-            .with_basin(self.shared.session.post(url))
-            .header(CONTENT_TYPE, HeaderValue::from_static("s2s/proto"))
-            .body(body);
+        let mut request = self.post(&self.shared.addresses.records, SESSION, body);
+        // A time-out of the whole request would cut the session.
+        *request.timeout_mut() = None;
         if let Some(token) = &token {
-            request = request.header(AUTHORIZATION, token);
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
         }
+        let answering = self.shared.transport.execute(Lane::Session, request);
         let response =
-            request.send().await.map_err(|source| self.connection(Operation::Append, source))?;
+            answering.await.map_err(|failed| self.connection(Operation::Append, failed))?;
         self.accept(Operation::Append, response, token.as_ref()).await
     }
 
     pub(super) fn session_connection(&self, source: reqwest::Error) -> Error {
-        self.connection(Operation::Append, source)
+        self.connection(Operation::Append, source.into())
     }
 
     /// A session's terminal frame said 401.

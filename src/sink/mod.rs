@@ -19,6 +19,7 @@ pub mod proto;
 pub mod read;
 pub mod record;
 pub mod session;
+pub mod transport;
 
 pub use client::{Client, Mode, Settings};
 pub use endpoint::{Endpoint, Token};

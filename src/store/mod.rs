@@ -7,6 +7,11 @@
 //!
 //! One thread owns the file. It takes requests in order; the store never decides what to do with a
 //! message.
+//!
+//! ```text
+//! Store ── Task ──▶ its thread ──▶ Database     in the product
+//!          Task ──▶ whoever made the handle     in the simulation: late, refused, or cut off by a crash
+//! ```
 
 mod codec;
 mod schema;
@@ -18,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rand::RngExt as _;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
@@ -214,10 +220,53 @@ enum Request {
     UnchangedBehind(Vec<u64>, Answer<u64>),
 }
 
-/// The handle to the store's thread. The file is closed when the last handle is gone.
-#[derive(Clone, Debug)]
+/// The handle to the store. The file is closed when the last handle is gone.
+#[derive(Clone)]
 pub struct Store {
-    requests: mpsc::Sender<Request>,
+    hand_over: Arc<dyn Fn(Task) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+/// A request on its way to the file. Dropped without an answer, it reads as a store that has stopped.
+pub struct Task(Request);
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Task").field("writes", &self.writes()).finish()
+    }
+}
+
+impl Task {
+    /// Whether it changes the file.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        matches!(self.0, Request::Write(..) | Request::NextEpoch(_))
+    }
+
+    /// Carries it out and answers.
+    pub fn carry_out(self, database: &mut Database) {
+        database.answer(self.0);
+    }
+
+    /// Answers a request that [writes](Self::writes) that it failed, and leaves the file as it was. Any
+    /// other is dropped.
+    pub fn refuse(self, error: Error) {
+        // A caller that no longer waits does not matter.
+        match self.0 {
+            Request::Write(_, answer) => drop(answer.send(Err(error))),
+            Request::NextEpoch(answer) => drop(answer.send(Err(error))),
+            Request::Read(..)
+            | Request::List(..)
+            | Request::Show(..)
+            | Request::Select(..)
+            | Request::UnchangedBehind(..) => {}
+        }
+    }
 }
 
 pub use view::Stored;
@@ -229,28 +278,25 @@ impl Store {
     ///
     /// When the folder cannot be made or is in use, or the file is damaged or of a newer release.
     pub fn open(dir: &Path) -> Result<(Self, Loaded), Error> {
-        let open = |source| Error::Open { path: dir.to_owned(), source };
-        std::fs::create_dir_all(dir).map_err(open)?;
-        let lock = File::create(dir.join("lock")).map_err(open)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: dir.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(open(source)),
-        }
-        let connection = Connection::open(dir.join("sluicebox.db"))?;
-        schema::prepare(&connection)?;
-        let mut worker = Worker { connection, _lock: lock };
-        let loaded = worker.load()?;
-        let (requests, received) = mpsc::channel();
+        let mut database = Database::open(dir)?;
+        let loaded = database.load(&mut rand::rng())?;
+        let (tasks, received) = mpsc::channel::<Task>();
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
-                while let Ok(request) = received.recv() {
-                    worker.answer(request);
+                while let Ok(task) = received.recv() {
+                    task.carry_out(&mut database);
                 }
             })
-            .map_err(open)?;
-        Ok((Self { requests }, loaded))
+            .map_err(|source| Error::Open { path: dir.to_owned(), source })?;
+        // The thread ends only when every handle is gone, or by a panic, and then the answer's
+        // channel tells.
+        Ok((Self::over(move |task| drop(tasks.send(task))), loaded))
+    }
+
+    /// A handle whose requests go to `hand_over`, which sees to it that each is carried out, in order.
+    pub fn over(hand_over: impl Fn(Task) + Send + Sync + 'static) -> Self {
+        Self { hand_over: Arc::new(hand_over) }
     }
 
     /// Carries all the writes out in one transaction, on disk when this returns.
@@ -323,9 +369,7 @@ impl Store {
     }
 
     fn send(&self, request: Request) {
-        // The thread ends only when every handle is gone, or by a panic, and then the answer's
-        // channel tells.
-        drop(self.requests.send(request));
+        (self.hand_over)(Task(request));
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
@@ -335,12 +379,40 @@ impl Store {
     }
 }
 
-struct Worker {
+/// The file itself. Whoever has it carries requests out, one at a time.
+#[derive(Debug)]
+pub struct Database {
     connection: Connection,
-    _lock: File,
+    /// Nothing for a database in memory.
+    _lock: Option<File>,
 }
 
-impl Worker {
+impl Database {
+    fn open(dir: &Path) -> Result<Self, Error> {
+        let open = |source| Error::Open { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(open)?;
+        let lock = File::create(dir.join("lock")).map_err(open)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(open(source)),
+        }
+        let connection = Connection::open(dir.join("sluicebox.db"))?;
+        schema::prepare(&connection)?;
+        Ok(Self { connection, _lock: Some(lock) })
+    }
+
+    /// An empty one that lasts as long as this value.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for it.
+    pub fn in_memory() -> Result<Self, Error> {
+        let connection = Connection::open_in_memory()?;
+        schema::prepare(&connection)?;
+        Ok(Self { connection, _lock: None })
+    }
+
     fn answer(&mut self, request: Request) {
         // A caller that no longer waits does not matter to the file.
         match request {
@@ -366,11 +438,16 @@ impl Worker {
         }
     }
 
-    fn load(&mut self) -> Result<Loaded, Error> {
+    /// What a pipeline has to know at its start. A new file is given its pipeline's id here.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or holds what this release does not know.
+    pub fn load(&mut self, rng: &mut impl rand::Rng) -> Result<Loaded, Error> {
         let pipeline_id = match self.fact("pipeline_id")? {
             Some(id) => id,
             None => {
-                let id = format!("{:016x}", rand::random::<u64>());
+                let id = format!("{:016x}", rng.random::<u64>());
                 self.set_fact("pipeline_id", &id)?;
                 id
             }

@@ -110,7 +110,7 @@ impl Driver {
 
     pub(super) fn on_established(&mut self, established: Established) {
         let Established { line, landed, read_from } = established;
-        let now = Instant::now();
+        let now = self.clock.now();
         // Everything in front of the fence was read: what of it is ours is settled below, with its
         // numbers.
         self.acknowledged = Some(line.next_seq().unwrap_or(read_from));
@@ -188,7 +188,7 @@ impl Driver {
             }
             Class::SeqMismatch { next } => {
                 tracing::info!(next, "somebody else appends to the stream too; reading its end");
-                self.sink = Sink::Waiting { until: Instant::now() };
+                self.sink = Sink::Waiting { until: self.clock.now() };
             }
             Class::Oversize(refusal) => self.on_refused("oversize", &refusal),
             Class::Refused(refusal) => self.on_refused("refused", &refusal),
@@ -201,7 +201,7 @@ impl Driver {
     }
 
     pub(super) fn on_refused(&mut self, class: &str, refusal: &Refusal) {
-        self.sink = Sink::Waiting { until: Instant::now() };
+        self.sink = Sink::Waiting { until: self.clock.now() };
         let Some(parcel) = self.outbox.refused() else {
             tracing::warn!(
                 status = refusal.status,
@@ -238,12 +238,13 @@ impl Driver {
 
     pub(super) fn sink_waits(&mut self, code: &str, text: String, at_least: Option<Duration>) {
         self.sink_failures += 1;
-        let delay = policy::SINK.delay(self.sink_failures).max(at_least.unwrap_or_default());
+        let delay =
+            policy::SINK.delay(self.sink_failures, &mut self.rng).max(at_least.unwrap_or_default());
         let reason = Reason { part: "sink".to_owned(), code: code.to_owned(), text };
         if self.sink_reason.as_ref() != Some(&reason) {
             tracing::warn!(code, reason = reason.text, "S2 does not take records; waiting");
         }
         self.sink_reason = Some(reason);
-        self.sink = Sink::Waiting { until: Instant::now() + delay };
+        self.sink = Sink::Waiting { until: self.clock.now() + delay };
     }
 }

@@ -67,15 +67,15 @@ impl Driver {
     }
 
     pub(super) fn next_attempt(
-        &self,
+        &mut self,
         failure: &Failure,
         attempts: u64,
     ) -> (StoredState, Option<SystemTime>, Due) {
-        match policy::retry(failure, attempts, self.settings.retry) {
+        match policy::retry(failure, attempts, self.settings.retry, &mut self.rng) {
             Retry::OnRequest => (StoredState::Parked, None, Due::OnRequest),
             Retry::After(delay) => {
-                let at = SystemTime::now() + delay;
-                (StoredState::Retrying, Some(at), Due::At(Instant::now() + delay))
+                let at = self.clock.time_of_day() + delay;
+                (StoredState::Retrying, Some(at), Due::At(self.clock.now() + delay))
             }
         }
     }
@@ -192,13 +192,13 @@ impl Driver {
 
     pub(super) fn on_written(&mut self, result: Result<(), store::Error>) -> Result<(), Error> {
         let Some(Writing { writes, effects, .. }) = self.writing.take() else { return Ok(()) };
-        self.saved_at = Instant::now();
+        self.saved_at = self.clock.now();
         if let Err(error) = result {
             if !error.heals() {
                 return Err(error.into());
             }
             self.store_failures += 1;
-            let delay = policy::STORE.delay(self.store_failures);
+            let delay = policy::STORE.delay(self.store_failures, &mut self.rng);
             let reason = Reason {
                 part: "store".to_owned(),
                 code: "store_failed".to_owned(),

@@ -13,6 +13,19 @@
 //! - A checkpoint's sequence number never passes a record whose acknowledgement is not applied: a
 //!   restart reads from there and finds what it may not send again.
 //! - A message leaves the store in the transaction whose checkpoint covers its record.
+//!
+//! What surrounds the driver comes in through [`Parts`], so that the very same code runs against real
+//! servers and in the simulation:
+//!
+//! | part | the seam | asked |
+//! | --- | --- | --- |
+//! | source | the channels of [`Source`] | per batch |
+//! | workers | [`Workers::over`]: takes jobs, the results come in any order | per batch |
+//! | store | [`Store::over`]: takes requests, which a [`Database`](store::Database) carries out | per transaction |
+//! | sink | [`Transport`](crate::sink::transport::Transport): below sessions, fencing and frames, for all streams | per session, and per request beside it |
+//! | time, chance | [`Clock`] on the runtime's clock, `rng` | per event |
+//!
+//! Nothing in here may ask another clock or draw from another source: a run has to repeat itself.
 
 mod ask;
 mod deliver;
@@ -23,12 +36,14 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::change::{Change, Position};
+use crate::clock::Clock;
 use crate::message::{Envelope, EnvelopeSettings};
 use crate::pipeline::ack::{AckTracker, EntryId, Progress};
 use crate::pipeline::budget::ByteBudget;
@@ -94,6 +109,9 @@ pub struct Parts {
     pub chains: watch::Receiver<Arc<Chain>>,
     pub workers: Workers,
     pub client: Client,
+    pub clock: Clock,
+    /// For what is drawn: jitter.
+    pub rng: SmallRng,
     pub status: watch::Sender<Status>,
     /// Drains and ends.
     pub shutdown: CancellationToken,
@@ -161,6 +179,8 @@ struct Counters {
 /// The running pipeline.
 struct Driver {
     settings: Settings,
+    clock: Clock,
+    rng: SmallRng,
     pipeline_id: String,
     store: Store,
     source: Source,
@@ -236,8 +256,8 @@ pub async fn run(
 impl Driver {
     fn new(parts: Parts, selected: mpsc::UnboundedSender<Selected>) -> Self {
         let Parts { settings, store, loaded, source, budget, .. } = parts;
-        let Parts { mut chains, workers, client, status, shutdown, .. } = parts;
-        let now = Instant::now();
+        let Parts { mut chains, workers, client, status, shutdown, clock, rng, .. } = parts;
+        let now = clock.now();
         let checkpoint = loaded.checkpoint.unwrap_or_default();
         let progress = Progress { position: checkpoint.position, lsn: checkpoint.confirm };
         let mut holds = Holds::new(checkpoint.position);
@@ -255,7 +275,7 @@ impl Driver {
             let due = match (known.state, known.next_attempt) {
                 (StoredState::Parked, _) => Due::OnRequest,
                 (_, Some(at)) => {
-                    let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
+                    let wait = at.duration_since(clock.time_of_day()).unwrap_or_default();
                     Due::At(now + wait)
                 }
                 (_, None) => Due::Now,
@@ -269,6 +289,8 @@ impl Driver {
             envelope: Arc::new(Envelope::new(envelope(&settings, "", ""))),
             outbox: Outbox::new(settings.window),
             settings,
+            clock,
+            rng,
             store,
             source,
             budget,
@@ -331,7 +353,7 @@ impl Driver {
         status_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut source_status = self.source.status.clone();
         loop {
-            self.step(Instant::now())?;
+            self.step(self.clock.now())?;
             if self.is_drained() {
                 return self.finish().await;
             }
@@ -340,7 +362,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled(), if self.draining.is_none() => {
-                    self.draining = Some(Instant::now() + DRAIN_TIME);
+                    self.draining = Some(self.clock.now() + DRAIN_TIME);
                     tracing::info!("stopping: finishing what is on its way");
                 }
                 event = self.sink.event() => self.on_sink(event)?,
@@ -409,7 +431,7 @@ impl Driver {
         let Some(deadline) = self.draining else { return false };
         let sent = self.outbox.is_empty() || !matches!(self.sink, Sink::Open(_));
         let done = sent && self.jobs.is_empty() && self.writing.is_none() && !self.has_unsaved();
-        done || deadline <= Instant::now()
+        done || deadline <= self.clock.now()
     }
 
     async fn finish(mut self) -> Result<(), Error> {

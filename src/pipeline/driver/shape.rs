@@ -11,7 +11,6 @@ use crate::pipeline::workers::{Done, Job};
 use crate::source;
 use crate::store::Write;
 use std::sync::Arc;
-use std::time::Instant;
 
 impl Driver {
     pub(super) fn on_batch(&mut self, batch: source::Batch) -> Result<(), Error> {
@@ -115,7 +114,7 @@ impl Driver {
             Origin::Source { entry } => match shaped {
                 _ if held => self.store_waiting(item, entry),
                 Shaped::Records(records) => {
-                    self.outbox.push(Parcel::new(item, records), Instant::now())
+                    self.outbox.push(Parcel::new(item, records), self.clock.now())
                 }
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
@@ -133,7 +132,7 @@ impl Driver {
                 }
                 Shaped::Records(records) => {
                     self.holds.sent(id);
-                    self.outbox.push(Parcel::new(item, records), Instant::now());
+                    self.outbox.push(Parcel::new(item, records), self.clock.now());
                 }
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
