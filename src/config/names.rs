@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::document::Complaint;
+use crate::sink::stream_name::{InvalidStreamName, check_stream_name};
 
 /// The most bytes of a Postgres identifier (`NAMEDATALEN` − 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;
@@ -89,17 +90,19 @@ pub(super) fn basin(text: &str) -> Result<String, Complaint> {
     Ok(text)
 }
 
-/// S2's rule: 1 to 512 bytes, without NUL, not `.` or `..`; control characters are refused here
-/// too, since nobody means them.
+/// What the sink says of stream names.
 pub(super) fn stream(text: &str) -> Result<String, Complaint> {
     let mend = "a stream name has 1 to 512 bytes without control characters, and is not . or ..";
-    if !(1..=512).contains(&text.len()) {
-        return Err(Complaint::new(format!("has {} bytes", text.len()), mend));
+    match check_stream_name(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(InvalidStreamName::Empty) => Err(Complaint::new("has 0 bytes", mend)),
+        Err(InvalidStreamName::TooLong { bytes }) => {
+            Err(Complaint::new(format!("has {bytes} bytes"), mend))
+        }
+        Err(InvalidStreamName::Dots | InvalidStreamName::Control) => {
+            Err(Complaint::new("is no stream name", mend))
+        }
     }
-    if text.chars().any(char::is_control) || matches!(text, "." | "..") {
-        return Err(Complaint::new("is no stream name", mend));
-    }
-    Ok(text.to_owned())
 }
 
 /// Postgres's rule: 1 to 63 of `[a-z0-9_]`.

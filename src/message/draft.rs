@@ -13,6 +13,7 @@ use super::header;
 use super::record::Sizes;
 use crate::change::{Action, Change};
 use crate::sink::record::Header;
+use crate::sink::stream_name::{InvalidStreamName, check_stream_name};
 
 /// The most headers that transforms may add to one record. Ours: S2 counts only their bytes, and
 /// a guest's loop should end before it fills the memory.
@@ -56,8 +57,37 @@ pub enum EditError {
     TooManyHeaders,
     #[error("the whole message was replaced, so that its columns cannot be changed any more")]
     Replaced,
+    #[error("a column's name must not be empty")]
+    EmptyColumn,
+    #[error("a key of the metadata must not be empty")]
+    EmptyKey,
+    #[error(transparent)]
+    Stream(#[from] InvalidStreamName),
     #[error(transparent)]
     Encode(#[from] EncodeError),
+}
+
+impl EditError {
+    /// Whether a transform that overlooks it might send what it meant to hide, or send it to where
+    /// it does not belong. The others depend on the row, and to try and see is a fair way.
+    #[must_use]
+    pub fn breaks_a_rule(&self) -> bool {
+        match self {
+            Self::InvalidJson { .. }
+            | Self::ReservedKey { .. }
+            | Self::EmptyHeader
+            | Self::ReservedHeader { .. }
+            | Self::TooManyHeaders
+            | Self::Replaced
+            | Self::EmptyColumn
+            | Self::EmptyKey
+            | Self::Stream(_) => true,
+            Self::NoColumn { .. }
+            | Self::ColumnExists { .. }
+            | Self::NoOldValues { .. }
+            | Self::Encode(_) => false,
+        }
+    }
 }
 
 /// A column as the message shows it now.
@@ -97,6 +127,10 @@ pub(super) struct Extras {
     pub(super) passed: String,
     /// In place of the JSON message.
     pub(super) body: Option<Bytes>,
+    /// The transform that made `body`.
+    replaced_by: Option<Arc<str>>,
+    /// Where the record goes, unless to the pipeline's own stream.
+    stream: Option<Arc<str>>,
     /// Index and count, for a change that became several records.
     pub(super) part: Option<(u32, u32)>,
 }
@@ -192,8 +226,11 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// When it is not JSON, or the whole message was replaced.
+    /// When it is not JSON, the name is empty, or the whole message was replaced.
     pub fn set_json(&mut self, name: &str, json: String) -> Result<(), EditError> {
+        if name.is_empty() {
+            return Err(EditError::EmptyColumn);
+        }
         let json = valid_json(name, json)?;
         let found = self.find(name);
         let columns = self.edit()?;
@@ -259,9 +296,13 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// When there is no such column, the new name is taken, or the whole message was replaced.
+    /// When there is no such column, the new name is taken or empty, or the whole message was
+    /// replaced.
     pub fn rename(&mut self, from: &str, to: &str) -> Result<(), EditError> {
         self.refuse_replaced()?;
+        if to.is_empty() {
+            return Err(EditError::EmptyColumn);
+        }
         let index = self.find(from).ok_or_else(|| no_column(from))?;
         if from == to {
             return Ok(());
@@ -279,10 +320,13 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// When the key is one of Sluicebox's own, the value is not JSON, or the whole message was
-    /// replaced.
+    /// When the key is empty or one of Sluicebox's own, the value is not JSON, or the whole
+    /// message was replaced.
     pub fn annotate(&mut self, key: &str, json: String) -> Result<(), EditError> {
         self.refuse_replaced()?;
+        if key.is_empty() {
+            return Err(EditError::EmptyKey);
+        }
         if METADATA_KEYS.contains(&key) {
             return Err(EditError::ReservedKey { key: key.to_owned() });
         }
@@ -327,17 +371,43 @@ impl Draft {
         Ok(())
     }
 
-    /// Replaces the whole message by a body of any form. Columns and metadata can be read from
-    /// here on, not edited; headers stay.
-    pub fn set_message(&mut self, body: Bytes) {
+    /// Replaces the whole message by a body of any form that this transform made. Columns and
+    /// metadata can be read from here on, not edited; headers stay.
+    pub fn set_message(&mut self, body: Bytes, transform: &Arc<str>) {
         self.sizes.forget_total();
         self.extras.body = Some(body);
+        self.extras.replaced_by = Some(Arc::clone(transform));
     }
 
     /// Was the whole message replaced?
     #[must_use]
     pub fn is_replaced(&self) -> bool {
         self.extras.body.is_some()
+    }
+
+    /// The transform that replaced the whole message last, if any did.
+    #[must_use]
+    pub fn replaced_by(&self) -> Option<&str> {
+        self.extras.replaced_by.as_deref()
+    }
+
+    /// Sends the record to another stream of the sink's basin, or to the pipeline's own again.
+    ///
+    /// # Errors
+    ///
+    /// When S2 takes no stream of that name.
+    pub fn route_to(&mut self, stream: Option<&str>) -> Result<(), EditError> {
+        if let Some(name) = stream {
+            check_stream_name(name)?;
+        }
+        self.extras.stream = stream.map(Into::into);
+        Ok(())
+    }
+
+    /// The stream that transforms chose; nothing for the pipeline's own.
+    #[must_use]
+    pub fn stream(&self) -> Option<&Arc<str>> {
+        self.extras.stream.as_ref()
     }
 
     /// Notes in the header `sb-passed` that this transform failed and let the message pass.
@@ -362,13 +432,14 @@ impl Draft {
         self.extras.part = Some((index, count));
     }
 
-    /// One draft for each body, numbered in their order, with this one's headers.
+    /// One draft for each body that this transform made, numbered in their order, with this one's
+    /// headers and stream.
     #[must_use]
-    pub fn split(self, bodies: Vec<Bytes>) -> Vec<Self> {
+    pub fn split(self, bodies: Vec<Bytes>, transform: &Arc<str>) -> Vec<Self> {
         let count = u32::try_from(bodies.len()).unwrap_or(u32::MAX);
         let parts = (0..count).zip(bodies).map(|(index, body)| {
             let mut part = self.clone();
-            part.set_message(body);
+            part.set_message(body, transform);
             part.set_part(index, count);
             part
         });

@@ -366,7 +366,7 @@ fn annotations_join_the_metadata() {
 #[test]
 fn a_replaced_message_takes_no_more_edits() {
     let mut draft = inserted();
-    draft.set_message(Bytes::from_static(b"anything"));
+    draft.set_message(Bytes::from_static(b"anything"), &"10-x.wasm".into());
     assert_eq!(draft.message_json().unwrap(), "anything");
     assert_eq!(draft.json("id").unwrap().as_deref(), Some("1"));
     assert_eq!(draft.largest_columns(3), []);
@@ -376,10 +376,10 @@ fn a_replaced_message_takes_no_more_edits() {
     replaced(draft.rename("id", "x"));
     replaced(draft.annotate("x", "1".to_owned()));
     let mut update = updated();
-    update.set_message(Bytes::new());
+    update.set_message(Bytes::new(), &"10-x.wasm".into());
     replaced(update.set_old_json("id", "1".to_owned()));
     draft.add_header("x", b"y").unwrap();
-    draft.set_message(Bytes::from_static(b"\xff"));
+    draft.set_message(Bytes::from_static(b"\xff"), &"10-x.wasm".into());
     assert_eq!(draft.message_json(), Err(EncodeError::BodyNotUtf8));
     let record = draft.into_record().unwrap();
     assert_eq!(&record.body[..], b"\xff");
@@ -391,7 +391,7 @@ fn parts_are_numbered() {
     let mut draft = inserted();
     draft.add_header("x", b"y").unwrap();
     let bodies = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")];
-    let parts = draft.clone().split(bodies);
+    let parts = draft.clone().split(bodies, &"10-x.wasm".into());
     let found: Vec<_> = parts
         .iter()
         .map(|part| {
@@ -406,7 +406,7 @@ fn parts_are_numbered() {
             ("1/2".to_owned(), Bytes::from_static(b"b"), (1, 2)),
         ]
     );
-    assert_eq!(draft.split(Vec::new()).len(), 0);
+    assert_eq!(draft.split(Vec::new(), &"10-x.wasm".into()).len(), 0);
 }
 
 /// An insert whose body has that many bytes.
@@ -436,12 +436,12 @@ fn the_limit_is_inclusive_and_oversize_is_exact() {
         check(room + 5_000_000, Some(RECORD_BYTES_MAX + 5_000_000));
     }
     let mut replaced = sized(0);
-    replaced.set_message(Bytes::from(vec![b'x'; 2 << 20]));
+    replaced.set_message(Bytes::from(vec![b'x'; 2 << 20]), &"10-x.wasm".into());
     let bytes = replaced.metered_bytes().unwrap();
     assert!(bytes > 2 << 20);
     assert_eq!(replaced.record(), Err(RecordError::Oversize { bytes }));
     // The headers alone are too large.
-    replaced.set_message(Bytes::new());
+    replaced.set_message(Bytes::new(), &"10-x.wasm".into());
     replaced.add_header("x", &vec![0; 2 << 20]).unwrap();
     let bytes = replaced.metered_bytes().unwrap();
     assert_eq!(replaced.record(), Err(RecordError::Oversize { bytes }));
@@ -590,7 +590,7 @@ fn apply(draft: &mut Draft, edit: &Edit) {
             true
         }
         Edit::Message(body) => {
-            draft.set_message(Bytes::copy_from_slice(body));
+            draft.set_message(Bytes::copy_from_slice(body), &"10-x.wasm".into());
             true
         }
         Edit::ColumnSize(at) => draft.column(*at).is_some(),

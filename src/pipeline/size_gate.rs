@@ -1,5 +1,7 @@
 //! The only way to the sink: a record is measured here, or it does not go.
 
+use std::sync::Arc;
+
 use crate::sink::record::{RECORD_BYTES_MAX, Record};
 
 /// A record that fits S2's limit. Nothing else builds one, and the sink takes nothing else.
@@ -7,6 +9,7 @@ use crate::sink::record::{RECORD_BYTES_MAX, Record};
 pub struct SizedRecord {
     record: Record,
     metered_bytes: u64,
+    stream: Option<Arc<str>>,
 }
 
 impl SizedRecord {
@@ -19,6 +22,19 @@ impl SizedRecord {
     #[must_use]
     pub fn metered_bytes(&self) -> u64 {
         self.metered_bytes
+    }
+
+    /// The stream that transforms chose for it; nothing for the pipeline's own. All records of one
+    /// change have the same.
+    #[must_use]
+    pub fn stream(&self) -> Option<&Arc<str>> {
+        self.stream.as_ref()
+    }
+
+    /// The same record for that stream.
+    #[must_use]
+    pub fn routed_to(self, stream: Option<Arc<str>>) -> Self {
+        Self { stream, ..self }
     }
 }
 
@@ -40,7 +56,7 @@ pub fn check(record: Record) -> Result<SizedRecord, Oversize> {
     if metered_bytes > RECORD_BYTES_MAX {
         return Err(Oversize { bytes: metered_bytes, bytes_max: RECORD_BYTES_MAX });
     }
-    Ok(SizedRecord { record, metered_bytes })
+    Ok(SizedRecord { record, metered_bytes, stream: None })
 }
 
 #[cfg(test)]

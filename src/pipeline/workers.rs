@@ -141,7 +141,7 @@ pub(crate) fn measured(outcome: Outcome, trace: impl Fn() -> Vec<TraceStep>) -> 
     for draft in &drafts {
         match draft.record() {
             Ok(record) => match size_gate::check(record) {
-                Ok(record) => records.push(record),
+                Ok(record) => records.push(record.routed_to(draft.stream().cloned())),
                 Err(size_gate::Oversize { bytes, .. }) => {
                     return Shaped::Failed(oversize(draft, bytes, trace()));
                 }
@@ -159,6 +159,12 @@ pub(crate) fn measured(outcome: Outcome, trace: impl Fn() -> Vec<TraceStep>) -> 
                 ));
             }
         }
+    }
+    // Sessions for other streams are not there yet; to send it to the pipeline's own would be wrong.
+    if records.iter().any(|record| record.stream().is_some()) {
+        let text = "a transform routed it to another stream, and this version sends to the \
+                    pipeline's own only; nothing was sent";
+        return Shaped::Failed(failure("route", text.to_owned(), None, Vec::new(), runner.trace()));
     }
     let mut meter = crate::sink::session::BatchMeter::default();
     if records.len() > 1 && !records.iter().all(|record| meter.try_add(record)) {
@@ -189,15 +195,16 @@ fn oversize(draft: &Draft, bytes: u64, trace: Vec<TraceStep>) -> Box<Failure> {
     let table = draft.change().table.qualified_name();
     let named = |column: &ColumnBytes| format!("{} ({} bytes)", column.name, column.bytes);
     let largest = columns.iter().take(3).map(named).collect::<Vec<_>>().join(", ");
-    let because = if columns.is_empty() {
-        "a transform replaced its body".to_owned()
-    } else {
-        format!("largest columns: {largest}")
+    let because = match draft.replaced_by() {
+        Some(transform) => format!("`{transform}` made its body"),
+        None => format!("largest columns: {largest}"),
     };
     let text = format!(
         "a record of {table} has {bytes} bytes, and S2 takes {RECORD_BYTES_MAX}; {because}"
     );
-    failure("oversize", text, Some(bytes), columns, trace)
+    let mut failure = failure("oversize", text, Some(bytes), columns, trace);
+    failure.error.transform = draft.replaced_by().map(str::to_owned);
+    failure
 }
 
 fn split_too_large(

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Instant;
 
 use base64::Engine as _;
@@ -11,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex;
 use super::state::{DeadlinePassed, Message};
-use crate::error_chain::error_chain;
+use crate::message::EditError;
 
 /// How much is compressed or hashed between two looks at the clock.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -30,6 +31,9 @@ pub(crate) enum Error {
     /// A sentence for the guest.
     #[error("{0}")]
     Refused(String),
+    /// The draft refused it.
+    #[error(transparent)]
+    Edit(#[from] EditError),
     /// For the host: the call ends here.
     #[error(transparent)]
     DeadlinePassed(#[from] DeadlinePassed),
@@ -77,7 +81,7 @@ pub(crate) fn compress(
     value.push('"');
     base64::engine::general_purpose::STANDARD.encode_string(&packed, &mut value);
     value.push('"');
-    message.draft.set_json(column, value).map_err(refused)?;
+    message.draft.set_json(column, value)?;
     message.compressed.insert(column.to_owned(), entry);
     annotate_columns(message, COMPRESSED)?;
     Ok(true)
@@ -96,7 +100,7 @@ pub(crate) fn hash(
         None => digest(Sha256::new(), content.bytes(), deadline)?,
     };
     drop(content);
-    message.draft.set_json(column, format!("\"{}\"", hex(&digest))).map_err(refused)?;
+    message.draft.set_json(column, format!("\"{}\"", hex(&digest)))?;
     forget(message, column)?;
     Ok(true)
 }
@@ -119,7 +123,7 @@ pub(crate) fn truncate(message: &mut Message, column: &str, bytes_max: u64) -> R
     }
     let cut = text[..text.floor_char_boundary(bytes_max)].to_owned();
     drop(text);
-    message.draft.set_text(column, &cut).map_err(refused)?;
+    message.draft.set_text(column, &cut)?;
     message.truncated.insert(column.to_owned(), json!(bytes));
     annotate_columns(message, TRUNCATED)?;
     Ok(true)
@@ -140,10 +144,23 @@ pub(crate) fn append(message: &mut Message, key: &str, json: &str) -> Result<(),
         },
     };
     // The text alone must be one value: `1, 2` would be two, and `1], [2` breaks out.
-    serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|error| {
-        Error::Refused(format!("what was given for `{key}` is not JSON: {error}"))
-    })?;
-    message.draft.annotate(key, list).map_err(refused)
+    serde_json::from_str::<serde::de::IgnoredAny>(json)
+        .map_err(|source| EditError::InvalidJson { name: key.to_owned(), source })?;
+    Ok(message.draft.annotate(key, list)?)
+}
+
+/// Replaces the whole message.
+pub(crate) fn replace(
+    message: &mut Message,
+    json: String,
+    transform: &Arc<str>,
+) -> Result<(), Error> {
+    if let Err(source) = serde_json::from_str::<serde::de::IgnoredAny>(&json) {
+        let name = "the whole message".to_owned();
+        return Err(EditError::InvalidJson { name, source }.into());
+    }
+    message.draft.set_message(json.into(), transform);
+    Ok(())
 }
 
 /// Forgets how a column was packed, because it is gone or has another value.
@@ -172,7 +189,7 @@ pub(crate) fn renamed(message: &mut Message, from: &str, to: &str) -> Result<(),
 
 fn annotate_columns(message: &mut Message, key: &'static str) -> Result<(), Error> {
     let columns = if key == COMPRESSED { &message.compressed } else { &message.truncated };
-    message.draft.annotate(key, json!(columns).to_string()).map_err(refused)
+    Ok(message.draft.annotate(key, json!(columns).to_string())?)
 }
 
 /// A value as a consumer thinks of it.
@@ -200,7 +217,7 @@ impl Content<'_> {
 
 /// A column's value, or nothing where it is missing, null or unchanged.
 fn content<'a>(message: &'a Message, column: &str) -> Result<Option<Content<'a>>, Error> {
-    let Some(json) = message.draft.json(column).map_err(refused)? else { return Ok(None) };
+    let Some(json) = message.draft.json(column)? else { return Ok(None) };
     if json == "null" {
         return Ok(None);
     }
@@ -300,10 +317,6 @@ pub(crate) fn hmac(key: &[u8], bytes: &[u8], deadline: Instant) -> Result<Vec<u8
 
 fn check_deadline(deadline: Instant) -> Result<(), DeadlinePassed> {
     if Instant::now() >= deadline { Err(DeadlinePassed) } else { Ok(()) }
-}
-
-fn refused(error: impl std::error::Error) -> Error {
-    Error::Refused(error_chain(&error))
 }
 
 #[cfg(test)]

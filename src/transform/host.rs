@@ -1,15 +1,18 @@
 //! What the guest's calls do: the functions of `wit/`, each a few lines over the draft.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
 use super::bindings::logging::{self, Level};
 use super::bindings::types::{self, Action, Algorithm, Codec, Column};
+use super::breaches::Subject;
 use super::edits;
 use super::state::{ChangeHandle, GuestState, LimitReached, Message};
 use crate::change;
+use crate::error_chain::error_chain;
 use crate::sink::record::RECORD_BYTES_MAX;
 
 /// How much one call may leave in the host's memory by its edits: many times what a record may
@@ -44,6 +47,41 @@ impl GuestState {
         self.edit(handle)
     }
 
+    /// What the guest hears of an edit that gives its subject a new value, and so takes the place
+    /// of refused ones.
+    fn settled<T>(
+        &mut self,
+        subject: Subject,
+        result: std::result::Result<T, edits::Error>,
+    ) -> Answer<T> {
+        if let (Ok(_), Some(message)) = (&result, &mut self.message) {
+            message.breaches.made_good(&subject);
+        }
+        self.heard(subject, result)
+    }
+
+    /// What the guest hears of an edit. A deadline ends the call, and a broken rule is kept.
+    fn heard<T>(
+        &mut self,
+        subject: Subject,
+        result: std::result::Result<T, edits::Error>,
+    ) -> Answer<T> {
+        let error = match result {
+            Ok(value) => return Ok(Ok(value)),
+            Err(edits::Error::DeadlinePassed(error)) => return Err(error.into()),
+            Err(edits::Error::Refused(reason)) => return Ok(Err(reason)),
+            Err(edits::Error::Edit(error)) => error,
+        };
+        let reason = error_chain(&error);
+        if error.breaks_a_rule() {
+            self.charge(reason.len())?;
+            if let Some(message) = &mut self.message {
+                message.breaches.add(subject, reason.clone());
+            }
+        }
+        Ok(Err(reason))
+    }
+
     fn charge(&mut self, bytes: usize) -> Result<()> {
         self.host_bytes = self.host_bytes.saturating_add(bytes + EDIT_OVERHEAD_BYTES);
         if self.host_bytes > HOST_BYTES_MAX {
@@ -58,16 +96,7 @@ impl GuestState {
 }
 
 fn answer<T, E: Error>(result: std::result::Result<T, E>) -> Answer<T> {
-    Ok(result.map_err(|error| crate::error_chain::error_chain(&error)))
-}
-
-/// A deadline ends the call; everything else is for the guest to hear.
-fn edited<T>(result: std::result::Result<T, edits::Error>) -> Answer<T> {
-    match result {
-        Ok(value) => Ok(Ok(value)),
-        Err(edits::Error::Refused(reason)) => Ok(Err(reason)),
-        Err(edits::Error::DeadlinePassed(error)) => Err(error.into()),
-    }
+    Ok(result.map_err(|error| error_chain(&error)))
 }
 
 impl types::Host for GuestState {}
@@ -108,6 +137,12 @@ impl types::HostChange for GuestState {
         Ok((0..draft.column_count()).filter_map(|index| draft.column(index)).map(column).collect())
     }
 
+    fn column_names(&mut self, this: Resource<ChangeHandle>) -> Result<Vec<String>> {
+        let draft = &self.edit(&this)?.draft;
+        let name = |index| draft.column_name(index).map(str::to_owned);
+        Ok((0..draft.column_count()).filter_map(name).collect())
+    }
+
     fn column(&mut self, this: Resource<ChangeHandle>, name: String) -> Result<Option<Column>> {
         let draft = &self.edit(&this)?.draft;
         Ok(draft.find(&name).and_then(|index| draft.column(index)).map(column))
@@ -127,10 +162,9 @@ impl types::HostChange for GuestState {
 
     fn set(&mut self, this: Resource<ChangeHandle>, column: String, json: String) -> Answer<()> {
         let message = self.edit_with(&this, &[&column, &json])?;
-        if let Err(error) = message.draft.set_json(&column, json) {
-            return answer(Err(error));
-        }
-        edited(edits::forget(message, &column))
+        let set = message.draft.set_json(&column, json).map_err(Into::into);
+        let set = set.and_then(|()| edits::forget(message, &column));
+        self.settled(Subject::Column(column), set)
     }
 
     fn set_text(
@@ -140,10 +174,9 @@ impl types::HostChange for GuestState {
         text: String,
     ) -> Answer<()> {
         let message = self.edit_with(&this, &[&column, &text])?;
-        if let Err(error) = message.draft.set_text(&column, &text) {
-            return answer(Err(error));
-        }
-        edited(edits::forget(message, &column))
+        let set = message.draft.set_text(&column, &text).map_err(Into::into);
+        let set = set.and_then(|()| edits::forget(message, &column));
+        self.settled(Subject::Column(column), set)
     }
 
     fn set_old(
@@ -152,31 +185,35 @@ impl types::HostChange for GuestState {
         column: String,
         json: String,
     ) -> Answer<()> {
-        answer(self.edit_with(&this, &[&column, &json])?.draft.set_old_json(&column, json))
+        let message = self.edit_with(&this, &[&column, &json])?;
+        let set = message.draft.set_old_json(&column, json).map_err(Into::into);
+        self.settled(Subject::Old(column), set)
     }
 
     fn remove(&mut self, this: Resource<ChangeHandle>, column: String) -> Answer<bool> {
         let message = self.edit(&this)?;
-        match message.draft.remove(&column) {
-            Ok(removed) => edited(edits::forget(message, &column).map(|()| removed)),
-            Err(error) => answer(Err(error)),
-        }
+        let removed = message.draft.remove(&column).map_err(Into::into);
+        let removed = removed.and_then(|removed| edits::forget(message, &column).map(|()| removed));
+        self.settled(Subject::Column(column), removed)
     }
 
     fn rename(&mut self, this: Resource<ChangeHandle>, column: String, to: String) -> Answer<()> {
         let message = self.edit_with(&this, &[&column, &to])?;
-        if let Err(error) = message.draft.rename(&column, &to) {
-            return answer(Err(error));
-        }
-        edited(edits::renamed(message, &column, &to))
+        let renamed = message.draft.rename(&column, &to).map_err(Into::into);
+        let renamed = renamed.and_then(|()| edits::renamed(message, &column, &to));
+        // The value is what it was, and what was refused of it stays refused.
+        self.heard(Subject::Column(column), renamed)
     }
 
     fn annotate(&mut self, this: Resource<ChangeHandle>, key: String, json: String) -> Answer<()> {
-        answer(self.edit_with(&this, &[&key, &json])?.draft.annotate(&key, json))
+        let message = self.edit_with(&this, &[&key, &json])?;
+        let annotated = message.draft.annotate(&key, json).map_err(Into::into);
+        self.settled(Subject::Metadata(key), annotated)
     }
 
     fn append(&mut self, this: Resource<ChangeHandle>, key: String, json: String) -> Answer<()> {
-        edited(edits::append(self.edit_with(&this, &[&key, &json])?, &key, &json))
+        let appended = edits::append(self.edit_with(&this, &[&key, &json])?, &key, &json);
+        self.heard(Subject::Metadata(key), appended)
     }
 
     fn annotation(&mut self, this: Resource<ChangeHandle>, key: String) -> Result<Option<String>> {
@@ -190,7 +227,18 @@ impl types::HostChange for GuestState {
         value: Vec<u8>,
     ) -> Answer<()> {
         self.charge(name.len() + value.len())?;
-        answer(self.edit(&this)?.draft.add_header(&name, &value))
+        let added = self.edit(&this)?.draft.add_header(&name, &value).map_err(Into::into);
+        self.settled(Subject::Header(name), added)
+    }
+
+    fn route_to(&mut self, this: Resource<ChangeHandle>, stream: Option<String>) -> Answer<()> {
+        let message = self.edit_with(&this, &[stream.as_deref().unwrap_or_default()])?;
+        let routed = message.draft.route_to(stream.as_deref()).map_err(Into::into);
+        self.settled(Subject::Stream, routed)
+    }
+
+    fn routed_to(&mut self, this: Resource<ChangeHandle>) -> Result<Option<String>> {
+        Ok(self.edit(&this)?.draft.stream().map(|stream| String::from(&**stream)))
     }
 
     fn size(&mut self, this: Resource<ChangeHandle>) -> Answer<u64> {
@@ -209,11 +257,14 @@ impl types::HostChange for GuestState {
     }
 
     fn set_message(&mut self, this: Resource<ChangeHandle>, json: String) -> Answer<()> {
-        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&json) {
-            return Ok(Err(format!("the new message is not JSON: {error}")));
-        }
-        self.edit_with(&this, &[&json])?.draft.set_message(json.into());
-        Ok(Ok(()))
+        let transform = Arc::clone(self.logs.transform());
+        let message = self.edit_with(&this, &[&json])?;
+        let replaced = edits::replace(message, json, &transform);
+        self.settled(Subject::Message, replaced)
+    }
+
+    fn is_replaced(&mut self, this: Resource<ChangeHandle>) -> Result<bool> {
+        Ok(self.edit(&this)?.draft.is_replaced())
     }
 
     fn compress(
@@ -228,7 +279,8 @@ impl types::HostChange for GuestState {
             Codec::Zstd => edits::Codec::Zstd,
             Codec::Gzip => edits::Codec::Gzip,
         };
-        edited(edits::compress(self.edit(&this)?, &column, codec, level, deadline))
+        let compressed = edits::compress(self.edit(&this)?, &column, codec, level, deadline);
+        self.heard(Subject::Column(column), compressed)
     }
 
     fn hash(
@@ -242,8 +294,8 @@ impl types::HostChange for GuestState {
         match algorithm {
             Algorithm::Sha256 => {}
         }
-        let message = self.edit(&this)?;
-        edited(edits::hash(message, &column, key.as_deref(), deadline))
+        let hashed = edits::hash(self.edit(&this)?, &column, key.as_deref(), deadline);
+        self.heard(Subject::Column(column), hashed)
     }
 
     fn truncate(
@@ -252,7 +304,8 @@ impl types::HostChange for GuestState {
         column: String,
         max_bytes: u64,
     ) -> Answer<bool> {
-        edited(edits::truncate(self.edit(&this)?, &column, max_bytes))
+        let truncated = edits::truncate(self.edit(&this)?, &column, max_bytes);
+        self.heard(Subject::Column(column), truncated)
     }
 
     fn drop(&mut self, _this: Resource<ChangeHandle>) -> Result<()> {

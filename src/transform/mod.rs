@@ -18,6 +18,7 @@
 //! Only this module names wasmtime.
 
 mod bindings;
+mod breaches;
 mod cache;
 mod chain;
 mod edits;

@@ -151,21 +151,34 @@ impl Runner {
 
     /// Runs the rest of the chain over each part of a message that was split.
     fn run_parts(&mut self, first: usize, parts: Vec<Draft>) -> Result<Vec<Draft>, (usize, Fault)> {
-        let mut shaped = Vec::with_capacity(parts.len());
+        let mut shaped: Vec<Draft> = Vec::with_capacity(parts.len());
         for part in parts {
             let number = part.part();
             let mut rest = self.run_from(first, Message::new(part))?;
             match (rest.pop(), rest.is_empty()) {
-                (Some(part), true) if part.part() == number => shaped.push(part),
+                (Some(part), true) if part.part() == number => {
+                    // They land together or not at all, which two streams cannot do.
+                    if shaped.first().is_some_and(|first| first.stream() != part.stream()) {
+                        let reason = "sent the parts of a message that an earlier transform had \
+                                      split to different streams";
+                        return Err(self.fault_of_last(reason));
+                    }
+                    shaped.push(part);
+                }
                 _ => {
-                    let slot = self.steps.last().map_or(0, |step| step.slot);
                     let reason = "dropped or split a part of a message that an earlier transform \
                                   had split; name it before that one, or give it other tables";
-                    return Err((slot, Fault::new(Class::Invalid, reason)));
+                    return Err(self.fault_of_last(reason));
                 }
             }
         }
         Ok(shaped)
+    }
+
+    /// Puts a broken rule down to the transform that was called last.
+    fn fault_of_last(&self, reason: &str) -> (usize, Fault) {
+        let slot = self.steps.last().map_or(0, |step| step.slot);
+        (slot, Fault::new(Class::Invalid, reason))
     }
 
     fn run_one(&mut self, index: usize, message: Message) -> Result<Shaped, Fault> {
@@ -247,7 +260,10 @@ impl Slot {
         let logs = instance.take_logs();
         let measured = message.as_ref().and_then(|message| message.measured);
         let (result, failed) = match (answer, message) {
-            (Ok(verdict), Some(message)) => (apply(verdict, message), None),
+            (Ok(verdict), Some(message)) => match apply(verdict, message, &transform.file) {
+                Ok(shaped) => (Ok(shaped), None),
+                Err((fault, message)) => (Err(fault), Some(*message)),
+            },
             (Ok(_), None) => {
                 unreachable!("the message stays in the store for as long as the call takes")
             }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use wasmtime::ResourceLimiter;
 
 use super::bindings::logging::Level;
+use super::breaches::Breaches;
 use super::wasi::Wasi;
 use crate::message::Draft;
 
@@ -85,11 +86,19 @@ pub(crate) struct Message {
     pub(crate) truncated: BTreeMap<String, Value>,
     /// The size that a guest asked for last, for the trace.
     pub(crate) measured: Option<u64>,
+    /// Broken rules of the current call.
+    pub(crate) breaches: Breaches,
 }
 
 impl Message {
     pub(crate) fn new(draft: Draft) -> Self {
-        Self { draft, compressed: BTreeMap::new(), truncated: BTreeMap::new(), measured: None }
+        Self {
+            draft,
+            compressed: BTreeMap::new(),
+            truncated: BTreeMap::new(),
+            measured: None,
+            breaches: Breaches::default(),
+        }
     }
 }
 
@@ -174,6 +183,11 @@ pub(crate) struct Logs {
 impl Logs {
     fn new(transform: Arc<str>) -> Self {
         Self { transform, lines: VecDeque::new(), second: Instant::now(), written: 0 }
+    }
+
+    /// The file that the lines are of.
+    pub(crate) fn transform(&self) -> &Arc<str> {
+        &self.transform
     }
 
     pub(crate) fn push(&mut self, level: Level, message: &str) {

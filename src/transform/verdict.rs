@@ -1,5 +1,7 @@
 //! What a guest's verdict makes of its message, by the rules that `wit/` states.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
@@ -43,17 +45,40 @@ impl Shaped {
     }
 }
 
-/// Does what the guest decided.
-pub(crate) fn apply(verdict: Verdict, message: Message) -> Result<Shaped, Fault> {
+/// Does what the guest of this file decided. Where its verdict breaks a rule, the message is given
+/// back with the fault.
+pub(crate) fn apply(
+    verdict: Verdict,
+    message: Message,
+    transform: &Arc<str>,
+) -> Result<Shaped, (Fault, Box<Message>)> {
+    match decide(verdict, &message) {
+        Ok(Decision::Keep) => Ok(Shaped::Keep(message)),
+        Ok(Decision::Drop) => Ok(Shaped::Drop),
+        Ok(Decision::Split(bodies)) => Ok(Shaped::Split(message.draft.split(bodies, transform))),
+        Err(fault) => Err((fault, Box::new(message))),
+    }
+}
+
+enum Decision {
+    Keep,
+    Drop,
+    Split(Vec<Bytes>),
+}
+
+fn decide(verdict: Verdict, message: &Message) -> Result<Decision, Fault> {
+    if let Some(reason) = message.breaches.first() {
+        return Err(invalid(format!("broke the interface's rules and went on: {reason}")));
+    }
     match verdict {
-        Verdict::Keep => Ok(Shaped::Keep(message)),
-        Verdict::Drop => Ok(Shaped::Drop),
+        Verdict::Keep => Ok(Decision::Keep),
+        Verdict::Drop => Ok(Decision::Drop),
         Verdict::Split(bodies) => {
-            refuse_part(&message)?;
-            split(message, bodies)
+            refuse_part(message)?;
+            split(bodies)
         }
         Verdict::Parts(bytes_max) => {
-            refuse_part(&message)?;
+            refuse_part(message)?;
             parts(message, bytes_max)
         }
     }
@@ -73,7 +98,7 @@ fn refuse_part(message: &Message) -> Result<(), Fault> {
     )))
 }
 
-fn split(message: Message, bodies: Vec<String>) -> Result<Shaped, Fault> {
+fn split(bodies: Vec<String>) -> Result<Decision, Fault> {
     if bodies.is_empty() {
         return Err(invalid("split a message into nothing; `drop` is the verdict for that".into()));
     }
@@ -90,10 +115,10 @@ fn split(message: Message, bodies: Vec<String>) -> Result<Shaped, Fault> {
             )));
         }
     }
-    Ok(Shaped::Split(message.draft.split(bodies.into_iter().map(Bytes::from).collect())))
+    Ok(Decision::Split(bodies.into_iter().map(Bytes::from).collect()))
 }
 
-fn parts(message: Message, bytes_max: u64) -> Result<Shaped, Fault> {
+fn parts(message: &Message, bytes_max: u64) -> Result<Decision, Fault> {
     let measured = message.draft.metered_bytes();
     let measured = measured.map_err(|error| invalid(format!("cannot be cut: {error}")))?;
     if measured > PARTS_MESSAGE_BYTES_MAX {
@@ -123,7 +148,7 @@ fn parts(message: Message, bytes_max: u64) -> Result<Shaped, Fault> {
     }
     let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     if text.len() <= bytes_max {
-        return Ok(Shaped::Keep(message));
+        return Ok(Decision::Keep);
     }
     let ranges = cuts(&text, bytes_max);
     if ranges.len() > PARTS_MAX {
@@ -134,8 +159,7 @@ fn parts(message: Message, bytes_max: u64) -> Result<Shaped, Fault> {
         )));
     }
     let text = Bytes::from(text);
-    let bodies = ranges.into_iter().map(|range| text.slice(range)).collect();
-    Ok(Shaped::Split(message.draft.split(bodies)))
+    Ok(Decision::Split(ranges.into_iter().map(|range| text.slice(range)).collect()))
 }
 
 /// Where to cut a text so that each piece has at most `bytes_max` bytes, which is not less than

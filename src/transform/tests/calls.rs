@@ -343,7 +343,8 @@ fn what_breaks_the_rules_fails_the_message() {
         "replace-not-json",
         0,
         Guest,
-        "failed the message: the new message is not JSON: expected ident at line 1 column 2",
+        "failed the message: what was given for `the whole message` is not JSON: expected ident at \
+         line 1 column 2",
     );
     check(
         "headers",

@@ -3,6 +3,7 @@
 mod calls;
 mod folder;
 mod loading;
+mod rules;
 
 use std::path::PathBuf;
 use std::process::Command;

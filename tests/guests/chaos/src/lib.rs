@@ -15,6 +15,8 @@ struct Config {
     table: Option<String>,
     #[serde(default)]
     number: u64,
+    #[serde(default)]
+    text: String,
 }
 
 struct Chaos(Config);
@@ -120,6 +122,7 @@ impl Transform for Chaos {
             "split" => {
                 return Ok(Verdict::Split((0..number).map(|index| index.to_string()).collect()));
             }
+            "split-large" => return Ok(Verdict::Split(vec![json_of(number), "1".into()])),
             "split-not-json" => return Ok(Verdict::Split(vec!["1".into(), "{".into()])),
             "parts" => return Ok(Verdict::Parts(number)),
             "replace" => {
@@ -127,6 +130,59 @@ impl Transform for Chaos {
                 change.set_message(&format!("{{\"wrapped\":{message}}}"))?;
             }
             "replace-not-json" => change.set_message("not json")?,
+            "replace-large" => change.set_message(&json_of(number))?,
+            "route" => change.route_to(Some(&self.0.text))?,
+            "fail-unless-replaced" if !change.is_replaced() => {
+                return Err("the message is as it was".into());
+            }
+            "fail-unless-replaced" => {}
+            "column-names" => change.annotate("names", &format!("{:?}", change.column_names()))?,
+            "route-back" => change.route_to(None)?,
+            "route-and-split" => {
+                change.route_to(Some(&self.0.text))?;
+                return Ok(Verdict::Split(vec!["1".into(), "2".into()]));
+            }
+            "route-by-part" => {
+                let stream = format!("stream-{}", change.message()?);
+                change.route_to(Some(&stream))?;
+            }
+            "routed-to" => {
+                let stream = change.routed_to().unwrap_or_default();
+                change.annotate("stream", &format!("{stream:?}"))?;
+            }
+            // What a module looks like that does not look at what it is told.
+            "overlook-route" => _ = change.route_to(Some(&self.0.text)),
+            "overlook-set" => _ = change.set("body", "{masked"),
+            "overlook-set-old" => _ = change.set_old("body", "{masked"),
+            "overlook-empty-column" => _ = change.set_text("", "x"),
+            "overlook-rename" => _ = change.rename("body", ""),
+            "overlook-annotate" => _ = change.annotate("table_name", "1"),
+            "overlook-append" => _ = change.append("list", "1], [2"),
+            "overlook-header" => _ = change.add_header("", b"x"),
+            "overlook-headers" => {
+                for index in 0..number {
+                    _ = change.add_header(&format!("h{index}"), b"v");
+                }
+            }
+            "overlook-message" => _ = change.set_message("{"),
+            "overlook-replaced" => {
+                change.set_message("{}")?;
+                _ = change.hash("body", Algorithm::Sha256, None);
+            }
+            "overlook-and-drop" => {
+                _ = change.set("body", "{masked");
+                return Ok(Verdict::Drop);
+            }
+            "overlook-missing" => _ = change.rename("missing", "found"),
+            // And one that does.
+            "make-good" => {
+                if change.set("body", "{masked").is_err() {
+                    change.set_text("body", "masked")?;
+                }
+                if change.route_to(Some("")).is_err() {
+                    change.route_to(None)?;
+                }
+            }
             "hash" => _ = change.hash("title", Algorithm::Sha256, None)?,
             "hmac" => _ = change.hash("title", Algorithm::Sha256, Some(b"key"))?,
             "truncate" => _ = change.truncate("body", number)?,
@@ -158,6 +214,11 @@ impl Transform for Chaos {
         }
         Ok(Verdict::Keep)
     }
+}
+
+/// A JSON string of that many bytes.
+fn json_of(bytes: u64) -> String {
+    format!("\"{}\"", "x".repeat(bytes as usize - 2))
 }
 
 #[inline(never)]
