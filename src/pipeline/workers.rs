@@ -164,7 +164,7 @@ pub(crate) fn measured(outcome: Outcome, trace: impl Fn() -> Vec<TraceStep>) -> 
     if records.iter().any(|record| record.stream().is_some()) {
         let text = "a transform routed it to another stream, and this version sends to the \
                     pipeline's own only; nothing was sent";
-        return Shaped::Failed(failure("route", text.to_owned(), None, Vec::new(), runner.trace()));
+        return Shaped::Failed(failure("route", text.to_owned(), None, Vec::new(), trace()));
     }
     let mut meter = crate::sink::session::BatchMeter::default();
     if records.len() > 1 && !records.iter().all(|record| meter.try_add(record)) {
