@@ -171,6 +171,7 @@ pub fn source_settings(config: &Config, dsn: Dsn) -> source::Settings {
         slot: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         tables: config.source.tables.clone(),
+        group_by: config.delivery.group_by.clone(),
     }
 }
 

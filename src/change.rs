@@ -115,6 +115,9 @@ pub struct Table {
     pub name: String,
     /// In the order of the tuple's cells.
     pub columns: Vec<Column>,
+    /// Which of its changes keep their order among each other.
+    #[serde(default)]
+    pub grouping: Grouping,
 }
 
 impl Table {
@@ -123,6 +126,22 @@ impl Table {
     pub fn qualified_name(&self) -> String {
         format!("{}.{}", self.schema, self.name)
     }
+}
+
+/// Which changes of a table keep their order among each other, whatever happens to one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grouping {
+    /// Those of one row, by its key; all of a table that has none.
+    #[default]
+    Key,
+    /// Those with the same values in these columns, which are places in [`Table::columns`] and lie in
+    /// the replica identity.
+    Columns(Vec<usize>),
+    /// All of them.
+    Table,
+    /// None: each goes when it can.
+    None,
 }
 
 /// One column of a [`Table`].

@@ -11,6 +11,7 @@ pub mod decode;
 pub mod demo;
 pub mod error_chain;
 pub mod finding;
+pub mod group_by;
 pub mod message;
 pub mod pg_type;
 pub mod pipeline;

@@ -163,6 +163,14 @@ impl<'i> Document<'i> {
 /// A value with the place where it stands in the file.
 pub(super) type Located<T> = (T, usize);
 
+/// What stands behind a name that the user chose.
+pub(super) enum Entry {
+    Text(String),
+    Texts(Vec<Located<String>>),
+    /// Something else, by TOML's word for it.
+    Other(&'static str),
+}
+
 /// One section of a [`Document`] while its keys are read. A method that answers nothing has either
 /// not found the key or has recorded why its value will not do.
 pub(super) struct Section<'d, 'i> {
@@ -272,6 +280,60 @@ impl Section<'_, '_> {
             .into_iter()
             .map(|(text, offset)| Some((self.expanded(key, &text, offset)?, offset)))
             .collect()
+    }
+
+    /// A table whose keys are the user's own, in the file's order: each key and its value, expanded.
+    pub(super) fn entries(
+        &mut self,
+        key: &'static str,
+    ) -> Option<Vec<(Located<String>, Located<Entry>)>> {
+        self.know(key);
+        let value = self.value(key)?;
+        let (kind, offset) = (value.get_ref().type_str(), value.span().start);
+        let Some(table) = value.get_ref().as_table() else {
+            let mend = format!("write a section [{}.{key}] with a line for each name", self.name);
+            self.complain(key, offset, Complaint::new(format!("is a TOML {kind}"), mend));
+            return None;
+        };
+        let text = |item: &Spanned<DeValue<'_>>| {
+            Some((item.get_ref().as_str()?.to_owned(), item.span().start))
+        };
+        let mut entries: Vec<_> = table
+            .iter()
+            .map(|(name, value)| {
+                let entry = match value.get_ref() {
+                    DeValue::String(text) => Entry::Text(text.clone().into_owned()),
+                    DeValue::Array(array) => match array.iter().map(text).collect() {
+                        Some(texts) => Entry::Texts(texts),
+                        None => Entry::Other("array that is not of strings"),
+                    },
+                    // `public.t = …` without quotes around the name.
+                    DeValue::Table(_) => Entry::Other("table (a name with a dot needs quotes)"),
+                    other @ (DeValue::Integer(_)
+                    | DeValue::Float(_)
+                    | DeValue::Boolean(_)
+                    | DeValue::Datetime(_)) => Entry::Other(other.type_str()),
+                };
+                let name: &str = name.get_ref();
+                ((name.to_owned(), value.span().start), (entry, value.span().start))
+            })
+            .collect();
+        entries.sort_by_key(|((_, offset), _)| *offset);
+        let mut expanded = Vec::with_capacity(entries.len());
+        for ((name, place), (entry, at)) in entries {
+            let entry = match entry {
+                Entry::Text(text) => Entry::Text(self.expanded(key, &text, at)?),
+                Entry::Texts(texts) => Entry::Texts(
+                    texts
+                        .into_iter()
+                        .map(|(text, at)| Some((self.expanded(key, &text, at)?, at)))
+                        .collect::<Option<_>>()?,
+                ),
+                other @ Entry::Other(_) => other,
+            };
+            expanded.push(((name, place), (entry, at)));
+        }
+        Some(expanded)
     }
 
     /// A whole number within a range.

@@ -4,6 +4,7 @@
 //! nothing else reads the file. Each problem names file, line, column, key and mend, and all
 //! problems are reported together. No value of a key that holds a secret is ever shown.
 
+mod delivery;
 mod document;
 mod expand;
 mod names;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use document::{Complaint, Document, Section};
 use expand::Lookup;
 
+use crate::group_by::GroupBys;
 use crate::source::Dsn;
 
 pub use crate::table_name::TableName;
@@ -132,11 +134,13 @@ pub struct Console {
     pub names: Vec<String>,
 }
 
-/// `[delivery]`: how long a failed message waits before it is tried again.
+/// `[delivery]`: what keeps its order, and how long a failed message waits before it is tried again.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     pub retry_min: Duration,
     pub retry_max: Duration,
+    /// Of some of [`Source::tables`].
+    pub group_by: GroupBys,
 }
 
 /// Why there is no configuration to work with. Holds no secret.
@@ -170,7 +174,7 @@ impl Config {
         let transforms = transforms(&mut document);
         let state = state(&mut document);
         let console = console(&mut document);
-        let delivery = delivery(&mut document);
+        let delivery = delivery::delivery(&mut document, source.as_ref());
         let problems = document.finish(true);
         match (source, sink, transforms, state, console, delivery) {
             (
@@ -450,20 +454,6 @@ fn console(document: &mut Document<'_>) -> Option<Console> {
         }
     }
     Some(Console { listen: listen?, names: good.then_some(names)? })
-}
-
-fn delivery(document: &mut Document<'_>) -> Option<Delivery> {
-    const MAX: &str = "retry_max";
-    let mut section = document.section("delivery");
-    let retry_min = section.parsed_or("retry_min", Duration::from_secs(1), names::duration);
-    let retry_max = section.parsed_or(MAX, Duration::from_secs(300), names::duration);
-    let (retry_min, retry_max) = (retry_min?, retry_max?);
-    if retry_min > retry_max {
-        let mend = "make retry_max the larger one";
-        section.complain_at(MAX, Complaint::new("is smaller than retry_min", mend));
-        return None;
-    }
-    Some(Delivery { retry_min, retry_max })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::env::VarError;
 
 use super::*;
+use crate::group_by::{GroupBy, GroupBys};
 
 /// Parses a file in the folder `etc` with a fixed environment.
 fn parse(text: &str) -> Result<Config, Error> {
@@ -154,6 +155,43 @@ fn problems_name_place_key_and_mend() {
         "[delivery]\nretry_min = \"soon\"",
         "etc/sluicebox.toml:9:13: delivery.retry_min: `soon` is no such duration; write a number \
          with its unit, from \"1ms\" to \"24h\", such as \"5m\"",
+    );
+}
+
+#[test]
+fn groups_are_columns_or_a_word() {
+    let two = SOURCE.replace("[\"documents\"]", "[\"documents\", \"orders\", 'public.\"A.b\"']");
+    let group_by = |text: &str| {
+        parse(&format!("{two}{SINK}[delivery.group_by]\n{text}")).map(|c| c.delivery.group_by)
+    };
+    let found = group_by(
+        "documents = \"none\"\n\"public.orders\" = [\"customer\", \"region\"]\n\
+         'public.\"A.b\"' = \"table\"",
+    )
+    .unwrap();
+    let columns = GroupBy::Columns(vec!["customer".to_owned(), "region".to_owned()]);
+    let expected =
+        [("documents", GroupBy::None), ("orders", columns), ("public.\"A.b\"", GroupBy::Table)];
+    assert_eq!(found, expected.map(|(name, by)| (name.parse().unwrap(), by)).into());
+    #[track_caller]
+    fn check(actual: Result<GroupBys, Error>, expected: &str) {
+        let text = actual.unwrap_err().to_string();
+        assert!(text.contains(&format!("delivery.group_by: {expected}")), "{text}");
+    }
+    check(group_by("other = \"none\""), "names public.other, which is not read; name a table");
+    check(group_by("documents = \"rows\""), "has no word `rows`; write an array");
+    check(group_by("documents = []"), "has an array without columns");
+    check(group_by("documents = [1]"), "has a TOML array that is not of strings");
+    check(group_by("documents = 1"), "has a TOML integer");
+    check(group_by("documents = [\"a\", \"a\"]"), "names the column `a` twice");
+    check(group_by("public.orders = \"none\""), "");
+    check(
+        group_by("documents = \"none\"\n\"public.documents\" = \"none\""),
+        "names public.documents twice",
+    );
+    check(
+        parse(&format!("{SOURCE}{SINK}[delivery]\ngroup_by = \"none\"")).map(|_| GroupBys::new()),
+        "is a TOML string; write a section [delivery.group_by]",
     );
 }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::Column;
+use crate::change::{Column, Grouping};
 use crate::pg_type::Kind;
 
 /// Puts a message together as `src/backend/replication/logical/proto.c` of Postgres does.
@@ -97,7 +97,13 @@ fn table(oid: u32) -> Arc<Table> {
         primary_key: identity,
     };
     let columns = vec![column("id", true), column("body", false)];
-    Arc::new(Table { oid, schema: "public".to_owned(), name: "documents".to_owned(), columns })
+    Arc::new(Table {
+        oid,
+        schema: "public".to_owned(),
+        name: "documents".to_owned(),
+        columns,
+        grouping: Grouping::Key,
+    })
 }
 
 fn insert(cells: &[Option<&str>]) -> Message {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::change::{Action, Cell, Change, Column, Lsn, Position, Table, Tuple};
+use crate::change::{Action, Cell, Change, Column, Grouping, Lsn, Position, Table, Tuple};
 use crate::pg_type::Kind;
 use crate::sink::record::{RECORD_BYTES_MAX, Record};
 
@@ -38,6 +38,7 @@ fn table() -> Arc<Table> {
             column("price", "numeric", Kind::Text, false),
             column("tags", "jsonb", Kind::Json, false),
         ],
+        grouping: Grouping::Key,
     })
 }
 

@@ -1,38 +1,79 @@
 //! Which changes must keep their order among each other.
 //!
-//! A group is taken from source columns, before any transform: the primary key where it lies in the
-//! replica identity (so that deletes carry it too), otherwise the replica identity, otherwise the
-//! whole table. A change of the key belongs to the group that it leaves and to the one that it joins.
+//! A group is taken from source columns, before any transform: those that `delivery.group_by` names,
+//! and without it the primary key where it lies in the replica identity (so that deletes carry it
+//! too), otherwise the replica identity. A change that takes a row from one group into another
+//! belongs to both.
+//!
+//! Where there is no such column, or the whole table is one group by choice, each change is a
+//! *barrier*: it waits for everything of its table that is stored before it, and holds everything
+//! behind it. So is a truncate.
+//!
+//! A group's name begins with its *grouping*, the columns that it is made of. They differ once
+//! `group_by` is changed, or the table's key, and then equal names no longer mean equal rows. So a
+//! change that meets messages of its table under another grouping becomes a barrier: order holds
+//! across the change, at the price that the table waits until what is stored is through.
+
+use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
 
-use crate::change::{Action, Cell, Change, Column, Table, Tuple};
+use crate::change::{Action, Cell, Change, Column, Grouping, Position, Table, Tuple};
 
-/// A group's name: the first 128 bits of a SHA-256, so that it says nothing of the values and is the
-/// same in every process.
+/// A group's name: four bytes for its grouping and the first 96 bits of a SHA-256, so that it says
+/// nothing of the values and is the same in every process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub [u8; 16]);
+
+impl GroupId {
+    /// Names the columns that the group is made of.
+    #[must_use]
+    pub fn grouping(self) -> [u8; GROUPING_BYTES] {
+        let mut grouping = [0; GROUPING_BYTES];
+        grouping.copy_from_slice(&self.0[..GROUPING_BYTES]);
+        grouping
+    }
+}
+
+/// How many bytes of a group's name are its grouping's.
+pub const GROUPING_BYTES: usize = 4;
 
 /// The groups of one change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
     pub table: GroupId,
-    /// The row's group after the change, or the only one.
+    /// The row's group after the change, or the only one. None for a barrier.
     pub first: Option<GroupId>,
-    /// The group that a changed key left.
+    /// The group that the row left.
     pub second: Option<GroupId>,
 }
 
 impl Groups {
-    /// The groups of a change. A truncate has none of its own: it is a barrier for its table.
+    /// The groups of a change.
     #[must_use]
     pub fn of(change: &Change) -> Self {
-        let table = table_group(&change.table);
+        let described = &change.table;
+        let table = table_group(described);
+        let barrier = Self { table, first: None, second: None };
         if change.action == Action::Truncate {
-            return Self { table, first: None, second: None };
+            return barrier;
         }
-        let key = key_columns(&change.table);
-        let group = |row: &Tuple, other: Option<&Tuple>| row_group(&change.table, &key, row, other);
+        let columns = match &described.grouping {
+            Grouping::Key => Cow::Owned(key_columns(described)),
+            Grouping::Columns(columns) => Cow::Borrowed(columns.as_slice()),
+            Grouping::Table => Cow::Borrowed(&[][..]),
+            Grouping::None => {
+                return Self {
+                    table,
+                    first: Some(alone(described, change.position)),
+                    second: None,
+                };
+            }
+        };
+        if columns.is_empty() {
+            return barrier;
+        }
+        let group = |row: &Tuple, other: Option<&Tuple>| row_group(described, &columns, row, other);
         let new = change.new.as_ref().map(|row| group(row, change.old.as_ref()));
         let old = change.old.as_ref().map(|row| group(row, None));
         match (new, old) {
@@ -43,22 +84,34 @@ impl Groups {
         }
     }
 
-    /// The groups themselves, one or two; none for a truncate.
+    /// The same as one that waits for all of its table and holds all of it.
+    #[must_use]
+    pub fn as_barrier(self) -> Self {
+        Self { first: None, second: None, ..self }
+    }
+
+    /// The groups themselves, one or two; none for a barrier.
     pub fn iter(&self) -> impl Iterator<Item = GroupId> {
         [self.first, self.second].into_iter().flatten()
     }
 
-    /// A truncate waits for all of its table and holds all of it.
+    /// It waits for all of its table and holds all of it.
     #[must_use]
     pub fn is_barrier(&self) -> bool {
         self.first.is_none()
     }
+
+    /// The columns that its groups are made of; nothing for a barrier.
+    #[must_use]
+    pub fn grouping(&self) -> Option<[u8; GROUPING_BYTES]> {
+        self.first.map(GroupId::grouping)
+    }
 }
 
-/// The name of a table's own group.
+/// The name that tells a table from others.
 #[must_use]
 pub fn table_group(table: &Table) -> GroupId {
-    name(hasher(table))
+    name([0; GROUPING_BYTES], hasher(table))
 }
 
 /// The indexes of the columns that make a group; empty where the whole table is one.
@@ -75,9 +128,9 @@ fn key_columns(table: &Table) -> Vec<usize> {
     if identity.len() == table.columns.len() { Vec::new() } else { identity }
 }
 
-fn row_group(table: &Table, key: &[usize], row: &Tuple, other: Option<&Tuple>) -> GroupId {
+fn row_group(table: &Table, columns: &[usize], row: &Tuple, other: Option<&Tuple>) -> GroupId {
     let mut hasher = hasher(table);
-    for &column in key {
+    for &column in columns {
         // Postgres sends the old key whenever it is out of line, so an unchanged one stands there.
         let source = match row.cells.get(column) {
             Some(Cell::Unchanged) => other.unwrap_or(row),
@@ -92,7 +145,16 @@ fn row_group(table: &Table, key: &[usize], row: &Tuple, other: Option<&Tuple>) -
             None => hasher.update([0]),
         }
     }
-    name(hasher)
+    let names = columns.iter().filter_map(|column| table.columns.get(*column));
+    name(grouping(names.map(|column| column.name.as_str())), hasher)
+}
+
+/// A group that no other change is in.
+fn alone(table: &Table, position: Position) -> GroupId {
+    let mut hasher = hasher(table);
+    hasher.update(position.commit_lsn.0.to_le_bytes());
+    hasher.update(position.index.to_le_bytes());
+    name(grouping(std::iter::empty()), hasher)
 }
 
 fn hasher(table: &Table) -> Sha256 {
@@ -104,10 +166,24 @@ fn hasher(table: &Table) -> Sha256 {
     hasher
 }
 
-fn name(hasher: Sha256) -> GroupId {
+/// FNV-1a over the columns' names, whose order matters. A table has few groupings in its life, so
+/// that 32 bits tell them apart.
+fn grouping<'a>(columns: impl Iterator<Item = &'a str>) -> [u8; GROUPING_BYTES] {
+    let mut hash: u32 = 0x811c_9dc5;
+    let mut add = |byte: u8| hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    for column in columns {
+        column.bytes().for_each(&mut add);
+        // No name holds it.
+        add(0);
+    }
+    hash.to_le_bytes()
+}
+
+fn name(grouping: [u8; GROUPING_BYTES], hasher: Sha256) -> GroupId {
     let digest = hasher.finalize();
     let mut id = [0; 16];
-    id.copy_from_slice(&digest[..16]);
+    id[..GROUPING_BYTES].copy_from_slice(&grouping);
+    id[GROUPING_BYTES..].copy_from_slice(&digest[..16 - GROUPING_BYTES]);
     GroupId(id)
 }
 
@@ -134,7 +210,12 @@ mod tests {
             schema: "public".to_owned(),
             name: "t".to_owned(),
             columns: columns.iter().map(column).collect(),
+            grouping: Grouping::Key,
         })
+    }
+
+    fn grouped(table: &Arc<Table>, grouping: Grouping) -> Arc<Table> {
+        Arc::new(Table { grouping, ..Table::clone(table) })
     }
 
     fn row(values: &[Option<&str>]) -> Tuple {
@@ -205,8 +286,57 @@ mod tests {
             let table = table(&[("a", false, identity), ("b", false, identity)]);
             let one = groups(&table, Some(row(&[Some("1"), Some("a")])), None);
             let two = groups(&table, Some(row(&[Some("2"), Some("b")])), None);
-            assert_eq!(one.first, two.first);
+            assert!(one.is_barrier());
+            assert_eq!(one, two);
         }
+    }
+
+    #[test]
+    fn chosen_columns_make_the_group() {
+        let table = table(&[("id", true, true), ("customer", false, true), ("body", false, false)]);
+        let table = grouped(&table, Grouping::Columns(vec![1]));
+        let insert = groups(&table, Some(row(&[Some("1"), Some("ann"), Some("a")])), None);
+        let other = groups(&table, Some(row(&[Some("2"), Some("ann"), Some("b")])), None);
+        assert_eq!(insert, other);
+        let delete = groups(&table, None, Some(row(&[Some("2"), Some("ann"), None])));
+        assert_eq!(delete, insert);
+        // The row changes its key and stays in its group; then it leaves it.
+        let old = Some(row(&[Some("1"), Some("ann"), None]));
+        let renamed = groups(&table, Some(row(&[Some("9"), Some("ann"), Some("a")])), old.clone());
+        assert_eq!(renamed, insert);
+        let moved = groups(&table, Some(row(&[Some("1"), Some("bob"), Some("a")])), old);
+        assert_eq!(moved.second, insert.first);
+        assert_ne!(moved.first, insert.first);
+    }
+
+    #[test]
+    fn a_table_may_be_one_group_or_none() {
+        let table = table(&[("id", true, true), ("body", false, false)]);
+        let whole = grouped(&table, Grouping::Table);
+        assert!(groups(&whole, Some(row(&[Some("1"), Some("a")])), None).is_barrier());
+        let none = grouped(&table, Grouping::None);
+        let at = |index| {
+            let position = Position { commit_lsn: Lsn(1), index };
+            alone(&none, position)
+        };
+        assert_ne!(at(0), at(1));
+        assert_eq!(at(0).grouping(), at(1).grouping());
+        let change = groups(&none, Some(row(&[Some("1"), Some("a")])), None);
+        assert_eq!(change.first, Some(at(0)));
+    }
+
+    #[test]
+    fn the_columns_of_a_group_are_a_part_of_its_name() {
+        let table = table(&[("a", true, true), ("b", false, true), ("c", false, false)]);
+        let by = |columns: &[usize]| {
+            let table = grouped(&table, Grouping::Columns(columns.to_vec()));
+            groups(&table, Some(row(&[Some("1"), Some("1"), None])), None)
+        };
+        assert_ne!(by(&[0]).first, by(&[1]).first);
+        assert_ne!(by(&[0, 1]).grouping(), by(&[1, 0]).grouping());
+        let key = groups(&table, Some(row(&[Some("1"), Some("1"), None])), None);
+        assert_eq!(key, by(&[0]), "the key by another way");
+        assert_eq!(by(&[0]).table, by(&[1]).table);
     }
 
     #[test]

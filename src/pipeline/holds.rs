@@ -11,8 +11,9 @@
 //!
 //! The rules:
 //! - A message may be tried when nothing unsent stands before it in any of its groups.
-//! - A truncate is tried when nothing unsent of its table stands before it, and holds all of its
-//!   table behind it.
+//! - A barrier (a truncate, or a change of a table that is one group) is tried when nothing unsent of
+//!   its table stands before it, and holds all of its table behind it. A change that meets its table
+//!   under another grouping becomes one.
 //! - What is sent no longer holds: whatever follows it takes the same way to S2, behind it.
 //! - After a restart, a message beyond the checkpoint waits until the source has read past it: changes
 //!   of its group that had not reached S2 come first.
@@ -20,8 +21,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
-use super::group::{GroupId, Groups};
-use crate::change::Position;
+use super::group::{GROUPING_BYTES, GroupId, Groups};
+use crate::change::{Change, Position};
 
 /// Names a message in the store.
 pub type MessageId = u64;
@@ -71,6 +72,8 @@ enum Phase {
 struct TableQueue {
     unsent: BTreeMap<Position, MessageId>,
     barriers: BTreeSet<Position>,
+    /// How many of the unsent are of each grouping.
+    groupings: BTreeMap<[u8; GROUPING_BYTES], usize>,
 }
 
 /// How many messages are in the store.
@@ -114,6 +117,22 @@ impl Holds {
     pub fn moving(&self) -> impl Iterator<Item = MessageId> {
         let moving = |(id, held): (&MessageId, &Held)| (held.phase != Phase::Idle).then_some(*id);
         self.messages.iter().filter_map(moving)
+    }
+
+    /// The groups of a change as they are beside what is stored.
+    #[must_use]
+    pub fn groups_of(&self, change: &Change) -> Groups {
+        let groups = Groups::of(change);
+        let other = |table: &TableQueue| {
+            table.groupings.keys().any(|grouping| Some(*grouping) != groups.grouping())
+        };
+        if self.tables.get(&groups.table).is_some_and(other) { groups.as_barrier() } else { groups }
+    }
+
+    /// Whether a stored message has to wait for another.
+    #[must_use]
+    pub fn is_held(&self, id: MessageId) -> bool {
+        self.messages.get(&id).is_some_and(|held| self.holds(held.position, &held.groups))
     }
 
     /// Whether a change at this position has to wait in the store.
@@ -290,8 +309,9 @@ impl Holds {
         }
         let table = self.tables.entry(held.groups.table).or_default();
         table.unsent.insert(held.position, id);
-        if held.groups.is_barrier() {
-            table.barriers.insert(held.position);
+        match held.groups.grouping() {
+            Some(grouping) => *table.groupings.entry(grouping).or_default() += 1,
+            None => _ = table.barriers.insert(held.position),
         }
     }
 
@@ -308,8 +328,16 @@ impl Holds {
             }
         }
         if let Some(table) = self.tables.get_mut(&held.groups.table) {
-            table.unsent.remove(&held.position);
+            let unsent = table.unsent.remove(&held.position).is_some();
             table.barriers.remove(&held.position);
+            if let (true, Some(grouping)) = (unsent, held.groups.grouping())
+                && let Some(count) = table.groupings.get_mut(&grouping)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    table.groupings.remove(&grouping);
+                }
+            }
             if table.unsent.is_empty() {
                 self.tables.remove(&held.groups.table);
             }
@@ -491,6 +519,67 @@ mod tests {
         holds.sent(2);
         assert_eq!(holds.next_due(now, u64::MAX), Some(3));
         assert_eq!(holds.next_due(now, u64::MAX), Some(4));
+    }
+
+    #[test]
+    fn a_change_of_the_grouping_is_a_barrier() {
+        use crate::change::{Action, Cell, Column, Grouping, Lsn, Table, Tuple};
+        use crate::pg_type::Kind;
+        use std::sync::Arc;
+
+        let change = |index, grouping: &Grouping| {
+            let column = Column {
+                name: "id".to_owned(),
+                type_name: "text".to_owned(),
+                kind: Kind::Text,
+                identity: true,
+                primary_key: true,
+            };
+            let other = Column { name: "n".to_owned(), primary_key: false, ..column.clone() };
+            let table = Table {
+                oid: 1,
+                schema: "s".to_owned(),
+                name: "t".to_owned(),
+                columns: vec![column, other],
+                grouping: grouping.clone(),
+            };
+            let cells = [Cell::Text { start: 0, end: 1 }, Cell::Null].into();
+            Change {
+                position: Position { commit_lsn: Lsn(1), index },
+                commit_timestamp_us: 0,
+                action: Action::Insert,
+                table: Arc::new(table),
+                new: Some(Tuple { data: bytes::Bytes::from_static(b"1"), cells }),
+                old: None,
+            }
+        };
+        let now = Instant::now();
+        let mut holds = holds_all_read();
+        let (key, by) = (Grouping::Key, Grouping::Columns(vec![1]));
+        let insert = |holds: &mut Holds, id, change: &Change, failed, due| {
+            let groups = holds.groups_of(change);
+            holds.insert(id, change.position, groups, failed, due);
+            groups
+        };
+        insert(&mut holds, 1, &change(1, &key), true, Due::OnRequest);
+        assert!(!holds.groups_of(&change(2, &key)).is_barrier());
+        let first = change(2, &by);
+        assert!(holds.holds(at(2), &holds.groups_of(&first)), "behind another grouping");
+        assert!(insert(&mut holds, 2, &first, false, Due::Now).is_barrier());
+        let second = change(3, &by);
+        assert!(holds.holds(at(3), &holds.groups_of(&second)), "behind the barrier");
+        insert(&mut holds, 3, &second, false, Due::Now);
+        assert!(holds.is_held(2) && holds.is_held(3) && !holds.is_held(1));
+        assert_eq!(holds.next_due(now, u64::MAX), None);
+        for id in [1, 2, 3] {
+            holds.request(id);
+            assert_eq!(holds.next_due(now, u64::MAX), Some(id));
+            assert_eq!(holds.next_due(now, u64::MAX), None);
+            holds.sent(id);
+            holds.remove(id);
+        }
+        assert!(!holds.groups_of(&change(4, &by)).is_barrier(), "the new grouping holds now");
+        assert!(holds.tables.is_empty());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! A change on its way through the pipeline, and what became of it.
 
 use super::ack::EntryId;
-use super::group::Groups;
 use super::holds::MessageId;
 use super::size_gate::SizedRecord;
 use crate::change::Change;
@@ -21,13 +20,6 @@ pub enum Origin {
 pub struct Item {
     pub change: Change,
     pub origin: Origin,
-}
-
-impl Item {
-    #[must_use]
-    pub fn groups(&self) -> Groups {
-        Groups::of(&self.change)
-    }
 }
 
 /// What the transforms and the size gate made of a change.

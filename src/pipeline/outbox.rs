@@ -234,7 +234,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::change::{Action, Change, Lsn, Position, Table};
+    use crate::change::{Action, Change, Grouping, Lsn, Position, Table};
     use crate::pipeline::item::Origin;
     use crate::pipeline::size_gate;
     use crate::sink::record::Record;
@@ -246,7 +246,13 @@ mod tests {
     }
 
     fn parcel(id: u64, records: usize, body_bytes: usize) -> Parcel {
-        let table = Table { oid: 1, schema: "s".into(), name: "t".into(), columns: Vec::new() };
+        let table = Table {
+            oid: 1,
+            schema: "s".into(),
+            name: "t".into(),
+            columns: Vec::new(),
+            grouping: Grouping::Key,
+        };
         let change = Change {
             position: Position { commit_lsn: Lsn(id), index: 0 },
             commit_timestamp_us: 0,

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use super::TableName;
 use super::error::Error;
 use super::sql::{Session, Sql, get};
-use crate::change::{Column, Table};
+use crate::change::{Column, Grouping, Table};
 use crate::decode::Relation;
+use crate::group_by::{GroupBys, Unfit};
 use crate::pg_type::{Kind, TypeRow};
 
 /// A table ready for the decoder.
@@ -31,12 +32,13 @@ pub(super) struct Described {
 #[derive(Debug)]
 pub(super) struct Catalog {
     wanted: HashSet<TableName>,
+    group_by: GroupBys,
 }
 
 impl Catalog {
     /// `tables` are those that the pipeline reads.
-    pub(super) fn new(tables: &[TableName]) -> Self {
-        Self { wanted: tables.iter().cloned().collect() }
+    pub(super) fn new(tables: &[TableName], group_by: &GroupBys) -> Self {
+        Self { wanted: tables.iter().cloned().collect(), group_by: group_by.clone() }
     }
 
     /// Finds out everything about a relation. What the catalogue cannot say any more reads as
@@ -80,12 +82,32 @@ impl Catalog {
                 name: column.name,
             }
         };
-        let columns = relation.columns.into_iter().map(column).collect();
+        let columns: Vec<Column> = relation.columns.into_iter().map(column).collect();
         let wanted = self.wanted.contains(&name)
             || ancestors.iter().any(|ancestor| self.wanted.contains(ancestor));
+        let grouping = self.grouping(&name, &ancestors, &columns);
         let TableName { schema, name } = name;
-        let table = Table { oid: relation.oid, schema, name, columns };
+        let table = Table { oid: relation.oid, schema, name, columns, grouping };
         Ok(Described { table: Arc::new(table), wanted })
+    }
+}
+
+impl Catalog {
+    /// A connection is refused while the catalogue does not fit what is configured. Changes from
+    /// before it did, or from after somebody altered the table, keep the order of the whole table
+    /// instead: that is in order whatever the group would have been.
+    fn grouping(&self, name: &TableName, ancestors: &[TableName], columns: &[Column]) -> Grouping {
+        let configured = std::iter::once(name).chain(ancestors);
+        let group_by = configured.filter_map(|name| self.group_by.get(name)).next();
+        let Some(group_by) = group_by else { return Grouping::Key };
+        group_by.resolve(columns).unwrap_or_else(|unfit| {
+            let (Unfit::Missing { column } | Unfit::OutsideIdentity { column }) = unfit;
+            tracing::warn!(
+                "changes of {name} from before {column} was a part of its replica identity are one \
+                 group"
+            );
+            Grouping::Table
+        })
     }
 }
 

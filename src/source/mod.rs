@@ -40,6 +40,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::change::{Change, Lsn, Position};
+use crate::group_by::GroupBys;
 use crate::pipeline::budget::ByteBudget;
 use crate::table_name::TableName;
 
@@ -63,6 +64,8 @@ pub struct Settings {
     pub publication: String,
     /// Changes of other tables that the publication holds are left out. Not empty.
     pub tables: Vec<TableName>,
+    /// Of some of these tables.
+    pub group_by: GroupBys,
 }
 
 /// Where an earlier run of the pipeline stopped.

@@ -105,7 +105,7 @@ impl Reader {
         shutdown: &CancellationToken,
     ) -> Self {
         let sql = Arc::new(Sql::new(Arc::new(settings.dsn.clone())));
-        let catalog = Catalog::new(&settings.tables);
+        let catalog = Catalog::new(&settings.tables, &settings.group_by);
         let seen = Seen::new(resume.skip_through, resume.cursor.unwrap_or_default());
         Self {
             settings: Arc::new(settings),
@@ -931,7 +931,7 @@ async fn watch_over(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Column, Position, Table};
+    use crate::change::{Column, Grouping, Position, Table};
     use crate::pg_type::Kind;
     use crate::source::catalog::Described;
 
@@ -980,7 +980,13 @@ mod tests {
             identity: true,
             primary_key: true,
         };
-        let table = Table { oid, schema: "public".into(), name: "t".into(), columns: vec![column] };
+        let table = Table {
+            oid,
+            schema: "public".into(),
+            name: "t".into(),
+            columns: vec![column],
+            grouping: Grouping::Key,
+        };
         Described { table: Arc::new(table), wanted }
     }
 

@@ -107,9 +107,14 @@ pub(super) fn unchanged_behind(connection: &Connection, ids: &[u64]) -> Result<u
     let mut behind = HashSet::new();
     for &id in ids {
         let mut statement = connection.prepare_cached(
+            // A group may hold more rows than one, and only the same row's later updates read their
+            // unchanged columns from this one; an update of the key has another key.
             "SELECT later.id FROM messages AS later, messages AS this
              WHERE this.id = ?1 AND later.state <> 3 AND later.action = 'update'
-               AND later.group_a = this.group_a
+               AND (later.group_a = this.group_a OR later.group_b = this.group_a
+                    OR later.table_group = this.table_group
+                       AND (later.group_a IS NULL OR this.group_a IS NULL))
+               AND (later.key = this.key OR later.group_b IS NOT NULL)
                AND (later.commit_lsn, later.commit_idx) > (this.commit_lsn, this.commit_idx)
                AND json_extract(later.cells, '$.new') LIKE '%\"Unchanged\"%'",
         )?;
@@ -174,43 +179,80 @@ impl Condition {
     }
 }
 
-/// The first message of each group, looked up once for a page.
+/// The first message of each group, the first barrier of each table and the first message of each
+/// table with barriers, looked up once for a page.
 #[derive(Default)]
-struct Behind(HashMap<[u8; 16], Option<i64>>);
+struct Behind(HashMap<(Queue, [u8; 16]), Option<Head>>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Queue {
+    Group,
+    Barriers,
+    Table,
+}
+
+impl Queue {
+    /// The first message of a queue. Each has an index to begin at.
+    fn sql(self) -> &'static str {
+        match self {
+            Self::Group => {
+                "SELECT commit_lsn, commit_idx, id FROM (
+                   SELECT id, commit_lsn, commit_idx FROM messages
+                     WHERE group_a = ?1 AND state <> 3
+                   UNION ALL
+                   SELECT id, commit_lsn, commit_idx FROM messages
+                     WHERE group_b = ?1 AND state <> 3)
+                 ORDER BY commit_lsn, commit_idx LIMIT 1"
+            }
+            Self::Barriers => {
+                "SELECT commit_lsn, commit_idx, id FROM messages
+                 WHERE group_a IS NULL AND table_group = ?1 AND state <> 3
+                 ORDER BY commit_lsn, commit_idx LIMIT 1"
+            }
+            Self::Table => {
+                "SELECT commit_lsn, commit_idx, id FROM messages
+                 WHERE table_group = ?1 AND state <> 3
+                 ORDER BY commit_lsn, commit_idx LIMIT 1"
+            }
+        }
+    }
+}
+
+/// Position and id.
+type Head = (i64, i64, i64);
 
 impl Behind {
+    /// The message that a waiting one stands behind.
     fn head(&mut self, connection: &Connection, id: i64) -> Result<Option<i64>, Error> {
-        let groups: (Option<[u8; 16]>, Option<[u8; 16]>) = connection
-            .prepare_cached("SELECT group_a, group_b FROM messages WHERE id = ?1")?
-            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (table, first, second): ([u8; 16], Option<[u8; 16]>, Option<[u8; 16]>) = connection
+            .prepare_cached("SELECT table_group, group_a, group_b FROM messages WHERE id = ?1")?
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let mut queues: Vec<_> =
+            [first, second].into_iter().flatten().map(|group| (Queue::Group, group)).collect();
+        queues.push(if queues.is_empty() {
+            (Queue::Table, table)
+        } else {
+            (Queue::Barriers, table)
+        });
+        let own: Head = connection
+            .prepare_cached("SELECT commit_lsn, commit_idx, id FROM messages WHERE id = ?1")?
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let mut first = None;
-        for group in [groups.0, groups.1].into_iter().flatten() {
-            let head = match self.0.get(&group) {
+        for queue in queues {
+            let head = match self.0.get(&queue) {
                 Some(head) => *head,
                 None => {
                     let head = connection
-                        .prepare_cached(
-                            "SELECT id FROM (
-                               SELECT id, commit_lsn, commit_idx FROM messages
-                                 WHERE group_a = ?1 AND state <> 3
-                               UNION ALL
-                               SELECT id, commit_lsn, commit_idx FROM messages
-                                 WHERE group_b = ?1 AND state <> 3)
-                             ORDER BY commit_lsn, commit_idx LIMIT 1",
-                        )?
-                        .query_row([group], |row| row.get(0))
+                        .prepare_cached(queue.0.sql())?
+                        .query_row([queue.1], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                         .optional()?;
-                    self.0.insert(group, head);
+                    self.0.insert(queue, head);
                     head
                 }
             };
-            let head = head.filter(|head| *head != id);
-            first = match (first, head) {
-                (Some(first), Some(head)) => Some(std::cmp::min(first, head)),
-                (first, head) => first.or(head),
-            };
+            first = [first, head.filter(|head| *head < own)].into_iter().flatten().min();
         }
-        Ok(first)
+        Ok(first.map(|(_, _, id)| id))
     }
 }
 

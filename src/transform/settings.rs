@@ -221,11 +221,17 @@ fn json(value: toml::Value) -> Result<serde_json::Value, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Position, Table};
+    use crate::change::{Grouping, Position, Table};
     use std::sync::Arc;
 
     fn change(schema: &str, name: &str, action: Action) -> Change {
-        let table = Table { oid: 1, schema: schema.into(), name: name.into(), columns: Vec::new() };
+        let table = Table {
+            oid: 1,
+            schema: schema.into(),
+            name: name.into(),
+            columns: Vec::new(),
+            grouping: Grouping::Key,
+        };
         Change {
             position: Position::default(),
             commit_timestamp_us: 0,

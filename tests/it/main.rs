@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod cli;
+mod groups;
 mod restart;
 mod sink_faults;
 mod story;

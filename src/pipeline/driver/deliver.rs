@@ -168,8 +168,13 @@ impl Driver {
             }
         }
         let holds = &self.holds;
-        let held =
-            |parcel: &Parcel| holds.holds(parcel.item.change.position, &parcel.item.groups());
+        let held = |parcel: &Parcel| match parcel.item.origin {
+            Origin::Source { .. } => {
+                let change = &parcel.item.change;
+                holds.holds(change.position, &holds.groups_of(change))
+            }
+            Origin::Store { id } => holds.is_held(id),
+        };
         for parcel in self.outbox.extract(held, now) {
             match parcel.item.origin {
                 Origin::Source { entry } => self.store_waiting(parcel.item, entry),

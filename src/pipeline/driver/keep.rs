@@ -42,8 +42,8 @@ impl Driver {
     ) {
         let id = self.next_id;
         self.next_id += 1;
-        let groups = item.groups();
         let change = item.change;
+        let groups = self.holds.groups_of(&change);
         self.holds.insert(id, change.position, groups, failure.is_some(), due);
         self.attempts.insert(id, attempts);
         self.effects.settled.push((entry, change.bytes()));

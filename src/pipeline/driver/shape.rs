@@ -109,7 +109,14 @@ impl Driver {
 
     /// Order is restored here, so holds are decided here.
     pub(super) fn on_shaped(&mut self, item: Item, shaped: Shaped) -> Result<(), Error> {
-        let held = !self.holds.is_empty() && self.holds.holds(item.change.position, &item.groups());
+        let held = match item.origin {
+            Origin::Source { .. } => {
+                let position = item.change.position;
+                !self.holds.is_empty()
+                    && self.holds.holds(position, &self.holds.groups_of(&item.change))
+            }
+            Origin::Store { id } => self.holds.is_held(id),
+        };
         match item.origin {
             Origin::Source { entry } => match shaped {
                 _ if held => self.store_waiting(item, entry),

@@ -8,6 +8,7 @@
 //!
 //! Nothing that exists is ever changed here. Where something has to be, the command is named.
 
+mod groups;
 mod health;
 mod server;
 mod slot;
@@ -217,6 +218,7 @@ async fn look(session: &Session, settings: &Settings) -> Result<Look, Error> {
     for table in &tables {
         findings.extend(table.findings(publication.as_ref()));
     }
+    findings.extend(groups::findings(session, &settings.group_by).await?);
     let offenders = tables::offenders(session, &settings.publication).await?;
     findings.extend(tables::publication_findings(
         settings,

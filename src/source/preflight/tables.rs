@@ -341,6 +341,7 @@ pub(super) async fn create_publication(
 mod tests {
     use super::super::Level;
     use super::*;
+    use crate::group_by::GroupBys;
 
     #[test]
     fn tables_that_cannot_be_read_say_why() {
@@ -410,6 +411,7 @@ mod tests {
                 slot: "s".into(),
                 publication: "My Pub".into(),
                 tables: vec![without_identity().name],
+                group_by: GroupBys::new(),
             };
             let tables = [without_identity()];
             let found = publication_findings(&settings, publication, &tables, slot, &[]);

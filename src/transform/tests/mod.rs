@@ -18,7 +18,7 @@ use super::loader::{self, Module};
 use super::runner::{Failure, Outcome, Runner};
 use super::settings::Settings;
 use super::{Class, ready_made};
-use crate::change::{Action, Cell, Change, Column, Lsn, Position, Table, Tuple};
+use crate::change::{Action, Cell, Change, Column, Grouping, Lsn, Position, Table, Tuple};
 use crate::message::{Draft, Envelope, EnvelopeSettings};
 use crate::pg_type::Kind;
 
@@ -109,6 +109,7 @@ fn table(name: &str) -> Arc<Table> {
             column("body", "text", Kind::Text, false),
             column("tags", "jsonb", Kind::Json, false),
         ],
+        grouping: Grouping::Key,
     })
 }
 

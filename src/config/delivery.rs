@@ -1,0 +1,93 @@
+//! `[delivery]`.
+
+use std::time::Duration;
+
+use super::document::{Complaint, Document, Entry, Located, Section};
+use super::{Delivery, Source, TableName, names};
+use crate::group_by::{GroupBy, GroupBys};
+
+pub(super) fn delivery(document: &mut Document<'_>, source: Option<&Source>) -> Option<Delivery> {
+    const MAX: &str = "retry_max";
+    let mut section = document.section("delivery");
+    let retry_min = section.parsed_or("retry_min", Duration::from_secs(1), names::duration);
+    let retry_max = section.parsed_or(MAX, Duration::from_secs(300), names::duration);
+    let group_by = group_by(&mut section, source);
+    let (retry_min, retry_max, group_by) = (retry_min?, retry_max?, group_by?);
+    if retry_min > retry_max {
+        let mend = "make retry_max the larger one";
+        section.complain_at(MAX, Complaint::new("is smaller than retry_min", mend));
+        return None;
+    }
+    Some(Delivery { retry_min, retry_max, group_by })
+}
+
+/// Nothing after a complaint.
+fn group_by(section: &mut Section<'_, '_>, source: Option<&Source>) -> Option<GroupBys> {
+    const KEY: &str = "group_by";
+    let entries = section.entries(KEY);
+    if entries.is_none() && section.has(KEY) {
+        return None;
+    }
+    let mut group_bys = GroupBys::new();
+    let mut good = true;
+    for ((table, offset), entry) in entries.unwrap_or_default() {
+        let name = match table.parse::<TableName>() {
+            Ok(name) => name,
+            Err(error) => {
+                section.complain(KEY, offset, Complaint::new(error.to_string(), ""));
+                good = false;
+                continue;
+            }
+        };
+        if source.is_some_and(|source| !source.tables.contains(&name)) {
+            let complaint = Complaint::new(
+                format!("names {name}, which is not read"),
+                "name a table of source.tables, letter for letter",
+            );
+            section.complain(KEY, offset, complaint);
+            good = false;
+            continue;
+        }
+        match entry_group_by(entry) {
+            Ok(group_by) => {
+                if group_bys.insert(name.clone(), group_by).is_some() {
+                    let text = format!("names {name} twice");
+                    section.complain(KEY, offset, Complaint::new(text, "name each table once"));
+                    good = false;
+                }
+            }
+            Err((complaint, offset)) => {
+                section.complain(KEY, offset, complaint);
+                good = false;
+            }
+        }
+    }
+    good.then_some(group_bys)
+}
+
+fn entry_group_by((entry, offset): Located<Entry>) -> Result<GroupBy, Located<Complaint>> {
+    let mend = "write an array of columns, or one of \"key\", \"table\" and \"none\"";
+    match entry {
+        Entry::Text(word) => match word.as_str() {
+            "key" => Ok(GroupBy::Key),
+            "table" => Ok(GroupBy::Table),
+            "none" => Ok(GroupBy::None),
+            _ => Err((Complaint::new(format!("has no word `{word}`"), mend), offset)),
+        },
+        Entry::Texts(columns) if columns.is_empty() => {
+            Err((Complaint::new("has an array without columns", mend), offset))
+        }
+        Entry::Texts(columns) => {
+            let mut names: Vec<String> = Vec::with_capacity(columns.len());
+            for (column, offset) in columns {
+                if names.contains(&column) {
+                    let text = format!("names the column `{column}` twice");
+                    return Err((Complaint::new(text, "name each column once"), offset));
+                }
+                names.push(column);
+            }
+            Ok(GroupBy::Columns(names))
+        }
+        Entry::Other(kind) => Err((Complaint::new(format!("has a TOML {kind}"), mend), offset)),
+    }
+}
