@@ -15,6 +15,7 @@ use serde::Deserialize;
 use super::{
     endpoint::{Addresses, Endpoint, Token},
     error::{ANSWER_BYTES_MAX, Answer, Error, Fault, Operation, Place},
+    json::AppendBody,
     proto::{self, AppendAck, FRAME_HEAD_BYTES, ReadBatch, StreamPosition},
     read::{Page, ReadRecord},
     record::{BATCH_RECORDS_MAX, RECORD_BYTES_MAX, Record},
@@ -37,6 +38,7 @@ const PROTOBUF: HeaderValue = HeaderValue::from_static("application/protobuf");
 const SESSION: HeaderValue = HeaderValue::from_static("s2s/proto");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BASIN: &str = "s2-basin";
+const FORMAT: &str = "s2-format";
 
 /// How appends travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,8 +54,8 @@ pub enum Mode {
     /// The session over HTTP/2 on `http://` too, agreed on beforehand: for servers that take nothing
     /// else.
     SessionHttp2,
-    /// A request per batch, one at a time: bound by latency, for servers and proxies that a session
-    /// does not get through.
+    /// A JSON request per batch, one at a time: bound by latency, for servers and proxies that a
+    /// session does not get through, and for eyes: the same can be sent with curl.
     Unary,
     /// Nothing is sent: batches are encoded, thrown away and acknowledged at once. Only for measuring
     /// what everything in front of S2 costs.
@@ -280,17 +282,31 @@ impl Client {
     }
 
     /// Sends an encoded `AppendInput`.
-    pub(super) async fn append_message(
-        &self,
-        operation: Operation,
-        input: Bytes,
-    ) -> Result<AppendAck, Error> {
+    async fn append_message(&self, operation: Operation, input: Bytes) -> Result<AppendAck, Error> {
         let mut request = self.post(&self.shared.addresses.records, PROTOBUF, input.into());
         request.headers_mut().insert(ACCEPT, PROTOBUF);
         let response = self.send(operation, request).await?;
         let body = self.body(operation, response).await?;
         AppendAck::decode(body)
             .map_err(|source| self.protocol(operation, "its answer is no protobuf", source))
+    }
+
+    /// The same as a JSON request, which can be repeated with curl.
+    pub(super) async fn append_json(&self, body: AppendBody) -> Result<AppendAck, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            start: Position,
+            end: Position,
+            tail: Position,
+        }
+        let mut request = self.post(&self.shared.addresses.records, JSON, body.json.into());
+        let format = HeaderValue::from_static(body.format.as_str());
+        request.headers_mut().insert(FORMAT, format);
+        let response = self.send(Operation::Append, request).await?;
+        let Answer { start, end, tail } = self.json(Operation::Append, response).await?;
+        let position =
+            |Position { seq_num, timestamp }| Some(StreamPosition { seq_num, timestamp });
+        Ok(AppendAck { start: position(start), end: position(end), tail: position(tail) })
     }
 
     /// Whether the stream exists, as far as the token may ask: nothing where it may not

@@ -14,6 +14,7 @@ pub mod client;
 pub mod embedded;
 pub mod endpoint;
 pub mod error;
+mod json;
 pub mod open;
 pub mod proto;
 pub mod read;

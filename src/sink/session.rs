@@ -36,7 +36,8 @@ use tokio::{
 use super::{
     client::{Client, Mode, Tail},
     error::{Error, Fault, Operation},
-    proto::{self, AppendAck, FRAME_HEAD_BYTES, Frame, FrameDecoder, FrameError},
+    json::{self, AppendBody},
+    proto::{self, AppendAck, Frame, FrameDecoder, FrameError},
     record::{BATCH_RECORDS_MAX, RECORD_BYTES_MAX, Record},
 };
 use crate::pipeline::size_gate::SizedRecord;
@@ -107,7 +108,7 @@ impl BatchMeter {
 pub struct Session {
     client: Client,
     /// Nothing once the session is half-closed.
-    out: Option<mpsc::UnboundedSender<Bytes>>,
+    out: Option<Way>,
     /// Ends after the first failure.
     incoming: mpsc::UnboundedReceiver<Result<Incoming, Error>>,
     outstanding: VecDeque<Expected>,
@@ -115,9 +116,19 @@ pub struct Session {
     /// When the last acknowledgement came, or the first batch went out after a pause.
     quiet_since: Instant,
     failed: bool,
-    /// Where batches are acknowledged that are not sent: [`Mode::Discard`].
-    discards: Option<mpsc::UnboundedSender<Result<Incoming, Error>>>,
-    task: AbortHandle,
+    /// What carries the batches, if anything does.
+    task: Option<AbortHandle>,
+}
+
+/// How batches go out.
+#[derive(Debug)]
+enum Way {
+    /// As frames of one request.
+    Frames(mpsc::UnboundedSender<Bytes>),
+    /// As a request each.
+    Requests(mpsc::UnboundedSender<AppendBody>),
+    /// Not at all: encoded and acknowledged here.
+    Nowhere(mpsc::UnboundedSender<Result<Incoming, Error>>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,12 +148,11 @@ impl Session {
     /// [`Self::next_ack`].
     #[must_use]
     pub fn open(client: &Client) -> Self {
-        let (out, frames) = mpsc::unbounded_channel();
         let (answers, incoming) = mpsc::unbounded_channel();
         let progress = Arc::new(Progress::new());
-        let mut discards = None;
-        let task = match client.settings().mode {
+        let (way, task) = match client.settings().mode {
             Mode::Session | Mode::SessionHttp2 => {
+                let (out, frames) = mpsc::unbounded_channel();
                 let (release, held) = oneshot::channel();
                 let body = FrameStream {
                     frames,
@@ -150,26 +160,24 @@ impl Session {
                     hold: Hold::Free { held },
                     progress: progress.clone(),
                 };
-                tokio::spawn(run_session(client.clone(), body, release, answers)).abort_handle()
+                let task = tokio::spawn(run_session(client.clone(), body, release, answers));
+                (Way::Frames(out), Some(task.abort_handle()))
             }
             Mode::Unary => {
-                tokio::spawn(run_unary(client.clone(), frames, answers, progress.clone()))
-                    .abort_handle()
+                let (out, requests) = mpsc::unbounded_channel();
+                let run = run_unary(client.clone(), requests, answers, progress.clone());
+                (Way::Requests(out), Some(tokio::spawn(run).abort_handle()))
             }
-            Mode::Discard => {
-                discards = Some(answers);
-                tokio::spawn(std::future::pending::<()>()).abort_handle()
-            }
+            Mode::Discard => (Way::Nowhere(answers), None),
         };
         Self {
             client: client.clone(),
-            out: Some(out),
+            out: Some(way),
             incoming,
             outstanding: VecDeque::new(),
             progress,
             quiet_since: Instant::now(),
             failed: false,
-            discards,
             task,
         }
     }
@@ -207,23 +215,30 @@ impl Session {
         match_seq_num: Option<u64>,
         fencing_token: Option<&str>,
     ) -> Result<(), Error> {
-        let out = self.out.as_ref().ok_or(Error::Closed)?;
-        let frame = proto::append_frame(records, match_seq_num, fencing_token)
-            .map_err(|source: FrameError| Error::Batch { what: source.to_string() })?;
+        let way = self.out.as_ref().ok_or(Error::Closed)?;
+        let frame = |records| {
+            proto::append_frame(records, match_seq_num, fencing_token)
+                .map_err(|source: FrameError| Error::Batch { what: source.to_string() })
+        };
+        // Refused only by a session that has ended: `next_ack` says why.
+        match way {
+            Way::Frames(out) => drop(out.send(frame(records)?)),
+            Way::Requests(out) => {
+                drop(out.send(json::append_body(records, match_seq_num, fencing_token)));
+            }
+            Way::Nowhere(answers) => {
+                drop(frame(records)?);
+                let start = match_seq_num.unwrap_or_default();
+                let position = |seq_num| Some(proto::StreamPosition { seq_num, timestamp: 0 });
+                let (start, end) = (position(start), position(start + count));
+                let ack = AppendAck { start, end, tail: end };
+                drop(answers.send(Ok(Incoming { ack, reconnect_advised: false })));
+            }
+        }
         if self.outstanding.is_empty() {
             self.quiet_since = Instant::now();
         }
         self.outstanding.push_back(Expected { records: count, start: match_seq_num });
-        if let Some(answers) = &self.discards {
-            let start = match_seq_num.unwrap_or_default();
-            let position = |seq_num| Some(proto::StreamPosition { seq_num, timestamp: 0 });
-            let (start, end) = (position(start), position(start + count));
-            let ack = AppendAck { start, end, tail: end };
-            drop(answers.send(Ok(Incoming { ack, reconnect_advised: false })));
-            return Ok(());
-        }
-        // Refused only by a session that has ended: `next_ack` says why.
-        drop(out.send(frame));
         Ok(())
     }
 
@@ -248,7 +263,7 @@ impl Session {
         let result = self.wait_for_ack().await;
         if result.is_err() {
             self.failed = true;
-            self.task.abort();
+            self.abort();
         }
         result
     }
@@ -325,6 +340,12 @@ impl Session {
         error
     }
 
+    fn abort(&self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+
     fn cut(&self) -> Error {
         self.connection(Fault::Cut)
     }
@@ -351,7 +372,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.task.abort();
+        self.abort();
     }
 }
 
@@ -419,20 +440,17 @@ fn protocol(client: &Client, source: impl std::error::Error + Send + Sync + 'sta
     }
 }
 
-/// The plain mode: a request per batch, one at a time, so that none overtakes another.
+/// The plain mode: a JSON request per batch, one at a time, so that none overtakes another.
 async fn run_unary(
     client: Client,
-    mut frames: mpsc::UnboundedReceiver<Bytes>,
+    mut requests: mpsc::UnboundedReceiver<AppendBody>,
     answers: mpsc::UnboundedSender<Result<Incoming, Error>>,
     progress: Arc<Progress>,
 ) {
-    while let Some(frame) = frames.recv().await {
+    while let Some(body) = requests.recv().await {
         progress.note();
-        let input = frame.slice(FRAME_HEAD_BYTES..);
-        let answer = client
-            .append_message(Operation::Append, input)
-            .await
-            .map(|ack| Incoming { ack, reconnect_advised: false });
+        let answer =
+            client.append_json(body).await.map(|ack| Incoming { ack, reconnect_advised: false });
         let over = answer.is_err();
         if answers.send(answer).is_err() || over {
             return;

@@ -133,6 +133,25 @@ async fn what_is_appended_is_read_back() {
     }
 }
 
+/// What JSON cannot spell, and what it would blow up over the size of a request, travel in every mode.
+#[tokio::test]
+async fn any_bytes_up_to_the_limit_are_read_back() {
+    let full = usize::try_from(super::record::RECORD_BYTES_MAX).unwrap() - 8;
+    for mode in MODES {
+        let (_server, client) = ready(mode).await;
+        let mut session = Session::open(&client);
+        let bodies = [vec![0xff; 10], vec![1; full], vec![b'x'; full]];
+        for body in &bodies {
+            let body = Bytes::from(body.clone());
+            let record = Record { timestamp_ms: Some(1), headers: Vec::new(), body };
+            send(&mut session, &[size_gate::check(record).unwrap()], None, None);
+        }
+        session.close().await.unwrap();
+        let read = everything(&client).await;
+        assert!(read.iter().map(|record| &record.body).eq(&bodies), "{mode:?}");
+    }
+}
+
 #[tokio::test]
 async fn fifty_batches_under_way_are_acknowledged_in_order() {
     for mode in MODES {
