@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod case;
 pub mod change;
 pub mod cli;
 pub mod clock;

@@ -48,6 +48,17 @@ impl Kind {
         })
     }
 
+    /// The kind of a type that every Postgres has, by its name (`pg_type.typname`).
+    #[must_use]
+    pub fn builtin_named(name: &str) -> Option<Self> {
+        let of = |builtin: &Builtin| {
+            Self::builtin(if builtin.array_name == name { builtin.array_oid } else { builtin.oid })
+        };
+        let is_named =
+            |builtin: &&Builtin| builtin.array_name == name || &builtin.array_name[1..] == name;
+        BUILTIN.iter().find(is_named).and_then(of).map(|(kind, _)| kind)
+    }
+
     /// What a type means by Postgres's catalogue: `find` gives the rows of the types that are not
     /// [`Self::builtin`]. A type that it does not know is [`Self::Text`].
     #[must_use]
@@ -229,6 +240,9 @@ mod tests {
                 Some(builtin.array_name)
             );
         }
+        assert_eq!(Kind::builtin_named("int4"), Some(Kind::Integer));
+        assert_eq!(Kind::builtin_named("_int4"), Some(array(Kind::Integer, ',')));
+        assert_eq!(Kind::builtin_named("mood"), None);
         assert_eq!(Kind::builtin(1007).unwrap().0, array(Kind::Integer, ','));
         assert_eq!(Kind::builtin(1020).unwrap().0, array(Kind::Text, ';'));
         assert_eq!(Kind::builtin(16_384), None);

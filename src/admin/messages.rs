@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::App;
 use super::error::ApiError;
+use crate::case::Case;
 use crate::pipeline::control::{self, Changed, Filter, MessageDetail, MessageList, PageQuery};
 
 /// Messages of a page where the request does not say.
@@ -50,6 +51,23 @@ pub(super) async fn list(
 
 pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Answer<MessageDetail> {
     ask(app.control.show(parse_id(&id)?)).await
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ExportQuery {
+    redact: bool,
+}
+
+/// Redacted here, so that the row's values do not leave the machine.
+pub(super) async fn export(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Result<Query<ExportQuery>, QueryRejection>,
+) -> Answer<Case> {
+    let Query(query) = query.map_err(|rejection| ApiError::invalid(rejection.body_text()))?;
+    let Json(case) = ask(app.control.export(parse_id(&id)?)).await?;
+    Ok(Json(if query.redact { case.redact() } else { *case }))
 }
 
 pub(super) async fn retry_one(State(app): State<App>, Path(id): Path<String>) -> Answer<Changed> {

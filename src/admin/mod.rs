@@ -45,6 +45,7 @@ Sluicebox
 GET  /api/v1/status                  what the pipeline is doing
 GET  /api/v1/messages                messages in the store: state, table, after, limit
 GET  /api/v1/messages/ID             one message with its payload and trace
+GET  /api/v1/messages/ID/case        one message to be replayed elsewhere: redact=true
 POST /api/v1/messages/ID/retry|ack   try it again at once, or give it up
 POST /api/v1/messages/retry|ack      the same for {\"all\": true}, {\"state\": …} or {\"table\": …}
 GET  /api/v1/transforms              the transforms folder
@@ -182,6 +183,7 @@ fn router(app: App) -> Router {
         .route("/api/v1/messages/retry", post(messages::retry_many))
         .route("/api/v1/messages/ack", post(messages::acknowledge_many))
         .route("/api/v1/messages/{id}", get(messages::show))
+        .route("/api/v1/messages/{id}/case", get(messages::export))
         .route("/api/v1/messages/{id}/retry", post(messages::retry_one))
         .route("/api/v1/messages/{id}/ack", post(messages::acknowledge_one))
         .fallback(|| async { ApiError::no_route() })

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::*;
+use crate::case::Case;
 use crate::config::Listen;
 use crate::pipeline::control::{
     self, Changed, ErrorView, Filter, MessageDetail, MessageList, MessageView, PageQuery, Request,
@@ -69,6 +70,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, asked: Arc<Mutex<VecDeque
         let text = match &request {
             Request::List(query, _) => format!("list {query:?}"),
             Request::Show(id, _) => format!("show {id}"),
+            Request::Export(id, _) => format!("export {id}"),
             Request::Retry(filter, _) => format!("retry {filter:?}"),
             Request::Acknowledge(filter, _) => format!("ack {filter:?}"),
         };
@@ -84,6 +86,15 @@ async fn answer(mut requests: mpsc::Receiver<Request>, asked: Arc<Mutex<VecDeque
                     hint: "remove it".to_owned(),
                 };
                 let found = (id < 3).then_some(detail).ok_or(control::Error::NotFound { id });
+                answer.send(found).unwrap();
+            }
+            Request::Export(id, answer) => {
+                let case = || {
+                    let change = crate::case::sized(8);
+                    let pipeline = crate::message::EnvelopeSettings::default();
+                    Box::new(Case::new(id.to_string(), &change, None, &pipeline, Vec::new()))
+                };
+                let found = (id < 3).then(case).ok_or(control::Error::NotFound { id });
                 answer.send(found).unwrap();
             }
             Request::Retry(filter, answer) | Request::Acknowledge(filter, answer) => {

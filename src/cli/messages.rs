@@ -1,6 +1,6 @@
 //! `sluicebox messages`: the store of the running process.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::client::{Client, ClientError, ProcessArguments};
 use super::output::{cut, print, print_json, printable, table, to_stderr};
-use super::{EXIT_NO, Global, human};
+use super::{EXIT_NO, Global, UsageError, human};
+use crate::case::Case;
 use crate::change::Lsn;
 use crate::pipeline::control::{
     Changed, ColumnBytes, ErrorView, MessageDetail, MessageList, MessageView, TraceStep,
@@ -23,6 +24,9 @@ pub(super) enum Command {
     List(ListArguments),
     /// Show one message: why it is here, what it passed, and its payload.
     Show(ShowArguments),
+    /// Write one message to a file, with what is needed to fail in the same way elsewhere:
+    /// `transforms test --case FILE` replays it.
+    Export(ExportArguments),
     /// Try messages again at once.
     Retry(ChangeArguments),
     /// Give messages up: they are removed and never delivered.
@@ -55,6 +59,20 @@ pub(super) struct ShowArguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArguments {
+    /// The message.
+    id: u64,
+    /// Put other values of the same types and sizes in the place of the row's.
+    #[arg(long)]
+    redact: bool,
+    /// The file, instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    process: ProcessArguments,
 }
 
 #[derive(Debug, Args)]
@@ -126,6 +144,7 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<Exi
     match command {
         Command::List(arguments) => list(config, arguments).await,
         Command::Show(arguments) => show(config, arguments).await,
+        Command::Export(arguments) => export(config, &arguments).await,
         Command::Retry(arguments) => {
             let (code, changed) = change(config, "retry", &arguments).await?;
             print_changed(&arguments, changed, "tried again")?;
@@ -198,6 +217,19 @@ async fn pages(client: &Client, arguments: &ListArguments) -> Result<Value, Clie
     }
 }
 
+/// The ids of the first failed messages, as many as the limit says.
+pub(super) async fn failed_ids(client: &Client, limit: usize) -> anyhow::Result<Vec<String>> {
+    let arguments = ListArguments {
+        filter: FilterArguments { state: Some(StateFilter::Failed), table: None },
+        limit,
+        after: None,
+        process: ProcessArguments::default(),
+        json: true,
+    };
+    let list: MessageList = client.read(pages(client, &arguments).await?)?;
+    Ok(list.messages.into_iter().map(|message| message.id).collect())
+}
+
 async fn show(config: &Path, arguments: ShowArguments) -> anyhow::Result<ExitCode> {
     let client = Client::new(&arguments.process, config)?;
     let answer = client.get(&["messages", &arguments.id.to_string()], &[]).await?;
@@ -205,6 +237,27 @@ async fn show(config: &Path, arguments: ShowArguments) -> anyhow::Result<ExitCod
         print_json(&answer)?;
     } else {
         print(&detail_text(&client.read(answer)?))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn export(config: &Path, arguments: &ExportArguments) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&arguments.process, config)?;
+    let (id, redact) = (arguments.id.to_string(), arguments.redact.to_string());
+    let case = client.get(&["messages", &id, "case"], &[("redact", &redact)]).await?;
+    // As our own type, so that the members have their order, and what is no case is no file.
+    let case: Case = client.read(case)?;
+    let text = serde_json::to_string_pretty(&case)? + "\n";
+    match &arguments.output {
+        None => print(&text)?,
+        Some(path) => std::fs::write(path, text)
+            .map_err(|error| UsageError(format!("could not write {}: {error}", path.display())))?,
+    }
+    if !arguments.redact {
+        to_stderr(
+            "the file holds the row's values and the transforms' settings, keys among them; \
+             --redact replaces both",
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,11 @@
-//! `sluicebox transforms`: the folder of the running process, and the ready-made modules.
+//! `sluicebox transforms`: the folder of the running process, the ready-made modules, and the tools
+//! for those who write their own.
+
+mod bench;
+mod inspect;
+mod modules;
+mod pretty;
+mod test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,6 +27,12 @@ pub(super) enum Command {
     List(ListArguments),
     /// Put a ready-made transform into the folder.
     Add(AddArguments),
+    /// Show what modules make of messages, without sending any.
+    Test(test::TestArguments),
+    /// Measure what modules cost, against no transform in the same run.
+    Bench(bench::BenchArguments),
+    /// Show what a module is, and whether it would be taken up.
+    Inspect(inspect::InspectArguments),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +86,9 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<Exi
     match command {
         Command::List(arguments) => list(&global.config, &arguments).await,
         Command::Add(arguments) => add(&global.config, &arguments),
+        Command::Test(arguments) => test::run(global, arguments).await,
+        Command::Bench(arguments) => bench::run(global, arguments).await,
+        Command::Inspect(arguments) => inspect::run(&arguments),
     }
 }
 

@@ -5,6 +5,8 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::case::Case;
+
 /// Where a message is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -193,6 +195,7 @@ pub struct PageQuery {
 pub enum Request {
     List(PageQuery, oneshot::Sender<Result<MessageList, Error>>),
     Show(u64, oneshot::Sender<Result<MessageDetail, Error>>),
+    Export(u64, oneshot::Sender<Result<Box<Case>, Error>>),
     Retry(Filter, oneshot::Sender<Result<Changed, Error>>),
     Acknowledge(Filter, oneshot::Sender<Result<Changed, Error>>),
 }
@@ -244,6 +247,15 @@ impl Control {
     /// As [`Self::list`], and when there is no such message.
     pub async fn show(&self, id: u64) -> Result<MessageDetail, Error> {
         self.ask(|answer| Request::Show(id, answer)).await
+    }
+
+    /// One message with its change and the live chain, to be replayed elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::show`].
+    pub async fn export(&self, id: u64) -> Result<Box<Case>, Error> {
+        self.ask(|answer| Request::Export(id, answer)).await
     }
 
     /// Tries the messages again at once.

@@ -115,30 +115,37 @@ fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item
 
 /// What the chain left of a change as records that S2 takes. `trace` says what the chain did.
 pub(crate) fn measured(outcome: Outcome, trace: impl Fn() -> Vec<TraceStep>) -> Shaped {
-    let drafts = match outcome {
-        Outcome::Keep(drafts) => drafts,
-        Outcome::Failed(failure) => {
-            let halt = failure.halt;
-            let failure = Box::new(Failure {
-                error: ErrorView {
-                    class: failure.class.as_str().to_owned(),
-                    status: None,
-                    text: failure.text,
-                    body: None,
-                    transform: Some(failure.transform),
-                },
-                bytes: None,
-                columns: Vec::new(),
-                trace: failure.trace,
-            });
-            return if halt { Shaped::Halt(failure) } else { Shaped::Failed(failure) };
-        }
-    };
+    match outcome {
+        Outcome::Keep(drafts) => gate(&drafts, trace),
+        Outcome::Failed(failure) => failed(*failure),
+    }
+}
+
+/// What a transform's failure means for its message.
+pub(crate) fn failed(failure: crate::transform::Failure) -> Shaped {
+    let halt = failure.halt;
+    let failure = Box::new(Failure {
+        error: ErrorView {
+            class: failure.class.as_str().to_owned(),
+            status: None,
+            text: failure.text,
+            body: None,
+            transform: Some(failure.transform),
+        },
+        bytes: None,
+        columns: Vec::new(),
+        trace: failure.trace,
+    });
+    if halt { Shaped::Halt(failure) } else { Shaped::Failed(failure) }
+}
+
+/// The records of what the transforms let through, or why they cannot go.
+pub(crate) fn gate(drafts: &[Draft], trace: impl Fn() -> Vec<TraceStep>) -> Shaped {
     if drafts.is_empty() {
         return Shaped::Dropped;
     }
     let mut records = Vec::with_capacity(drafts.len());
-    for draft in &drafts {
+    for draft in drafts {
         match draft.record() {
             Ok(record) => match size_gate::check(record) {
                 Ok(record) => records.push(record.routed_to(draft.stream().cloned())),
@@ -168,7 +175,7 @@ pub(crate) fn measured(outcome: Outcome, trace: impl Fn() -> Vec<TraceStep>) -> 
     }
     let mut meter = crate::sink::session::BatchMeter::default();
     if records.len() > 1 && !records.iter().all(|record| meter.try_add(record)) {
-        return Shaped::Failed(split_too_large(&drafts, &records, trace()));
+        return Shaped::Failed(split_too_large(drafts, &records, trace()));
     }
     Shaped::Records(records)
 }

@@ -88,6 +88,16 @@ impl Chain {
         self.transforms.iter().map(|transform| &*transform.file)
     }
 
+    /// The modules' digests, in order.
+    pub fn digests(&self) -> impl Iterator<Item = &str> {
+        self.transforms.iter().map(|transform| transform.module.digest.as_str())
+    }
+
+    /// The texts of the settings files, in order.
+    pub fn settings_texts(&self) -> impl Iterator<Item = Option<&str>> {
+        self.transforms.iter().map(|transform| transform.settings_text.as_deref())
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.transforms.is_empty()

@@ -265,6 +265,11 @@ impl Instance {
         self.store.data_mut().take_logs()
     }
 
+    /// What its memories hold now.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.store.data().limiter.memory_bytes
+    }
+
     /// Whether a fresh instance is better for the next message.
     pub(crate) fn is_spent(&self, module: &Module) -> bool {
         let calls_max = if module.is_interpreter { CALLS_OF_INTERPRETER_MAX } else { CALLS_MAX };

@@ -28,7 +28,7 @@ pub const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const INTERPRETER_BYTES_MIN: usize = 4 * 1024 * 1024;
 
 /// The interface's package in import and export names.
-const PACKAGE: &str = "sluicebox:transform/";
+pub(super) const PACKAGE: &str = "sluicebox:transform/";
 
 /// The custom section by which `wit-bindgen` says in a core module which interface it was built
 /// for.
@@ -180,7 +180,7 @@ pub(crate) fn chain(error: &wasmtime::Error) -> String {
     error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-enum Kind {
+pub(super) enum Kind {
     Component,
     /// With an interface section.
     Core {
@@ -193,7 +193,7 @@ enum Kind {
     clippy::wildcard_enum_match_arm,
     reason = "a binary has dozens of kinds of sections, and few of them matter here"
 )]
-fn examine(bytes: &[u8]) -> Result<Kind, Error> {
+pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty);
     }
@@ -325,9 +325,10 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
 }
 
 /// The outermost imports and exports of a component that need something from the host.
-struct Names {
-    imports: Vec<String>,
-    exports: Vec<String>,
+#[derive(Default)]
+pub(super) struct Names {
+    pub(super) imports: Vec<String>,
+    pub(super) exports: Vec<String>,
 }
 
 impl Names {
@@ -335,7 +336,7 @@ impl Names {
         clippy::wildcard_enum_match_arm,
         reason = "a binary has dozens of kinds of sections, and few of them matter here"
     )]
-    fn of(component: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
+    pub(super) fn of(component: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
         let mut names = Self { imports: Vec::new(), exports: Vec::new() };
         // Nested modules and components have imports of their own, met inside.
         let mut nested: Vec<Range<usize>> = Vec::new();

@@ -25,6 +25,7 @@ mod edits;
 mod engine;
 mod folder;
 mod host;
+mod inspect;
 mod instance;
 mod last_good;
 mod loader;
@@ -35,15 +36,18 @@ mod state;
 mod verdict;
 mod wasi;
 mod watch;
+mod workbench;
 
 #[cfg(test)]
 mod tests;
 
 pub use chain::Chain;
+pub use inspect::Inspection;
 pub use instance::Class;
 pub use loader::MODULE_BYTES_MAX;
 pub use runner::{Failure, Outcome, Runner};
 pub use watch::{Error, Host, HostSettings, TransformList, TransformState, TransformView};
+pub use workbench::{ModuleFiles, Refused, Unsupported, Workbench, read_modules, user_cache_dir};
 
 /// Bytes in lower-case hexadecimal.
 fn hex(bytes: &[u8]) -> String {

@@ -120,6 +120,14 @@ impl Runner {
         self.steps.iter().map(step).collect()
     }
 
+    /// What the instance of each transform of the last chain holds, in bytes, in the chain's order;
+    /// nothing where there is no instance, as after a failure.
+    #[must_use]
+    pub fn memory_bytes(&self) -> Vec<Option<u64>> {
+        let held = |slot: &Slot| Some(slot.instance.as_ref()?.memory_bytes() as u64);
+        self.slots.iter().map(held).collect()
+    }
+
     fn adopt(&mut self, chain: &Arc<Chain>) {
         let mut old = std::mem::take(&mut self.slots);
         for transform in chain.transforms() {

@@ -14,5 +14,6 @@ mod restart;
 mod sink_faults;
 mod story;
 mod support;
+mod tools;
 mod transforms;
 mod values;

@@ -1,13 +1,15 @@
 //! Requests of operators, and the status that everybody reads.
 
 use super::{Driver, PAYLOAD_BYTES_MAX, Selected};
+use crate::case::{Case, CaseTransform};
 use crate::change::Lsn;
 use crate::message::{Draft, Envelope};
 use crate::pipeline::control;
 use crate::pipeline::control::{Changed, Reason, Request, Status};
 use crate::pipeline::holds::MessageId;
 use crate::policy;
-use crate::store::{Store, Write};
+use crate::store::{Store, Stored, Write};
+use crate::transform::Chain;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -23,6 +25,15 @@ impl Driver {
                 let envelope = Arc::clone(&self.envelope);
                 tokio::spawn(async move {
                     drop(answer.send(show(&store, id, moving, envelope).await));
+                });
+            }
+            Request::Export(id, answer) => {
+                let moving = self.holds.moving().collect();
+                let (envelope, chain) = (Arc::clone(&self.envelope), Arc::clone(&self.chain));
+                tokio::spawn(async move {
+                    let stored = store.show(id, moving).await;
+                    let case = stored.map(|stored| Box::new(case(stored, &envelope, &chain)));
+                    drop(answer.send(case));
                 });
             }
             Request::Retry(filter, answer) => {
@@ -150,4 +161,16 @@ async fn show(
         trace: stored.failure.map(|failure| failure.trace).unwrap_or_default(),
         hint,
     })
+}
+
+fn case(stored: Stored, envelope: &Envelope, chain: &Chain) -> Case {
+    let modules = chain.files().zip(chain.digests()).zip(chain.settings_texts());
+    let transform = |((file, digest), settings): ((&str, &str), Option<&str>)| CaseTransform {
+        file: file.to_owned(),
+        digest: digest.to_owned(),
+        settings: settings.map(str::to_owned),
+    };
+    let transforms = modules.map(transform).collect();
+    let Stored { message, change, failure } = stored;
+    Case::new(message.id, &change, failure, envelope.settings(), transforms)
 }

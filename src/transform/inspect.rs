@@ -1,0 +1,82 @@
+//! What a module is, whether or not it can be used: for `transforms inspect`.
+//!
+//! The loader stops at the first thing that is wrong; this goes on as far as the bytes can be read,
+//! and asks the loader for the verdict.
+
+use serde::Serialize;
+use wasmparser::{Encoding, Parser, Payload};
+
+use super::cache::Cache;
+use super::engine::Engine;
+use super::loader;
+
+/// The custom section in which a module may describe its settings: a JSON Schema of the table
+/// `config`, as UTF-8 text. The SDK's macro `settings_schema!` writes it; `wasm-tools` and other
+/// tools can add it to any module. It is only shown.
+pub(crate) const SCHEMA_SECTION: &str = "sluicebox:settings";
+
+/// What the bytes are.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// `component`, `core module`, `core module with wasip1`, or `unknown`.
+    pub kind: &'static str,
+    pub bytes: u64,
+    /// SHA-256, in hexadecimal: what `transforms list` shows.
+    pub digest: String,
+    /// The version of sluicebox:transform that it was built for.
+    pub interface: Option<String>,
+    /// What it needs from the host, the transform interface included.
+    pub imports: Vec<String>,
+    pub exports: Vec<String>,
+    /// Where it says how it can be set. See the SDK's `settings_schema!`.
+    pub settings_schema: Option<serde_json::Value>,
+    /// Whether it would be taken up from a transforms folder, as far as its settings allow.
+    pub loads: bool,
+    /// Why not, with the mend.
+    pub reason: Option<String>,
+}
+
+pub(super) fn inspect(engine: &Engine, bytes: &[u8], cache: Option<&Cache>) -> Inspection {
+    let (kind, encoded) = match loader::examine(bytes) {
+        Ok(loader::Kind::Component) => ("component", None),
+        Ok(loader::Kind::Core { wasip1 }) => (
+            if wasip1 { "core module with wasip1" } else { "core module" },
+            loader::encode(bytes, wasip1).ok(),
+        ),
+        Err(_) => (encoding(bytes), None),
+    };
+    let names = loader::Names::of(encoded.as_deref().unwrap_or(bytes)).unwrap_or_default();
+    let interface = names.imports.iter().chain(&names.exports).find_map(|name| {
+        let (_, version) = name.strip_prefix(loader::PACKAGE)?.split_once('@')?;
+        Some(version.to_owned())
+    });
+    let reason = loader::load(engine, bytes, cache).err().map(|error| error.to_string());
+    Inspection {
+        kind,
+        bytes: bytes.len() as u64,
+        digest: loader::digest(bytes),
+        interface,
+        imports: names.imports,
+        exports: names.exports,
+        settings_schema: schema(bytes),
+        loads: reason.is_none(),
+        reason,
+    }
+}
+
+fn encoding(bytes: &[u8]) -> &'static str {
+    match Parser::new(0).parse_all(bytes).next() {
+        Some(Ok(Payload::Version { encoding: Encoding::Component, .. })) => "component",
+        Some(Ok(Payload::Version { encoding: Encoding::Module, .. })) => "core module",
+        _ => "unknown",
+    }
+}
+
+/// From the first section of that name, in the module itself or in one that a component holds.
+fn schema(bytes: &[u8]) -> Option<serde_json::Value> {
+    let section = Parser::new(0).parse_all(bytes).map_while(Result::ok).find_map(|payload| {
+        let Payload::CustomSection(section) = payload else { return None };
+        (section.name() == SCHEMA_SECTION).then(|| section.data().to_vec())
+    })?;
+    serde_json::from_slice(&section).ok()
+}
