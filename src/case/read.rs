@@ -10,7 +10,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{Case, Error};
-use crate::change::{Action, Cell, Change, Column, Lsn, Position, Table, Tuple};
+use crate::change::{Action, Cell, Change, Column, Grouping, Lsn, Position, Table, Tuple};
 use crate::pg_type::Kind;
 
 /// 2026-01-01T00:00:00Z, for a message that says no time.
@@ -243,7 +243,7 @@ impl Written {
             },
             commit_timestamp_us,
             action: self.action,
-            table: Arc::new(Table { oid: 16_384, schema, name, columns }),
+            table: Arc::new(Table { oid: 16_384, schema, name, columns, grouping: Grouping::Key }),
             new,
             old,
         })
