@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Error, now_ms, signed, unsigned};
+use super::{Error, checksum, now_ms, signed, unsigned};
 use crate::change::{Action, Cell, Change, Lsn, Position, Table, Tuple};
 use crate::pipeline::group::Groups;
 
@@ -54,8 +54,10 @@ pub(super) fn insert(
             signed(change.bytes() as u64),
             now_ms(),
         ])?;
-    let mut statement = connection
-        .prepare_cached("INSERT INTO pieces (message, number, data) VALUES (?1, ?2, ?3)")?;
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO pieces (message, number, data, sum)
+             VALUES (?1, ?2, ?3, checksum(?1, ?2, ?3))",
+    )?;
     let pieces = data.iter().flat_map(|data| data.chunks(PIECE_BYTES));
     for (number, piece) in pieces.enumerate() {
         statement.execute(params![signed(id), signed(number as u64), piece])?;
@@ -75,11 +77,14 @@ pub(super) fn bytes(connection: &Connection, id: u64) -> Result<usize, Error> {
 /// The change of a message; nothing where there is no such message, or it was given up.
 pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, Error> {
     let row = connection
-        .prepare_cached(
-            "SELECT commit_lsn, commit_idx, commit_timestamp_us, action, cells, description
-             FROM messages JOIN relations ON relations.id = relation
-             WHERE messages.id = ?1 AND state <> 3",
-        )?
+        .prepare_cached(&format!(
+            "SELECT commit_lsn, commit_idx, commit_timestamp_us, action, cells, description,
+                   digest, sum IS checksum({})
+                 FROM (SELECT * FROM messages WHERE id = ?1 AND state <> 3)
+                 JOIN (SELECT id AS relation_id, digest, description FROM relations)
+                   ON relation_id = relation",
+            checksum::MESSAGE
+        ))?
         .query_row([signed(id)], |row| {
             Ok((
                 Position { commit_lsn: Lsn(unsigned(row.get(0)?)), index: unsigned(row.get(1)?) },
@@ -87,12 +92,17 @@ pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, E
                 row.get::<_, String>(3)?,
                 row.get::<_, String>(4)?,
                 row.get::<_, String>(5)?,
+                row.get::<_, [u8; 32]>(6)?,
+                row.get::<_, bool>(7)?,
             ))
         })
         .optional()?;
-    let Some((position, commit_timestamp_us, action, cells, table)) = row else {
+    let Some((position, commit_timestamp_us, action, cells, table, digest, intact)) = row else {
         return Ok(None);
     };
+    if !intact || digest != digest_of(&table) {
+        return Err(damaged(id));
+    }
     let action: Action = from_json(&format!("\"{action}\""))?;
     let table: Table = from_json(&table)?;
     let cells: Cells = from_json(&cells)?;
@@ -120,14 +130,19 @@ fn pieces(connection: &Connection, id: u64) -> Result<Bytes, Error> {
         .prepare_cached("SELECT coalesce(sum(length(data)), 0) FROM pieces WHERE message = ?1")?
         .query_row([signed(id)], |row| row.get(0))?;
     let mut data = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(0));
-    let mut statement =
-        connection.prepare_cached("SELECT data FROM pieces WHERE message = ?1 ORDER BY number")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT data, sum IS checksum(message, number, data) FROM pieces
+         WHERE message = ?1 ORDER BY number",
+    )?;
     let mut rows = statement.query([signed(id)])?;
     while let Some(row) = rows.next()? {
         let piece = row.get_ref(0)?.as_blob().map_err(|error| Error::Content {
             text: format!("message {id} has a piece that is not bytes: {error}"),
         })?;
         data.extend_from_slice(piece);
+        if !row.get::<_, bool>(1)? {
+            return Err(damaged(id));
+        }
     }
     Ok(data.freeze())
 }
@@ -153,7 +168,7 @@ fn same(a: &Bytes, b: &Bytes) -> bool {
 
 fn relation(connection: &Connection, table: &Table) -> Result<i64, Error> {
     let description = to_json(table)?;
-    let digest: [u8; 32] = Sha256::digest(description.as_bytes()).into();
+    let digest = digest_of(&description);
     let known = connection
         .prepare_cached("SELECT id FROM relations WHERE digest = ?1")?
         .query_row([digest], |row| row.get(0))
@@ -168,6 +183,14 @@ fn relation(connection: &Connection, table: &Table) -> Result<i64, Error> {
         )?
         .execute(params![digest, table.schema, table.name, description])?;
     Ok(connection.last_insert_rowid())
+}
+
+fn digest_of(description: &str) -> [u8; 32] {
+    Sha256::digest(description.as_bytes()).into()
+}
+
+fn damaged(id: u64) -> Error {
+    Error::Corrupt { text: format!("message {id} is not as it was written") }
 }
 
 /// The primary key's values by column, as text, for operators who ask for a message.

@@ -13,6 +13,7 @@
 //!          Task ──▶ whoever made the handle     in the simulation: late, refused, or cut off by a crash
 //! ```
 
+mod checksum;
 mod codec;
 mod schema;
 mod view;
@@ -45,17 +46,23 @@ pub enum Error {
     )]
     Locked { path: PathBuf },
     #[error(
-        "the message store was written by another release (version {found}, this one knows \
-         {known}): go on with that release, or give this one an empty state folder"
+        "the message store in the state folder is of a newer release (version {found}; this one knows \
+         up to {known}) and is left as it is: go on with that release, or give this one an empty \
+         state folder (state.dir)"
     )]
     Version { found: i64, known: i64 },
     #[error(
-        "the message store is damaged ({text}): restore the state folder from a backup; what it held \
-         is not delivered"
+        "the message store, sluicebox.db in the state folder, is damaged ({text}), and nothing of it is \
+         used. Put the folder back from a copy that was made after Sluicebox last ran; without one, \
+         move it away (state.dir): what was parked there is lost then"
     )]
     Corrupt { text: String },
-    #[error("the disk that holds the message store is full: make room, and it goes on by itself")]
+    #[error(
+        "the disk that holds the message store (state.dir) is full: make room, and it goes on by itself"
+    )]
     Full,
+    #[error("the message store refused what it was given, which is a defect of Sluicebox")]
+    Refused(#[source] rusqlite::Error),
     #[error("the message store failed")]
     Sqlite(#[source] rusqlite::Error),
     #[error("the message store holds something that this release cannot read: {text}")]
@@ -72,6 +79,9 @@ impl From<rusqlite::Error> for Error {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 Self::Corrupt { text: error.to_string() }
             }
+            Some(
+                ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::ApiMisuse,
+            ) => Self::Refused(error),
             _ => Self::Sqlite(error),
         }
     }
@@ -87,6 +97,7 @@ impl Error {
             | Self::Locked { .. }
             | Self::Version { .. }
             | Self::Corrupt { .. }
+            | Self::Refused(_)
             | Self::Content { .. }
             | Self::Stopped => false,
         }
@@ -278,7 +289,15 @@ impl Store {
     ///
     /// When the folder cannot be made or is in use, or the file is damaged or of a newer release.
     pub fn open(dir: &Path) -> Result<(Self, Loaded), Error> {
-        let mut database = Database::open(dir)?;
+        Self::open_by(dir, Connection::open)
+    }
+
+    /// As [`Self::open`], with the file opened by somebody else: tests put a layer under SQLite.
+    fn open_by(
+        dir: &Path,
+        connect: impl FnOnce(PathBuf) -> rusqlite::Result<Connection>,
+    ) -> Result<(Self, Loaded), Error> {
+        let mut database = Database::open(dir, connect)?;
         let loaded = database.load(&mut rand::rng())?;
         let (tasks, received) = mpsc::channel::<Task>();
         std::thread::Builder::new()
@@ -388,17 +407,20 @@ pub struct Database {
 }
 
 impl Database {
-    fn open(dir: &Path) -> Result<Self, Error> {
+    fn open(
+        dir: &Path,
+        connect: impl FnOnce(PathBuf) -> rusqlite::Result<Connection>,
+    ) -> Result<Self, Error> {
         let open = |source| Error::Open { path: dir.to_owned(), source };
-        std::fs::create_dir_all(dir).map_err(open)?;
+        create_dir(dir).map_err(open)?;
         let lock = File::create(dir.join("lock")).map_err(open)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(open(source)),
         }
-        let connection = Connection::open(dir.join("sluicebox.db"))?;
-        schema::prepare(&connection)?;
+        let mut connection = connect(dir.join("sluicebox.db"))?;
+        schema::prepare(&mut connection)?;
         Ok(Self { connection, _lock: Some(lock) })
     }
 
@@ -408,8 +430,8 @@ impl Database {
     ///
     /// When there is no memory for it.
     pub fn in_memory() -> Result<Self, Error> {
-        let connection = Connection::open_in_memory()?;
-        schema::prepare(&connection)?;
+        let mut connection = Connection::open_in_memory()?;
+        schema::prepare(&mut connection)?;
         Ok(Self { connection, _lock: None })
     }
 
@@ -523,9 +545,13 @@ impl Database {
             carry_out(&transaction, write)?;
         }
         transaction.commit()?;
-        if removed {
+        if removed
             // Gives the room of removed messages back to the disk, a few pages at a time.
-            self.connection.execute_batch("PRAGMA incremental_vacuum(2000);")?;
+            && let Err(error) = self.connection.execute_batch("PRAGMA incremental_vacuum(2000);")
+        {
+            // What was asked for is on disk: it must not be asked for again.
+            let error = crate::error_chain::error_chain(&error);
+            tracing::debug!(error, "could not give room of the message store back to the disk");
         }
         Ok(())
     }
@@ -568,7 +594,9 @@ impl Database {
 
 fn set_fact(connection: &Connection, name: &str, value: &str) -> Result<(), Error> {
     connection
-        .prepare_cached("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)")?
+        .prepare_cached(
+            "INSERT OR REPLACE INTO facts (name, value, sum) VALUES (?1, ?2, checksum(?1, ?2))",
+        )?
         .execute(params![name, value])?;
     Ok(())
 }
@@ -596,14 +624,15 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
             connection
                 .prepare_cached("UPDATE messages SET state = 3, failure = NULL WHERE id = ?1")?
                 .execute([signed(*id)])?;
-            Ok(())
+            sum_message(connection, *id)
         }
         Write::Checkpoint(checkpoint) => {
             let Checkpoint { position, seq, confirm } = checkpoint;
             connection
                 .prepare_cached(
                     "INSERT OR REPLACE INTO checkpoints
-                     (stream, commit_lsn, commit_idx, seq, confirm_lsn) VALUES ('', ?1, ?2, ?3, ?4)",
+                     (stream, commit_lsn, commit_idx, seq, confirm_lsn, sum)
+                     VALUES ('', ?1, ?2, ?3, ?4, checksum('', ?1, ?2, ?3, ?4))",
                 )?
                 .execute([
                     signed(position.commit_lsn.0),
@@ -645,6 +674,27 @@ fn update(
              WHERE id = ?1",
         )?
         .execute(params![signed(id), state.number(), signed(attempts), next_attempt, failure])?;
+    sum_message(connection, id)
+}
+
+/// Every change of a message's row ends with this.
+fn sum_message(connection: &Connection, id: u64) -> Result<(), Error> {
+    let sql = format!("UPDATE messages SET sum = checksum({}) WHERE id = ?1", checksum::MESSAGE);
+    connection.prepare_cached(&sql)?.execute([signed(id)])?;
+    Ok(())
+}
+
+/// Makes the folder, and makes sure that a power loss leaves it where it is.
+fn create_dir(dir: &Path) -> std::io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir)?;
+    for folder in dir.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()) {
+        // Above a folder of another user's there is nothing of ours.
+        let Ok(folder) = File::open(folder) else { break };
+        folder.sync_all()?;
+    }
     Ok(())
 }
 
@@ -662,3 +712,6 @@ fn now_ms() -> i64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,20 @@
-//! The file: its settings, tables and version.
+//! The file: its settings, its tables, its version, and the way there from every older one.
+//!
+//! A version is never changed once it was released. What a release adds is one more step, which a
+//! file that an older release has written goes through at its first start, in one transaction with
+//! its new number. A new file goes through all of them, so that both ways lead to the same tables.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::Error;
+use super::{Error, checksum};
 
 /// What `PRAGMA user_version` says in a file of this release.
-const VERSION: i64 = 1;
+const VERSION: usize = STEPS.len();
+
+/// From each version to the next, beginning with an empty file. Write steps at the end.
+const STEPS: &[Step] = &[version_1, version_2];
+
+type Step = fn(&Transaction<'_>) -> Result<(), Error>;
 
 /// WAL with `synchronous = FULL` syncs at each commit, so that what was committed survives a power
 /// loss (<https://www.sqlite.org/pragma.html#pragma_synchronous>). The cache bound keeps a message of
@@ -19,8 +28,10 @@ PRAGMA journal_size_limit = 16777216;
 PRAGMA temp_store = MEMORY;
 ";
 
-const TABLES: &str = "
-CREATE TABLE facts (
+/// The first release.
+fn version_1(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch(
+        "CREATE TABLE facts (
     name TEXT PRIMARY KEY,
     value ANY NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -77,26 +88,106 @@ CREATE TABLE pieces (
     data BLOB NOT NULL,
     PRIMARY KEY (message, number)
 ) STRICT, WITHOUT ROWID;
-";
+",
+    )?;
+    Ok(())
+}
 
-/// Brings a new or older file to this release's version.
-pub(super) fn prepare(connection: &Connection) -> Result<(), Error> {
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+/// Rows have checksums. What an older release has written gets them as it is.
+fn version_2(transaction: &Transaction<'_>) -> Result<(), Error> {
+    for (table, columns) in CHECKED {
+        transaction.execute_batch(&format!(
+            "ALTER TABLE {table} ADD COLUMN sum INTEGER;
+             UPDATE {table} SET sum = checksum({columns});"
+        ))?;
+    }
+    Ok(())
+}
+
+/// The tables whose rows have checksums, and what of a row they cover.
+const CHECKED: [(&str, &str); 4] = [
+    ("facts", checksum::FACT),
+    ("checkpoints", checksum::CHECKPOINT),
+    ("messages", checksum::MESSAGE),
+    ("pieces", checksum::PIECE),
+];
+
+/// A file up to this size is looked through as a whole at each start, with all its values: 0.2 s a
+/// GiB for the structure and as much for the checksums where the system has it in memory. Of a larger
+/// one, values are left to the checks that each reading makes.
+const CHECKED_WHOLE_BYTES_MAX: i64 = 1024 * 1024 * 1024;
+
+/// Brings a new or older file to this release's version, and looks for damage.
+///
+/// # Errors
+///
+/// [`Error::Version`] where a later release has written the file, [`Error::Corrupt`] where it is not as
+/// it was written.
+pub(super) fn prepare(connection: &mut Connection) -> Result<(), Error> {
+    checksum::register(connection)?;
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let version = usize::try_from(found).unwrap_or(usize::MAX);
+    if version > VERSION {
+        return Err(Error::Version { found, known: VERSION as i64 });
+    }
     if version == 0 {
+        let tables: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        if tables > 0 {
+            let text = "it has tables and no version: Sluicebox has not written it".to_owned();
+            return Err(Error::Corrupt { text });
+        }
         // Only a file without tables can choose this.
         connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL;")?;
     }
     connection.execute_batch(SETTINGS)?;
-    match version {
-        0 => connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
-        ))?,
-        VERSION => {}
-        found => return Err(Error::Version { found, known: VERSION }),
+    if version > 0 {
+        check_structure(connection)?;
     }
-    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if verdict != "ok" {
-        return Err(Error::Corrupt { text: verdict });
+    for (number, step) in STEPS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        step(&transaction)?;
+        transaction.pragma_update(None, "user_version", number as i64 + 1)?;
+        transaction.commit()?;
+        if version > 0 {
+            tracing::info!(from = number, to = number + 1, "the message store is of a new version");
+        }
+    }
+    check_rows(connection)
+}
+
+/// Pages that are lost, used twice or out of order, and indexes that do not fit their table.
+///
+/// `quick_check` reads every page once. What it leaves out, whether indexes fit, costs 2.5 times that
+/// and matters where an index finds rows: in `messages`, whose rows are small.
+fn check_structure(connection: &Connection) -> Result<(), Error> {
+    let checks: &[&str] = if is_large(connection)? {
+        &["quick_check('facts')", "quick_check('checkpoints')", "integrity_check('messages')"]
+    } else {
+        &["quick_check(1)", "integrity_check('messages')"]
+    };
+    for check in checks {
+        let verdict: String =
+            connection.query_row(&format!("PRAGMA {check}"), [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(Error::Corrupt { text: verdict.replace('\n', "; ") });
+        }
     }
     Ok(())
+}
+
+fn check_rows(connection: &Connection) -> Result<(), Error> {
+    let large = is_large(connection)?;
+    for (table, columns) in CHECKED {
+        if !(large && columns == checksum::PIECE) {
+            checksum::verify(connection, table, columns)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_large(connection: &Connection) -> Result<bool, Error> {
+    let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+    let page_bytes: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+    Ok(pages.saturating_mul(page_bytes) > CHECKED_WHOLE_BYTES_MAX)
 }

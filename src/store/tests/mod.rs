@@ -1,0 +1,192 @@
+//! What the store keeps, through releases, damage, full disks and power loss.
+
+mod damage;
+mod faults;
+mod vfs;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::change::{Action, Cell, Column, Grouping, Table, Tuple};
+use crate::pg_type::Kind;
+
+/// `public.documents (id int8 primary key, body text)`.
+fn table() -> Arc<Table> {
+    let column = |name: &str, key: bool| Column {
+        name: name.to_owned(),
+        type_name: if key { "int8" } else { "text" }.to_owned(),
+        kind: if key { Kind::Integer } else { Kind::Text },
+        identity: key,
+        primary_key: key,
+    };
+    Arc::new(Table {
+        oid: 16_384,
+        schema: "public".to_owned(),
+        name: "documents".to_owned(),
+        columns: vec![column("id", true), column("body", false)],
+        grouping: Grouping::Key,
+    })
+}
+
+fn row(id: u64, body: Option<&[u8]>) -> Tuple {
+    let mut data = id.to_string().into_bytes();
+    let end = |data: &[u8]| u32::try_from(data.len()).unwrap();
+    let key = Cell::Text { start: 0, end: end(&data) };
+    let body = match body {
+        None => Cell::Unchanged,
+        Some(body) => {
+            let start = end(&data);
+            data.extend_from_slice(body);
+            Cell::Text { start, end: end(&data) }
+        }
+    };
+    Tuple { data: Bytes::from(data), cells: [key, body].into() }
+}
+
+fn at(commit_lsn: u64, index: u64) -> Position {
+    Position { commit_lsn: Lsn(commit_lsn), index }
+}
+
+fn change(position: Position, action: Action, new: Option<Tuple>, old: Option<Tuple>) -> Change {
+    Change {
+        position,
+        commit_timestamp_us: 1_764_000_000_000_000,
+        action,
+        table: table(),
+        new,
+        old,
+    }
+}
+
+fn insert_of(id: u64, position: Position, body: &[u8]) -> Change {
+    change(position, Action::Insert, Some(row(id, Some(body))), None)
+}
+
+fn failure() -> Failure {
+    let error = ErrorView {
+        class: "oversize".to_owned(),
+        status: None,
+        text: "too large".to_owned(),
+        body: None,
+        transform: None,
+    };
+    let columns = vec![ColumnBytes { name: "body".to_owned(), bytes: 2_000_000 }];
+    Failure { error, bytes: Some(2_000_100), columns, trace: Vec::new() }
+}
+
+fn inserted(id: u64, change: Change, state: StoredState, failure: Option<Failure>) -> Write {
+    let next_attempt = (state == StoredState::Retrying)
+        .then(|| UNIX_EPOCH + Duration::from_millis(1_764_000_123_456));
+    Write::Insert {
+        id,
+        groups: Groups::of(&change),
+        change: Box::new(change),
+        state,
+        attempts: u64::from(failure.is_some()),
+        next_attempt,
+        failure,
+    }
+}
+
+/// The writes of the fixture `version-1.db`: one message in each state.
+fn sample() -> Vec<Write> {
+    vec![
+        Write::SourceIdentity { system_identifier: "7321".to_owned() },
+        Write::Chain { generation: 3, digest: "0b990b8ef8361330".to_owned() },
+        inserted(1, insert_of(1, at(100, 0), &[b'x'; 3000]), StoredState::Parked, Some(failure())),
+        inserted(
+            2,
+            change(at(100, 1), Action::Update, Some(row(1, None)), Some(row(1, Some(b"before")))),
+            StoredState::Waiting,
+            None,
+        ),
+        inserted(3, insert_of(2, at(200, 0), b"two"), StoredState::Retrying, Some(failure())),
+        inserted(4, insert_of(3, at(300, 0), b"three"), StoredState::Parked, Some(failure())),
+        Write::Checkpoint(Checkpoint { position: at(250, 7), seq: 42, confirm: Lsn(260) }),
+        Write::Acknowledge { id: 4 },
+    ]
+}
+
+/// What a file holds, as far as anybody can ask: everything that a start is told, and each change.
+async fn contents(store: &Store, loaded: &Loaded) -> Result<String, Error> {
+    let mut text = format!("{loaded:?}");
+    let ids: Vec<u64> = loaded.messages.iter().map(|known| known.id).collect();
+    for id in ids {
+        for (id, change) in store.read(vec![id], usize::MAX).await? {
+            text.push_str(&format!("\n{id} {change:?}"));
+        }
+    }
+    Ok(text)
+}
+
+/// Opens a folder and reads all of it, as far as it can be read.
+fn look(dir: &Path) -> Result<String, Error> {
+    let read = || {
+        let (store, loaded) = Store::open(dir)?;
+        runtime().block_on(contents(&store, &loaded))
+    };
+    // A thread of its own, because a test's may run other futures.
+    std::thread::scope(|scope| scope.spawn(read).join().unwrap())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
+}
+
+/// A change as it can be compared: where its values lie does not matter.
+fn values(change: &Change) -> String {
+    let row = |row: &Option<Tuple>| {
+        let row = row.as_ref()?;
+        let cell = |(column, cell): (usize, &Cell)| match cell {
+            Cell::Text { .. } => String::from_utf8_lossy(row.text(column).unwrap()).into_owned(),
+            Cell::Null | Cell::Unchanged | Cell::Absent => format!("{cell:?}"),
+        };
+        Some(row.cells.iter().enumerate().map(cell).collect::<Vec<_>>())
+    };
+    let Change { position, action, table, commit_timestamp_us, new, old } = change;
+    let (new, old) = (row(new), row(old));
+    format!("{position} {action} {commit_timestamp_us} {table:?} {new:?} {old:?}")
+}
+
+/// Does something with a store, and waits until its file is closed.
+async fn with_store<T>(dir: &Path, work: impl AsyncFnOnce(Store, Loaded) -> T) -> T {
+    let (store, loaded) = Store::open(dir).unwrap();
+    let done = work(store, loaded).await;
+    until_closed(dir);
+    done
+}
+
+/// The thread has the folder locked until it has closed the file.
+fn until_closed(dir: &Path) {
+    let lock = File::create(dir.join("lock")).unwrap();
+    lock.lock().unwrap();
+}
+
+/// Numbers that look random and repeat from their seed (splitmix64).
+#[derive(Clone, Debug)]
+struct Random(u64);
+
+impl Random {
+    /// `SLUICEBOX_SEED`, or the clock. Printed, so that a failure repeats.
+    fn seed() -> u64 {
+        let seed = match std::env::var("SLUICEBOX_SEED") {
+            Ok(text) => text.parse().expect("SLUICEBOX_SEED is a number"),
+            Err(_) => u64::from(UNIX_EPOCH.elapsed().unwrap().subsec_nanos()),
+        };
+        eprintln!("seed: SLUICEBOX_SEED={seed}");
+        seed
+    }
+
+    /// From 0 to `end`, exclusive.
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % end
+    }
+}
