@@ -15,12 +15,8 @@ use crate::change;
 use crate::error_chain::error_chain;
 use crate::sink::record::RECORD_BYTES_MAX;
 
-/// How much one call may leave in the host's memory by its edits: many times what a record may
-/// hold, and little beside the largest rows.
-const HOST_BYTES_MAX: usize = 64 * 1024 * 1024;
-
 /// What an edit counts for beside its bytes, so that small ones without end are stopped too: 16,384
-/// of them, where a table has at most 1,600 columns.
+/// of them without settings, where a table has at most 1,600 columns.
 const EDIT_OVERHEAD_BYTES: usize = 4096;
 
 /// What a guest sees of a call that can be refused.
@@ -84,10 +80,10 @@ impl GuestState {
 
     fn charge(&mut self, bytes: usize) -> Result<()> {
         self.host_bytes = self.host_bytes.saturating_add(bytes + EDIT_OVERHEAD_BYTES);
-        if self.host_bytes > HOST_BYTES_MAX {
+        if self.host_bytes > self.host_bytes_max {
             return Err(LimitReached(format!(
-                "its edits of one message hold more than {} MiB",
-                HOST_BYTES_MAX >> 20
+                "its edits of one message hold more than {} MiB (`limits.edits_mib`)",
+                self.host_bytes_max >> 20
             ))
             .into());
         }

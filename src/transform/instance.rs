@@ -3,23 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::component::Resource;
+use wasmtime::component::{Resource, ResourceTableError};
 use wasmtime::{Store, Trap, WasmBacktrace};
 
 use super::bindings;
 use super::bindings::types::Verdict;
 use super::chain::Transform;
 use super::engine::{Engine, ticks};
+use super::limits::Limits;
 use super::loader::{self, Module};
-use super::settings::Settings;
+use super::settings::{Isolation, Settings};
 use super::state::{DeadlinePassed, GuestState, LimitReached, Message};
-
-/// How many bytes one call into the host may bring along from a guest. A record holds 1 MiB; a
-/// guest that hands over a whole message before it is cut needs several times that.
-const HOSTCALL_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// How many handles an instance may hold. It is given one at a time.
-const HANDLES_MAX: usize = 1000;
+use super::wasi::Wasi;
 
 /// `init` may take at least this long, whatever the limit of a change: it happens once, and an
 /// interpreter starts in it.
@@ -88,7 +83,7 @@ impl Fault {
     }
 
     /// What went wrong in a call, from what wasmtime says about it.
-    fn of(error: &wasmtime::Error, time_max: Duration) -> Self {
+    fn of(error: &wasmtime::Error, limits: &Limits, time_max: Duration) -> Self {
         let timeout = || {
             let limit = time_max.as_millis();
             (Class::Timeout, format!("ran for more than {limit} ms (`limits.time_ms`)"))
@@ -103,11 +98,29 @@ impl Fault {
             let text = cause(error);
             // Wasmtime has no type for this one.
             if text.contains("fuel allocated for hostcalls") {
-                let limit = HOSTCALL_BYTES_MAX >> 20;
-                let reason = format!("reached a limit: it passed more than {limit} MiB in a call");
+                let limit = limits.call_bytes_max >> 20;
+                let reason = format!(
+                    "reached a limit: it passed more than {limit} MiB in a call \
+                     (`limits.call_mib`)"
+                );
                 (Class::Limit, reason)
-            } else if text.contains("resource handle") && text.contains("limit") {
-                (Class::Limit, "reached a limit: it holds too many handles".to_owned())
+            } else if matches!(
+                error.downcast_ref::<ResourceTableError>(),
+                Some(ResourceTableError::Full)
+            ) || text.contains("handle limit exceeded")
+            {
+                let limit = limits.handles_max;
+                let reason = format!(
+                    "reached a limit: it holds more than {limit} handles (`limits.handles`)"
+                );
+                (Class::Limit, reason)
+            } else if text.contains("resource limit exceeded") {
+                let limit = limits.instances_max;
+                let reason = format!(
+                    "reached a limit: it has more than {limit} instances, memories or tables \
+                     (`limits.instances`)"
+                );
+                (Class::Limit, reason)
             } else if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
                 (Class::Trap, format!("ended itself with exit code {}", exit.0))
             } else {
@@ -206,13 +219,16 @@ impl Instance {
         module: &Module,
         settings: &Settings,
     ) -> Result<Self, Fault> {
-        let state = GuestState::new(Arc::clone(file), settings.memory_bytes_max, module.wants_wasi);
+        let limits = &settings.limits;
+        let wasi = module.wants_wasi.then(|| Wasi::new(&settings.env, limits.handles_max));
+        let wasi = wasi.transpose().map_err(|reason| Fault::new(Class::Invalid, reason))?;
+        let state = GuestState::new(Arc::clone(file), limits, wasi);
         let mut store = Store::new(engine.wasm(), state);
         store.limiter(|state| &mut state.limiter);
-        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-        store.set_max_component_handles(HANDLES_MAX);
+        store.set_hostcall_fuel(limits.call_bytes_max);
+        store.set_max_component_handles(limits.handles_max);
         // Before instantiating: a new store's deadline is now.
-        let time_max = settings.time_max.max(INIT_TIME_MIN);
+        let time_max = limits.time_max.max(INIT_TIME_MIN);
         store.set_epoch_deadline(ticks(time_max));
         store.data_mut().deadline = Instant::now() + time_max;
 
@@ -222,7 +238,7 @@ impl Instance {
         });
         let (guest, answer) = started.map_err(|error| {
             let logs = store.data_mut().take_logs();
-            let fault = Fault::of(&error, time_max).with_last_words(&logs);
+            let fault = Fault::of(&error, limits, time_max).with_last_words(&logs);
             Fault { reason: format!("{} (while it was starting)", fault.reason), ..fault }
         })?;
         answer.map_err(|text| {
@@ -236,10 +252,11 @@ impl Instance {
     /// [`Self::take_message`], whatever happens.
     pub(crate) fn call(
         &mut self,
-        time_max: Duration,
+        limits: &Limits,
         started: Instant,
         message: Message,
     ) -> Result<Verdict, Fault> {
+        let time_max = limits.time_max;
         self.calls += 1;
         self.store.set_epoch_deadline(ticks(time_max));
         let state = self.store.data_mut();
@@ -253,7 +270,7 @@ impl Instance {
             Ok(Err(text)) => {
                 Err(Fault::new(Class::Guest, format!("failed the message: {}", shortened(&text))))
             }
-            Err(error) => Err(Fault::of(&error, time_max)),
+            Err(error) => Err(Fault::of(&error, limits, time_max)),
         }
     }
 
@@ -270,13 +287,13 @@ impl Instance {
         self.store.data().limiter.memory_bytes
     }
 
-    /// Whether a fresh instance is better for the next message.
-    pub(crate) fn is_spent(&self, module: &Module) -> bool {
+    /// Whether a fresh instance is better for the next message, or asked for.
+    pub(crate) fn is_spent(&self, module: &Module, isolation: Isolation) -> bool {
         let calls_max = if module.is_interpreter { CALLS_OF_INTERPRETER_MAX } else { CALLS_MAX };
         let limiter = &self.store.data().limiter;
         let has_grown = limiter.memory_bytes > limiter.memory_bytes_max / 2
             && limiter.memory_bytes / 2 > self.memory_at_start;
-        self.calls >= calls_max || has_grown
+        isolation == Isolation::Fresh || self.calls >= calls_max || has_grown
     }
 }
 

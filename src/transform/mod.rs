@@ -28,6 +28,7 @@ mod host;
 mod inspect;
 mod instance;
 mod last_good;
+mod limits;
 mod loader;
 pub mod ready_made;
 mod runner;

@@ -263,7 +263,7 @@ impl Slot {
                 }
             },
         };
-        let answer = instance.call(transform.settings.time_max, started, message);
+        let answer = instance.call(&transform.settings.limits, started, message);
         let message = instance.take_message();
         let logs = instance.take_logs();
         let measured = message.as_ref().and_then(|message| message.measured);
@@ -277,7 +277,7 @@ impl Slot {
             }
             (Err(fault), message) => (Err(fault.with_last_words(&logs)), message),
         };
-        if result.is_ok() && !instance.is_spent(&transform.module) {
+        if result.is_ok() && !instance.is_spent(&transform.module, transform.settings.isolation) {
             self.instance = Some(instance);
         }
         Called { result, failed, measured, logs }

@@ -1,25 +1,12 @@
 //! The settings file beside a module: `10-mask.toml` for `10-mask.wasm`. Pure: text in, settings
 //! or one sentence out.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::hex;
+use super::limits::{self, Limits};
 use crate::change::{Action, Change};
-
-/// What a module gets without a settings file, and the most that a file may give it.
-///
-/// The runtimes of JavaScript and Python begin at 10 to 40 MiB and hold a value several times over;
-/// a guest in Rust asks for what its values need.
-const MEMORY_MIB_DEFAULT: u32 = 128;
-const MEMORY_MIB_MAX: u32 = 1024;
-
-/// One change takes microseconds; a second is long enough for a very large one, and short enough
-/// that a module that loops does not stop the pipeline for long.
-const TIME_MS_DEFAULT: u32 = 1000;
-const TIME_MS_MAX: u32 = 60_000;
 
 /// What happens to a message that a transform fails on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -36,6 +23,17 @@ pub enum OnError {
     Halt,
 }
 
+/// Whether one instance sees many messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// An instance is used until it fails, has grown, or has seen some thousands of messages.
+    #[default]
+    Reuse,
+    /// Each message gets a fresh one: nothing of one row can reach the next.
+    Fresh,
+}
+
 /// A module's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -45,9 +43,11 @@ pub struct Settings {
     actions: Option<Vec<Action>>,
     /// For the module's `init`, as JSON text.
     pub(crate) config: String,
-    pub(crate) memory_bytes_max: usize,
-    pub(crate) time_max: Duration,
+    pub(crate) limits: Limits,
     pub(crate) on_error: OnError,
+    pub(crate) isolation: Isolation,
+    /// The environment variables that it is given, by name.
+    pub(crate) env: Vec<String>,
     /// SHA-256 of the text that these were read from, so that any change of the file counts.
     digest: String,
 }
@@ -76,15 +76,17 @@ struct Raw {
     tables: Option<Vec<String>>,
     actions: Option<Vec<Action>>,
     config: toml::Table,
-    limits: RawLimits,
+    limits: limits::Raw,
     on_error: OnError,
+    isolation: Isolation,
+    wasi: RawWasi,
 }
 
+/// What a module is granted of WASI beyond clocks, random numbers and output.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct RawLimits {
-    memory_mib: Option<u32>,
-    time_ms: Option<u32>,
+struct RawWasi {
+    env: Vec<String>,
 }
 
 impl Default for Settings {
@@ -125,20 +127,20 @@ impl Settings {
                     .into(),
             });
         }
-        let memory_mib = within(
-            "limits.memory_mib",
-            raw.limits.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT),
-            MEMORY_MIB_MAX,
-        )?;
-        let time_ms =
-            within("limits.time_ms", raw.limits.time_ms.unwrap_or(TIME_MS_DEFAULT), TIME_MS_MAX)?;
+        for name in &raw.wasi.env {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                let reason = "a name of a variable is not empty and has no `=`".to_owned();
+                return Err(Error::Value { key: "wasi.env", reason });
+            }
+        }
         Ok(Self {
             tables,
             actions: raw.actions,
             config: json(toml::Value::Table(raw.config))?.to_string(),
-            memory_bytes_max: memory_mib as usize * 1024 * 1024,
-            time_max: Duration::from_millis(u64::from(time_ms)),
+            limits: raw.limits.check()?,
             on_error: raw.on_error,
+            isolation: raw.isolation,
+            env: raw.wasi.env,
             digest: hex(&Sha256::digest(text)),
         })
     }
@@ -182,14 +184,6 @@ impl TablePattern {
     fn matches(&self, schema: &str, name: &str) -> bool {
         self.schema.as_deref().is_none_or(|own| own == schema)
             && self.name.as_deref().is_none_or(|own| own == name)
-    }
-}
-
-fn within(key: &'static str, value: u32, max: u32) -> Result<u32, Error> {
-    if (1..=max).contains(&value) {
-        Ok(value)
-    } else {
-        Err(Error::Value { key, reason: format!("{value} is not between 1 and {max}") })
     }
 }
 
@@ -250,10 +244,36 @@ mod tests {
     fn everything_has_a_default() {
         let settings = Settings::parse("").unwrap();
         assert_eq!(settings.config, "{}");
-        assert_eq!(settings.memory_bytes_max, 128 << 20);
-        assert_eq!(settings.time_max, Duration::from_secs(1));
+        assert_eq!(settings.limits, Limits::default());
         assert_eq!(settings.on_error, OnError::Park);
+        assert_eq!(settings.isolation, Isolation::Reuse);
+        assert!(settings.env.is_empty());
         assert!(settings.apply_to(&change("a", "b", Action::Truncate)));
+    }
+
+    #[test]
+    fn the_example_is_every_setting_at_its_default_and_each_of_its_lines_holds() {
+        let text = include_str!("../../examples/transform.toml");
+        let settings = Settings::parse(text).unwrap();
+        let defaults = Settings { digest: settings.digest.clone(), ..Settings::default() };
+        assert_eq!(settings, defaults);
+        // The settings, as opposed to the prose, are what could be a line of TOML.
+        let mut keys = 0;
+        let with_values: Vec<&str> = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.split(' ').nth(1) == Some("=") => {
+                    keys += 1;
+                    rest
+                }
+                _ => line,
+            })
+            .collect();
+        assert_eq!(keys, 14);
+        let settings = Settings::parse(&with_values.join("\n")).unwrap();
+        assert_eq!(settings.env, ["MASK_KEY"]);
+        assert_eq!(settings.isolation, Isolation::Fresh);
+        assert_eq!(settings.config, r#"{"columns":["password"]}"#);
     }
 
     #[test]
@@ -295,11 +315,12 @@ mod tests {
         check_error(
             "on_error = \"park\"\ncolumn = 1\n",
             "line 2: unknown field `column`, expected one of `tables`, `actions`, `config`, \
-             `limits`, `on_error`",
+             `limits`, `on_error`, `isolation`, `wasi`",
         );
         check_error(
             "[limits]\n\nmemory = 1",
-            "line 3: unknown field `memory`, expected `memory_mib` or `time_ms`",
+            "line 3: unknown field `memory`, expected one of `memory_mib`, `time_ms`, `call_mib`, \
+             `edits_mib`, `handles`, `instances`, `table_elements`, `log_lines_per_second`",
         );
         check_error(
             "on_error = \"ignore\"",
@@ -309,6 +330,15 @@ mod tests {
         check_error(
             "[limits]\nmemory_mib = 2000",
             "`limits.memory_mib`: 2000 is not between 1 and 1024",
+        );
+        check_error(
+            "isolation = \"shared\"",
+            "line 1: unknown variant `shared`, expected `reuse` or `fresh`",
+        );
+        check_error("[wasi]\nfiles = [\"/\"]", "line 2: unknown field `files`, expected `env`");
+        check_error(
+            "[wasi]\nenv = [\"A=B\"]",
+            "`wasi.env`: a name of a variable is not empty and has no `=`",
         );
         check_error(
             "tables = []",

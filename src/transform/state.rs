@@ -10,6 +10,7 @@ use wasmtime::ResourceLimiter;
 
 use super::bindings::logging::Level;
 use super::breaches::Breaches;
+use super::limits::Limits;
 use super::wasi::Wasi;
 use crate::message::Draft;
 
@@ -18,18 +19,6 @@ const LOG_LINES_MAX: usize = 50;
 
 /// A log line is cut here, in bytes.
 const LOG_LINE_BYTES_MAX: usize = 2000;
-
-/// How many lines per second one instance may write to the process's log.
-const LOG_LINES_PER_SECOND_MAX: u32 = 100;
-
-/// Core instances, memories and tables of one instance of a component. A component built by
-/// componentize-py has about thirty core instances; fifty is what Spin allows.
-const INSTANCES_MAX: usize = 64;
-const MEMORIES_MAX: usize = 64;
-const TABLES_MAX: usize = 64;
-
-/// Elements of one table. A JavaScript engine fills tens of thousands; Spin allows as many.
-const TABLE_ELEMENTS_MAX: usize = 100_000;
 
 /// What stands for a change on the guest's side of a handle. The change itself is in
 /// [`GuestState::message`]: there is only ever one, so a table to look it up in would only cost.
@@ -46,21 +35,24 @@ pub(crate) struct GuestState {
     pub(crate) deadline: Instant,
     /// What the current call's edits hold in the host's memory, in bytes.
     pub(crate) host_bytes: usize,
+    pub(crate) host_bytes_max: usize,
     pub(crate) limiter: Limiter,
     pub(crate) logs: Logs,
     pub(crate) wasi: Option<Box<Wasi>>,
 }
 
 impl GuestState {
-    pub(crate) fn new(name: Arc<str>, memory_bytes_max: usize, with_wasi: bool) -> Self {
+    /// `wasi`: for a module that imports it.
+    pub(crate) fn new(name: Arc<str>, limits: &Limits, wasi: Option<Wasi>) -> Self {
         Self {
             message: None,
             handle: 0,
             deadline: Instant::now(),
             host_bytes: 0,
-            limiter: Limiter { memory_bytes: 0, memory_bytes_max },
-            logs: Logs::new(name),
-            wasi: with_wasi.then(|| Box::new(Wasi::new())),
+            host_bytes_max: limits.edits_bytes_max,
+            limiter: Limiter::new(limits),
+            logs: Logs::new(name, limits.log_lines_per_second_max),
+            wasi: wasi.map(Box::new),
         }
     }
 
@@ -118,6 +110,19 @@ pub(crate) struct Limiter {
     /// What the instance holds now.
     pub(crate) memory_bytes: usize,
     pub(crate) memory_bytes_max: usize,
+    table_elements_max: usize,
+    instances_max: usize,
+}
+
+impl Limiter {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            memory_bytes: 0,
+            memory_bytes_max: limits.memory_bytes_max,
+            table_elements_max: limits.table_elements_max,
+            instances_max: limits.instances_max,
+        }
+    }
 }
 
 impl ResourceLimiter for Limiter {
@@ -148,9 +153,11 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if desired > TABLE_ELEMENTS_MAX {
+        let max = self.table_elements_max;
+        if desired > max {
             return Err(LimitReached(format!(
-                "it asked for a table of {desired} elements, and {TABLE_ELEMENTS_MAX} are allowed"
+                "it asked for a table of {desired} elements, and its limit is {max} \
+                 (`limits.table_elements`)"
             ))
             .into());
         }
@@ -158,15 +165,15 @@ impl ResourceLimiter for Limiter {
     }
 
     fn instances(&self) -> usize {
-        INSTANCES_MAX
+        self.instances_max
     }
 
     fn tables(&self) -> usize {
-        TABLES_MAX
+        self.instances_max
     }
 
     fn memories(&self) -> usize {
-        MEMORIES_MAX
+        self.instances_max
     }
 }
 
@@ -178,11 +185,13 @@ pub(crate) struct Logs {
     lines: VecDeque<String>,
     second: Instant,
     written: u32,
+    per_second_max: u32,
 }
 
 impl Logs {
-    fn new(transform: Arc<str>) -> Self {
-        Self { transform, lines: VecDeque::new(), second: Instant::now(), written: 0 }
+    fn new(transform: Arc<str>, per_second_max: u32) -> Self {
+        let lines = VecDeque::new();
+        Self { transform, lines, second: Instant::now(), written: 0, per_second_max }
     }
 
     /// The file that the lines are of.
@@ -214,19 +223,21 @@ impl Logs {
     /// Counts a line against the current second.
     fn may_write(&mut self) -> bool {
         if self.second.elapsed() >= Duration::from_secs(1) {
-            let left_out = self.written.saturating_sub(LOG_LINES_PER_SECOND_MAX);
+            let max = self.per_second_max;
+            let left_out = self.written.saturating_sub(max);
             if left_out > 0 {
                 tracing::warn!(
                     target: "sluicebox::guest",
                     transform = &*self.transform,
-                    "{left_out} lines were left out: at most {LOG_LINES_PER_SECOND_MAX} per second"
+                    "{left_out} lines were left out: at most {max} per second \
+                     (`limits.log_lines_per_second`)"
                 );
             }
             self.second = Instant::now();
             self.written = 0;
         }
         self.written += 1;
-        self.written <= LOG_LINES_PER_SECOND_MAX
+        self.written <= self.per_second_max
     }
 }
 
@@ -265,7 +276,7 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_of_a_message_are_kept() {
-        let mut logs = Logs::new("10-x.wasm".into());
+        let mut logs = Logs::new("10-x.wasm".into(), 100);
         for number in 0..200 {
             logs.push(Level::Warn, &number.to_string());
         }
@@ -277,15 +288,32 @@ mod tests {
     }
 
     #[test]
+    fn so_many_lines_a_second_are_written_and_no_more() {
+        let mut logs = Logs::new("10-x.wasm".into(), 3);
+        // Written in less than a second, or begun anew at some point; never more than three in one.
+        let mut run = 0;
+        for _ in 0..100 {
+            let second = logs.second;
+            let may = logs.may_write();
+            run = if logs.second == second { run } else { 0 } + u32::from(may);
+            assert!(run <= 3);
+        }
+        logs.second = Instant::now();
+        logs.written = 3;
+        assert!(!logs.may_write() || logs.written == 1);
+    }
+
+    #[test]
     fn memory_is_limited_over_all_memories_together() {
-        let mut limiter = Limiter { memory_bytes: 0, memory_bytes_max: 3 << 20 };
+        let limits = Limits { memory_bytes_max: 3 << 20, ..Limits::default() };
+        let mut limiter = Limiter::new(&limits);
         assert!(limiter.memory_growing(0, 1 << 20, None).unwrap());
         assert!(limiter.memory_growing(0, 1 << 20, None).unwrap());
         assert!(limiter.memory_growing(1 << 20, 2 << 20, None).unwrap());
         let error = limiter.memory_growing(0, 1 << 16, None).unwrap_err();
         assert!(error.is::<LimitReached>());
         assert_eq!(limiter.memory_bytes, 3 << 20);
-        assert!(limiter.table_growing(0, TABLE_ELEMENTS_MAX, None).unwrap());
-        assert!(limiter.table_growing(0, TABLE_ELEMENTS_MAX + 1, None).is_err());
+        assert!(limiter.table_growing(0, 100_000, None).unwrap());
+        assert!(limiter.table_growing(0, 100_001, None).is_err());
     }
 }

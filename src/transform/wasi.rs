@@ -1,7 +1,7 @@
 //! What a module that imports WASI is given: as little as its language's runtime can live with.
 //!
-//! There are no files, no environment variables, no arguments and no standard input. Clocks and
-//! random numbers work. What is written to stdout and stderr becomes log lines. Sockets and
+//! There are no files, no arguments and no standard input, and no environment variables but those
+//! that the module's settings name. Clocks and random numbers work. What is written to stdout and stderr becomes log lines. Sockets and
 //! everything else are not linked, so that the loader refuses them by name. Waiting ends at the
 //! call's deadline: epochs cannot stop a guest that sleeps in a host function.
 
@@ -27,9 +27,6 @@ use super::state::{DeadlinePassed, GuestState};
 /// How much of an unfinished line of stdout or stderr is kept.
 const LINE_BYTES_MAX: usize = 4096;
 
-/// How many host objects (streams, pollables) a guest may hold at a time.
-const RESOURCES_MAX: usize = 1000;
-
 /// The packages and interfaces of WASI that a module may import.
 const GRANTED: [&str; 5] =
     ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/"];
@@ -49,17 +46,38 @@ pub(crate) struct Wasi {
 }
 
 impl Wasi {
-    pub(crate) fn new() -> Self {
+    /// With these variables of this process's environment, and room for so many of the host's
+    /// objects (streams, pollables).
+    ///
+    /// # Errors
+    ///
+    /// With a sentence, where a variable is not set or not text.
+    pub(crate) fn new(env: &[String], resources_max: usize) -> Result<Self, String> {
+        let mut variables = Vec::with_capacity(env.len());
+        for name in env {
+            let value = std::env::var(name).map_err(|error| {
+                let what = match error {
+                    std::env::VarError::NotPresent => "has none of that name",
+                    std::env::VarError::NotUnicode(_) => "has one that is not UTF-8 text",
+                };
+                format!(
+                    "is to be given the environment variable `{name}` (`wasi.env`), and Sluicebox \
+                     itself {what}"
+                )
+            })?;
+            variables.push((name, value));
+        }
         let output = Output::default();
         let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES_MAX);
+        table.set_max_capacity(resources_max);
         let context = WasiCtx::builder()
+            .envs(&variables)
             .stdout(output.clone())
             .stderr(output.clone())
             .allow_tcp(false)
             .allow_udp(false)
             .build();
-        Self { context, table, output }
+        Ok(Self { context, table, output })
     }
 
     /// Takes the lines that the guest wrote since the last time.

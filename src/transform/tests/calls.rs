@@ -310,13 +310,15 @@ fn memory_depth_and_data_are_limited() {
         check_failure(
             runner().run(&acting(endless, 0, "[limits]\ntime_ms = 20000"), draft("text")),
             Class::Limit,
-            "`10-chaos.wasm` reached a limit: its edits of one message hold more than 64 MiB",
+            "`10-chaos.wasm` reached a limit: its edits of one message hold more than 64 MiB \
+             (`limits.edits_mib`)",
         );
     }
     check_failure(
         act("large-call", 0, "text"),
         Class::Limit,
-        "`10-chaos.wasm` reached a limit: it passed more than 16 MiB in a call",
+        "`10-chaos.wasm` reached a limit: it passed more than 16 MiB in a call \
+         (`limits.call_mib`)",
     );
 }
 

@@ -2,8 +2,14 @@
 
 mod calls;
 mod folder;
+#[path = "../../../tests/it/support/guest.rs"]
+#[expect(dead_code, reason = "the integration tests use the rest")]
+mod guest;
+mod limits;
 mod loading;
 mod rules;
+mod soak;
+mod written_by_hand;
 
 use std::path::PathBuf;
 use std::process::Command;

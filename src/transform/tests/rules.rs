@@ -105,7 +105,7 @@ fn a_body_over_the_limit_is_measured_and_put_down_to_its_maker() {
     check(
         act("replace-large", 20_000_000, ""),
         Class::Limit,
-        "reached a limit: it passed more than 16 MiB in a call",
+        "reached a limit: it passed more than 16 MiB in a call (`limits.call_mib`)",
     );
 }
 
