@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::mpsc;
 
-use notify::Watcher as _;
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{Event, Watcher as _};
 
 use super::Wake;
 
@@ -29,10 +30,11 @@ impl Reporter {
             return;
         }
         let reports = self.reports.clone();
-        // Every report means the same, errors and lost events included. A failed send: the
-        // thread has ended.
-        let watcher = notify::recommended_watcher(move |_| {
-            reports.send(Wake::Report).ok();
+        let watcher = notify::recommended_watcher(move |event| {
+            if is_news(&event) {
+                // A failed send: the thread has ended.
+                reports.send(Wake::Report).ok();
+            }
         })
         .and_then(|mut watcher| {
             watcher.watch(dir, notify::RecursiveMode::NonRecursive).map(|()| watcher)
@@ -50,5 +52,61 @@ impl Reporter {
                 );
             }
         }
+    }
+}
+
+/// Whether there may be something to see. Every report of a change means the same, errors and lost
+/// events included. That somebody opened or read a file is no change: it is our own looking that is
+/// reported then, and looking again for it would never end.
+fn is_news(event: &notify::Result<Event>) -> bool {
+    match event {
+        Ok(event) => match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+            EventKind::Access(_) => event.need_rescan(),
+            EventKind::Any
+            | EventKind::Create(_)
+            | EventKind::Modify(_)
+            | EventKind::Remove(_)
+            | EventKind::Other => true,
+        },
+        Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Looks at a folder as the watcher does, at each report; gives how often it looked before the
+    /// reports ended.
+    fn looks(dir: &Path, reports: &mpsc::Receiver<Wake>) -> u32 {
+        let mut looks = 0;
+        while looks < 1000 && reports.recv_timeout(Duration::from_millis(300)).is_ok() {
+            looks += 1;
+            for entry in std::fs::read_dir(dir).unwrap() {
+                std::fs::read(entry.unwrap().path()).unwrap();
+            }
+        }
+        looks
+    }
+
+    #[test]
+    fn looking_is_no_reason_to_look_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (reports, received) = mpsc::channel();
+        let mut reporter = Reporter::new(reports);
+        reporter.follow(dir.path());
+        if reporter.failed {
+            eprintln!("not tested: this system reports no changes of folders");
+            return;
+        }
+        std::fs::write(dir.path().join("10-a.wasm"), "a").unwrap();
+        let first = looks(dir.path(), &received);
+        assert!((1..1000).contains(&first), "{first} looks");
+        std::fs::rename(dir.path().join("10-a.wasm"), dir.path().join("20-a.wasm")).unwrap();
+        let second = looks(dir.path(), &received);
+        assert!((1..1000).contains(&second), "{second} looks");
     }
 }
