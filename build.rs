@@ -28,6 +28,7 @@ fn main() {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     require_target();
 
+    list_sdk(&root, &out_dir.join("sdk.rs"));
     let target_dir = out_dir.join("guests");
     build(&root, &target_dir);
     for (_, file) in GUESTS {
@@ -36,6 +37,39 @@ fn main() {
         if let Err(error) = fs::copy(&built, &copy) {
             fail(&format!("could not copy {} to {}: {error}", built.display(), copy.display()));
         }
+    }
+}
+
+/// Writes the SDK's files as a constant, because `transforms new` puts them into projects.
+fn list_sdk(root: &Path, out: &Path) {
+    let sdk = root.join("transforms/sdk");
+    let mut files = Vec::new();
+    let mut folders = vec![sdk.clone()];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder)
+            .unwrap_or_else(|error| fail(&format!("could not read {}: {error}", folder.display())));
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            if path.is_dir() {
+                folders.push(path);
+            } else if [".rs", ".toml", ".md"]
+                .iter()
+                .any(|end| name.to_string_lossy().ends_with(end))
+            {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    let mut text = "pub(super) const FILES: &[(&str, &str)] = &[\n".to_owned();
+    for file in &files {
+        let name = file.strip_prefix(&sdk).unwrap_or(file).to_string_lossy().into_owned();
+        text.push_str(&format!("    ({name:?}, include_str!({:?})),\n", file.to_string_lossy()));
+    }
+    text.push_str("];\n");
+    if let Err(error) = fs::write(out, text) {
+        fail(&format!("could not write {}: {error}", out.display()));
     }
 }
 

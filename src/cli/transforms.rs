@@ -4,6 +4,7 @@
 mod bench;
 mod inspect;
 mod modules;
+mod new;
 mod pretty;
 mod test;
 
@@ -27,6 +28,8 @@ pub(super) enum Command {
     List(ListArguments),
     /// Put a ready-made transform into the folder.
     Add(AddArguments),
+    /// Write a project for a transform of one's own.
+    New(new::NewArguments),
     /// Show what modules make of messages, without sending any.
     Test(test::TestArguments),
     /// Measure what modules cost, against no transform in the same run.
@@ -86,6 +89,7 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<Exi
     match command {
         Command::List(arguments) => list(&global.config, &arguments).await,
         Command::Add(arguments) => add(&global.config, &arguments),
+        Command::New(arguments) => new::run(&arguments),
         Command::Test(arguments) => test::run(global, arguments).await,
         Command::Bench(arguments) => bench::run(global, arguments).await,
         Command::Inspect(arguments) => inspect::run(&arguments),

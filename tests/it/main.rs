@@ -10,6 +10,7 @@
 mod bad_input;
 mod cli;
 mod groups;
+mod languages;
 mod restart;
 mod sink_faults;
 mod story;

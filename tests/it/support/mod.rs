@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// cores run a whole suite of servers.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Where the commands keep compiled modules, instead of the user's own folder.
+pub const CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/cache");
+
 /// Every value that a test writes into a row holds this word, so that a log which shows a row's
 /// values is caught.
 pub const ROW_MARK: &str = "r0wv4lue";

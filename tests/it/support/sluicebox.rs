@@ -91,6 +91,7 @@ impl Home {
         process
             .current_dir("/")
             .env_remove("SLUICEBOX_LOG")
+            .env("XDG_CACHE_HOME", super::CACHE)
             .stdin(Stdio::null())
             .kill_on_drop(true);
         process
