@@ -90,6 +90,7 @@ impl Driver {
     /// Whether there is room for stored messages among what is on its way.
     pub(super) fn can_read(&self) -> bool {
         self.established
+            && self.chain_stored
             && self.draining.is_none()
             && self.reading.is_none()
             && self.retry_bytes < RETRY_BYTES_MAX
@@ -240,6 +241,9 @@ impl Driver {
                 }
                 rises
             });
+        }
+        if let Some(chain) = effects.chain {
+            self.on_chain_stored(chain);
         }
         for (answer, changed) in effects.answers {
             // Whoever asked may have left.
