@@ -7,7 +7,7 @@
 # ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
 ARGS ?=
 
-.PHONY: demo test bench fmt lint setup
+.PHONY: demo test sim bench fmt lint setup
 
 # The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
 demo: setup
@@ -15,6 +15,11 @@ demo: setup
 
 test: setup
 	cargo test --locked $(ARGS)
+
+# The simulation for longer than a test run: ARGS='seeds=100000', or ARGS=seed=4711 for one seed with
+# all of its events. Of everything that is compiled, only this crate is compiled again, optimised.
+sim: setup
+	SLUICEBOX_SIM="$(ARGS)" CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --locked --lib simulation::tests::long -- --ignored --nocapture
 
 bench: setup
 	cargo bench --locked --bench pipeline -- $(ARGS)

@@ -14,9 +14,12 @@ pub mod error_chain;
 pub mod finding;
 pub mod group_by;
 pub mod message;
+mod mutation;
 pub mod pg_type;
 pub mod pipeline;
 pub mod policy;
+#[cfg(test)]
+mod simulation;
 pub mod sink;
 pub mod source;
 pub mod store;

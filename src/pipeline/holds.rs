@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use super::group::{GROUPING_BYTES, GroupId, Groups};
 use crate::change::{Change, Position};
+use crate::mutation::{self, Rule};
 
 /// Names a message in the store.
 pub type MessageId = u64;
@@ -122,7 +123,10 @@ impl Holds {
     /// The groups of a change as they are beside what is stored.
     #[must_use]
     pub fn groups_of(&self, change: &Change) -> Groups {
-        let groups = Groups::of(change);
+        let mut groups = Groups::of(change);
+        if mutation::broken(Rule::BothGroups) {
+            groups.second = None;
+        }
         let other = |table: &TableQueue| {
             table.groupings.keys().any(|grouping| Some(*grouping) != groups.grouping())
         };
@@ -144,13 +148,16 @@ impl Holds {
         let before = |queue: &BTreeMap<Position, MessageId>| {
             queue.first_key_value().is_some_and(|(first, _)| *first < position)
         };
-        if let Some(table) = self.tables.get(&groups.table) {
+        if let Some(table) = self.tables.get(&groups.table)
+            && !mutation::broken(Rule::HoldTheTable)
+        {
             let barrier = table.barriers.first().is_some_and(|barrier| *barrier < position);
             if barrier || (groups.is_barrier() && before(&table.unsent)) {
                 return true;
             }
         }
-        groups.iter().any(|group| self.groups.get(&group).is_some_and(before))
+        !mutation::broken(Rule::HoldTheGroup)
+            && groups.iter().any(|group| self.groups.get(&group).is_some_and(before))
     }
 
     /// A message went into the store. `failed` tells a failed one from one that only waits.
@@ -286,7 +293,7 @@ impl Holds {
     fn arm(&mut self, id: MessageId) {
         let Some(held) = self.messages.get(&id) else { return };
         let ready = held.phase == Phase::Idle
-            && held.position <= self.passed
+            && (held.position <= self.passed || mutation::broken(Rule::WaitForTheSource))
             && !self.holds(held.position, &held.groups);
         if ready && held.due != Due::OnRequest {
             self.schedule.insert(schedule_key(held, id));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::item::Item;
 use super::size_gate::SizedRecord;
+use crate::mutation::{self, Rule};
 use crate::sink::session::BatchMeter;
 
 /// A change's records, which land together or not at all.
@@ -206,20 +207,21 @@ impl Outbox {
             }
         }
         self.in_flight_bytes = 0;
+        if mutation::broken(Rule::FrontOfQueue) {
+            std::mem::swap(&mut again, &mut self.queue);
+        }
         again.append(&mut self.queue);
-        self.replace(again, now);
+        self.replace_queue(again, now);
         found
     }
 
-    /// Takes everything out of the queue that `held` says has to wait.
-    pub fn extract(&mut self, mut held: impl FnMut(&Parcel) -> bool, now: Instant) -> Vec<Parcel> {
-        let (out, stay): (Vec<Parcel>, Vec<Parcel>) =
-            std::mem::take(&mut self.queue).into_iter().partition(|parcel| held(parcel));
-        self.replace(stay.into(), now);
-        out
+    /// Takes everything out of the queue, in order. [`Self::replace_queue`] has to follow.
+    pub fn take_queue(&mut self) -> VecDeque<Parcel> {
+        std::mem::take(&mut self.queue)
     }
 
-    fn replace(&mut self, queue: VecDeque<Parcel>, now: Instant) {
+    /// Puts a queue in the place of the present one.
+    pub fn replace_queue(&mut self, queue: VecDeque<Parcel>, now: Instant) {
         self.queued_records = queue.iter().map(|parcel| parcel.records.len()).sum();
         self.queued_bytes = queue.iter().map(Parcel::metered_bytes).sum();
         self.since = (!queue.is_empty()).then_some(now);

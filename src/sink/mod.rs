@@ -15,6 +15,8 @@ pub mod embedded;
 pub mod endpoint;
 pub mod error;
 mod json;
+#[cfg(test)]
+pub(crate) mod model;
 pub mod open;
 pub mod proto;
 pub mod read;

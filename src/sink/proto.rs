@@ -267,32 +267,35 @@ impl FrameDecoder {
     }
 }
 
+/// `AppendInput` as `prost` writes and reads it: what the hand-written encoder is held to, and how the
+/// model of the server reads what comes in.
+#[cfg(test)]
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct AppendInput {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) records: Vec<AppendRecord>,
+    #[prost(uint64, optional, tag = "2")]
+    pub(super) match_seq_num: Option<u64>,
+    #[prost(string, optional, tag = "3")]
+    pub(super) fencing_token: Option<String>,
+}
+
+#[cfg(test)]
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct AppendRecord {
+    #[prost(uint64, optional, tag = "1")]
+    pub(super) timestamp: Option<u64>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) headers: Vec<HeaderMessage>,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(super) body: Bytes,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use prost::Message as _;
-
-    /// `AppendInput` as `prost` writes and reads it: what the hand-written encoder is held to.
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct AppendInput {
-        #[prost(message, repeated, tag = "1")]
-        records: Vec<AppendRecord>,
-        #[prost(uint64, optional, tag = "2")]
-        match_seq_num: Option<u64>,
-        #[prost(string, optional, tag = "3")]
-        fencing_token: Option<String>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct AppendRecord {
-        #[prost(uint64, optional, tag = "1")]
-        timestamp: Option<u64>,
-        #[prost(message, repeated, tag = "2")]
-        headers: Vec<HeaderMessage>,
-        #[prost(bytes = "bytes", tag = "3")]
-        body: Bytes,
-    }
 
     fn as_prost(records: &[Record], number: Option<u64>, token: Option<&str>) -> AppendInput {
         AppendInput {

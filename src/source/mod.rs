@@ -26,7 +26,7 @@ mod error;
 mod frame;
 mod preflight;
 mod reader;
-mod seen;
+pub(crate) mod seen;
 mod socket;
 mod sql;
 mod tls;

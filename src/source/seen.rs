@@ -9,7 +9,7 @@ use crate::change::{Lsn, Position};
 
 /// The end of what was handed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     position: Option<Position>,
     /// The highest end of a commit, or idle end of WAL.
     end: Lsn,
@@ -17,12 +17,12 @@ pub(super) struct Seen {
 
 impl Seen {
     /// Nothing up to `position` is wanted, and nobody needs to hear of an end up to `end`.
-    pub(super) fn new(position: Option<Position>, end: Lsn) -> Self {
+    pub(crate) fn new(position: Option<Position>, end: Lsn) -> Self {
         Self { position, end }
     }
 
     /// Whether a change is new. It then counts as handed over.
-    pub(super) fn change(&mut self, position: Position) -> bool {
+    pub(crate) fn change(&mut self, position: Position) -> bool {
         let new = self.position.is_none_or(|seen| seen < position);
         if new {
             self.position = Some(position);
@@ -31,7 +31,7 @@ impl Seen {
     }
 
     /// Whether an end, of a commit or of the WAL on an idle slot, is news.
-    pub(super) fn end(&mut self, end: Lsn) -> bool {
+    pub(crate) fn end(&mut self, end: Lsn) -> bool {
         let new = end > self.end;
         if new {
             self.end = end;
@@ -40,7 +40,7 @@ impl Seen {
     }
 
     /// Everything before this was handed over.
-    pub(super) fn received(&self) -> Lsn {
+    pub(crate) fn received(&self) -> Lsn {
         self.end
     }
 }

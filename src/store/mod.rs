@@ -29,6 +29,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use crate::change::{Change, Lsn, Position};
+use crate::mutation::{self, Rule};
 use crate::pipeline::control::{self, ColumnBytes, ErrorView, MessageList, PageQuery, TraceStep};
 use crate::pipeline::group::{GroupId, Groups};
 
@@ -257,6 +258,12 @@ impl Task {
     #[must_use]
     pub fn writes(&self) -> bool {
         matches!(self.0, Request::Write(..) | Request::NextEpoch(_))
+    }
+
+    /// The transaction that it asks for, if it does.
+    #[cfg(test)]
+    pub(crate) fn transaction(&self) -> Option<Arc<[Write]>> {
+        if let Request::Write(writes, _) = &self.0 { Some(Arc::clone(writes)) } else { None }
     }
 
     /// Carries it out and answers.
@@ -616,6 +623,9 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
                 .prepare_cached("DELETE FROM messages WHERE id = ?1")?
                 .execute([signed(*id)])?;
             Ok(())
+        }
+        Write::Acknowledge { id } if mutation::broken(Rule::Tombstone) => {
+            carry_out(connection, &Write::Remove { id: *id })
         }
         Write::Acknowledge { id } => {
             connection

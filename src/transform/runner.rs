@@ -51,10 +51,6 @@ pub struct Runner {
     slots: Vec<Slot>,
     /// What was done to the last message.
     steps: Vec<Step>,
-    /// The first failure of the last message, by its slot.
-    fault: Option<(usize, Class)>,
-    /// Messages are only tried: nothing is counted, and nothing is logged as if it had happened.
-    quiet: bool,
 }
 
 #[derive(Debug)]
@@ -77,28 +73,13 @@ struct Step {
 
 impl Runner {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        let (chain, slots, steps, fault) = Default::default();
-        Self { engine, chain, slots, steps, fault, quiet: false }
-    }
-
-    /// One that leaves no traces: for trying a chain.
-    pub(crate) fn quiet(engine: Arc<Engine>) -> Self {
-        Self { quiet: true, ..Self::new(engine) }
-    }
-
-    /// The first failure of a transform on the last message, also where the transform's settings made
-    /// the message pass or dropped it: its class, and the transform's file name.
-    #[must_use]
-    pub fn fault(&self) -> Option<(Class, &str)> {
-        let (slot, class) = self.fault?;
-        Some((class, &self.slots.get(slot)?.transform.file))
+        Self { engine, chain: None, slots: Vec::new(), steps: Vec::new() }
     }
 
     /// Runs a message through a chain. Instances are kept from call to call, also over a change of
     /// the chain, as far as their transforms stay.
     pub fn run(&mut self, chain: &Arc<Chain>, draft: Draft) -> Outcome {
         self.steps.clear();
-        self.fault = None;
         if chain.is_empty() {
             return Outcome::Keep(vec![draft]);
         }
@@ -209,18 +190,15 @@ impl Runner {
     }
 
     fn run_one(&mut self, index: usize, message: Message) -> Result<Shaped, Fault> {
-        let Self { engine, slots, steps, fault: first_fault, .. } = self;
-        let quiet = self.quiet;
+        let Self { engine, slots, steps, .. } = self;
         let slot = &mut slots[index];
         let transform = &*slot.transform;
         // The only policy that goes on with the message as it was.
         let before = (transform.settings.on_error == OnError::Pass).then(|| message.clone());
 
-        if !quiet {
-            transform.counters.called();
-        }
+        transform.counters.called();
         let started = Instant::now();
-        let called = slot.call(engine, started, message, quiet);
+        let called = slot.call(engine, started, message);
         let Called { result, failed, measured, logs } = called;
         let fault = match result {
             Ok(shaped) => {
@@ -231,10 +209,7 @@ impl Runner {
         };
 
         let transform = &*slot.transform;
-        first_fault.get_or_insert((index, fault.class));
-        if !quiet {
-            transform.counters.failed();
-        }
+        transform.counters.failed();
         let mut step = Step::new(index, fault.class.as_str(), started, measured, logs);
         step.backtrace.clone_from(&fault.backtrace);
         push(steps, step);
@@ -243,7 +218,6 @@ impl Runner {
                 before.draft.set_passed(&transform.file);
                 Ok(Shaped::Keep(before))
             }
-            (OnError::Drop, _) if quiet => Ok(Shaped::Drop),
             (OnError::Drop, _) => {
                 let change = failed.as_ref().map(|message| message.draft.change());
                 tracing::warn!(
@@ -273,11 +247,11 @@ struct Called {
 impl Slot {
     /// Calls the transform, on a fresh instance if there is none, and keeps the instance only where
     /// the call went well.
-    fn call(&mut self, engine: &Engine, started: Instant, message: Message, quiet: bool) -> Called {
+    fn call(&mut self, engine: &Engine, started: Instant, message: Message) -> Called {
         let transform = &*self.transform;
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
-            None => match Instance::new(engine, transform, quiet) {
+            None => match Instance::new(engine, transform) {
                 Ok(instance) => instance,
                 Err(fault) => {
                     return Called {

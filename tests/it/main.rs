@@ -9,7 +9,6 @@
 
 mod bad_input;
 mod cli;
-mod folder;
 mod groups;
 mod languages;
 mod restart;

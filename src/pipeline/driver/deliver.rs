@@ -3,6 +3,7 @@
 use super::{Driver, Error, Sink, SinkEvent};
 use crate::change::Position;
 use crate::message::Draft;
+use crate::mutation::{self, Rule};
 use crate::pipeline::control;
 use crate::pipeline::control::{ErrorView, Reason};
 use crate::pipeline::holds::{Due, MessageId};
@@ -13,7 +14,7 @@ use crate::pipeline::outbox::Parcel;
 use crate::policy;
 use crate::sink::error::{Class, Refusal};
 use crate::store::Failure;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ impl Driver {
         }
         let (store, client) = (self.store.clone(), self.client.clone());
         let (pipeline_id, read_from) = (self.pipeline_id.clone(), self.acknowledged);
-        let epoch = self.epoch;
+        let epoch = if mutation::broken(Rule::FreshToken) { Some(1) } else { self.epoch };
         self.sink = Sink::Opening(Box::pin(async move {
             let epoch = match epoch {
                 Some(epoch) => epoch,
@@ -89,7 +90,6 @@ impl Driver {
     }
 
     pub(super) fn on_delivered(&mut self, parcel: &Parcel, seq: u64) {
-        self.note_first_of_chain(parcel);
         self.counters.records += parcel.records.len() as u64;
         self.counters.record_bytes += parcel
             .records
@@ -168,21 +168,36 @@ impl Driver {
                 self.failed_again(id, failure);
             }
         }
-        let holds = &self.holds;
-        let held = |parcel: &Parcel| match parcel.item.origin {
-            Origin::Source { .. } => {
-                let change = &parcel.item.change;
-                holds.holds(change.position, &holds.groups_of(change))
-            }
-            Origin::Store { id } => holds.is_held(id),
-        };
-        for parcel in self.outbox.extract(held, now) {
-            match parcel.item.origin {
-                Origin::Source { entry } => self.store_waiting(parcel.item, entry),
-                Origin::Store { id } => {
-                    self.off_the_way(&parcel.item);
-                    self.holds.back(id, false, Due::Now);
+        // One behind the other: what is held back holds what follows it, which may be in other groups
+        // than what was refused.
+        let (mut stay, mut late) = (VecDeque::new(), Vec::new());
+        for parcel in self.outbox.take_queue() {
+            let change = &parcel.item.change;
+            let held = match parcel.item.origin {
+                Origin::Source { .. } => {
+                    self.holds.holds(change.position, &self.holds.groups_of(change))
                 }
+                Origin::Store { id } => self.holds.is_held(id),
+            };
+            if !held {
+                stay.push_back(parcel);
+            } else if mutation::broken(Rule::HoldInTurn) {
+                late.push(parcel);
+            } else {
+                self.hold_back(parcel);
+            }
+        }
+        late.into_iter().for_each(|parcel| self.hold_back(parcel));
+        self.outbox.replace_queue(stay, now);
+    }
+
+    /// What was ready to be sent waits in the store.
+    fn hold_back(&mut self, parcel: Parcel) {
+        match parcel.item.origin {
+            Origin::Source { entry } => self.store_waiting(parcel.item, entry),
+            Origin::Store { id } => {
+                self.off_the_way(&parcel.item);
+                self.holds.back(id, false, Due::Now);
             }
         }
     }

@@ -5,7 +5,8 @@ use super::{
     RETRY_BYTES_MAX, Reading, Writing,
 };
 use crate::change::Change;
-use crate::pipeline::ack::EntryId;
+use crate::mutation::{self, Rule};
+use crate::pipeline::ack::{EntryId, Progress};
 use crate::pipeline::control::Reason;
 use crate::pipeline::holds::{Due, MessageId};
 use crate::pipeline::item::{Item, Origin};
@@ -46,7 +47,12 @@ impl Driver {
         let groups = self.holds.groups_of(&change);
         self.holds.insert(id, change.position, groups, failure.is_some(), due);
         self.attempts.insert(id, attempts);
-        self.effects.settled.push((entry, change.bytes()));
+        if mutation::broken(Rule::StoreWithCheckpoint) {
+            self.tracker.settle(entry, None);
+            self.budget.release(change.bytes());
+        } else {
+            self.effects.settled.push((entry, change.bytes()));
+        }
         self.writes.push(Write::Insert {
             id,
             change: Box::new(change),
@@ -90,7 +96,6 @@ impl Driver {
     /// Whether there is room for stored messages among what is on its way.
     pub(super) fn can_read(&self) -> bool {
         self.established
-            && self.chain_stored
             && self.draining.is_none()
             && self.reading.is_none()
             && self.retry_bytes < RETRY_BYTES_MAX
@@ -169,11 +174,18 @@ impl Driver {
         let progress = self.tracker.progress();
         let mut writes = std::mem::take(&mut self.writes);
         let mut effects = std::mem::take(&mut self.effects);
+        if mutation::broken(Rule::StoreWithCheckpoint) {
+            let is_insert = |write: &mut Write| matches!(write, Write::Insert { .. });
+            self.writes = writes.extract_if(.., is_insert).collect();
+        }
         self.delivered = false;
         if let Some(acknowledged) = self.acknowledged {
             let replayed = self.replayed.values().copied().flatten().min();
             let beyond = [self.tracker.seq_beyond(), replayed].into_iter().flatten().min();
-            let seq = beyond.map_or(acknowledged, |seq| seq.min(acknowledged));
+            let seq = match beyond {
+                Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
+                _ => acknowledged,
+            };
             writes.push(Write::Checkpoint(Checkpoint {
                 position: progress.position,
                 seq,
@@ -191,10 +203,23 @@ impl Driver {
         self.writing = Some(Writing { done, writes, effects });
     }
 
+    /// Postgres may forget what is settled up to here.
+    pub(super) fn confirm(&self, progress: Progress) {
+        self.source.confirm.send_if_modified(|confirm| {
+            let rises = progress.lsn > *confirm;
+            if rises {
+                *confirm = progress.lsn;
+            }
+            rises
+        });
+    }
+
     pub(super) fn on_written(&mut self, result: Result<(), store::Error>) -> Result<(), Error> {
         let Some(Writing { writes, effects, .. }) = self.writing.take() else { return Ok(()) };
         self.saved_at = self.clock.now();
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !mutation::broken(Rule::WriteAgain)
+        {
             if !error.heals() {
                 return Err(error.into());
             }
@@ -234,16 +259,7 @@ impl Driver {
         }
         if let Some(progress) = effects.confirm {
             self.saved = progress;
-            self.source.confirm.send_if_modified(|confirm| {
-                let rises = progress.lsn > *confirm;
-                if rises {
-                    *confirm = progress.lsn;
-                }
-                rises
-            });
-        }
-        if let Some(chain) = effects.chain {
-            self.on_chain_stored(chain);
+            self.confirm(progress);
         }
         for (answer, changed) in effects.answers {
             // Whoever asked may have left.

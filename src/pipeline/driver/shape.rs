@@ -2,7 +2,8 @@
 
 use super::{Driver, Error, envelope};
 use crate::change::Position;
-use crate::message::{Envelope, header};
+use crate::message::Envelope;
+use crate::mutation::{self, Rule};
 use crate::pipeline::control::Reason;
 use crate::pipeline::holds::Due;
 use crate::pipeline::item::{Item, Origin, Shaped};
@@ -10,19 +11,19 @@ use crate::pipeline::outbox::Parcel;
 use crate::pipeline::workers::{Done, Job};
 use crate::source;
 use crate::store::Write;
-use crate::transform::Chain;
 use std::sync::Arc;
 
 impl Driver {
     pub(super) fn on_batch(&mut self, batch: source::Batch) -> Result<(), Error> {
-        let mut items: Vec<Item> = Vec::with_capacity(batch.items.len());
+        let mut items = Vec::with_capacity(batch.items.len());
         for item in batch.items {
             match item {
                 source::Item::Change(change) => {
                     self.counters.changes += 1;
                     let entry = self.tracker.read(change.position);
                     self.holds.pass(change.position);
-                    match self.replayed.remove(&change.position) {
+                    let replayed = self.replayed.remove(&change.position);
+                    match replayed.filter(|_| !mutation::broken(Rule::SkipReplayed)) {
                         Some(seq) => {
                             self.tracker.settle(entry, seq);
                             self.budget.release(change.bytes());
@@ -40,7 +41,6 @@ impl Driver {
                 }
             }
         }
-        self.sampler.look(self.clock.now(), items.len(), |at| &items[at].change);
         self.dispatch(items)
     }
 
@@ -62,47 +62,20 @@ impl Driver {
         Ok(())
     }
 
-    /// Writes a chain's number down, so that no later chain gets it, whatever happens. The chain before
-    /// goes on until that is on disk.
-    pub(super) fn announce_chain(&mut self, chain: Arc<Chain>) {
-        self.writes
-            .push(Write::Chain { generation: chain.generation, digest: chain.digest().to_owned() });
-        self.effects.chain = Some(chain);
-    }
-
-    /// The chain's number is on disk: stored messages are tried with it.
-    pub(super) fn on_chain_stored(&mut self, chain: Arc<Chain>) {
-        let files = chain.files().collect::<Vec<_>>().join(", ");
-        tracing::info!(chain = chain.tag(), files, "the chain is live");
-        self.first_of = chain.seen_at().map(|seen| (chain.tag(), seen));
-        self.chain_stored = true;
-        self.adopt_chain(chain);
-        self.holds.request_all();
-    }
-
-    /// Uses the chain for everything that is dispatched from now on.
-    pub(super) fn adopt_chain(&mut self, chain: Arc<Chain>) {
+    /// Uses the chain for everything that is dispatched from now on. Its number is in the store before
+    /// any record carries it.
+    pub(super) fn adopt_chain(&mut self, changed: bool) {
+        let chain = Arc::clone(&self.chain);
         self.envelope =
             Arc::new(Envelope::new(envelope(&self.settings, &self.pipeline_id, &chain.tag())));
-        self.chain = chain;
-    }
-
-    /// Says how long a change of the folder took to reach the stream.
-    pub(super) fn note_first_of_chain(&mut self, parcel: &Parcel) {
-        let Some((tag, seen)) = &self.first_of else { return };
-        let is_of_chain = parcel.records.iter().any(|record| {
-            let headers = &record.record().headers;
-            headers.iter().any(|header| {
-                header.name == header::CHAIN.as_bytes() && header.value == tag.as_bytes()
-            })
-        });
-        if is_of_chain {
-            tracing::info!(
-                chain = tag,
-                "S2 has the first record of the chain, {} ms after its files were seen",
-                seen.elapsed().as_millis()
-            );
-            self.first_of = None;
+        if changed {
+            self.writes.push(Write::Chain {
+                generation: chain.generation,
+                digest: chain.digest().to_owned(),
+            });
+            self.holds.request_all();
+            let files = chain.files().collect::<Vec<_>>().join(", ");
+            tracing::info!(chain = chain.tag(), files, "the chain is live");
         }
     }
 
@@ -168,6 +141,9 @@ impl Driver {
                 }
                 Shaped::Records(records) => {
                     self.holds.sent(id);
+                    if mutation::broken(Rule::RemoveWithCheckpoint) {
+                        self.writes.push(Write::Remove { id });
+                    }
                     self.outbox.push(Parcel::new(item, records), self.clock.now());
                 }
                 Shaped::Dropped => {

@@ -1,0 +1,90 @@
+//! Rules that a test build can break, to see whether the simulation notices.
+//!
+//! A rule is asked for where it is kept: `if !mutation::broken(Rule::X) { … }`. Outside of test builds
+//! the answer is the constant `false`, so that the product contains no switch and no trace of one.
+
+/// A rule that delivery rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Postgres is told only what a checkpoint on disk covers.
+    ConfirmBehindCheckpoint,
+    /// The end of the stream is read before anything is sent.
+    ReadTheEnd,
+    /// Each opening fences what came before it out.
+    Fence,
+    /// What a broken session left goes in front of everything else.
+    FrontOfQueue,
+    /// A message in the store holds what follows it in its groups.
+    HoldTheGroup,
+    /// What S2 refused takes what is behind it along, and that again what is behind it.
+    HoldInTurn,
+    /// A truncate waits for its table and holds it.
+    HoldTheTable,
+    /// A change of the key belongs to the group that it leaves, too.
+    BothGroups,
+    /// A checkpoint's number passes no record whose acknowledgement is not covered.
+    CheckpointNumber,
+    /// A message leaves the store with the checkpoint that covers its record.
+    RemoveWithCheckpoint,
+    /// A checkpoint that covers a message in the store brings it there.
+    StoreWithCheckpoint,
+    /// What is settled already is left out when it is read again.
+    SkipReplayed,
+    /// What was given up leaves a mark until the checkpoint has passed it.
+    Tombstone,
+    /// A message beyond the checkpoint waits until the source has read past it.
+    WaitForTheSource,
+    /// Each opening has a token that was never used before.
+    FreshToken,
+    /// What the disk did not take is written again, before anything newer.
+    WriteAgain,
+    /// A stream with somebody else's token is left alone.
+    StandDown,
+}
+
+#[cfg(test)]
+impl Rule {
+    pub(crate) const ALL: [Self; 17] = [
+        Self::ConfirmBehindCheckpoint,
+        Self::ReadTheEnd,
+        Self::Fence,
+        Self::FrontOfQueue,
+        Self::HoldTheGroup,
+        Self::HoldInTurn,
+        Self::HoldTheTable,
+        Self::BothGroups,
+        Self::CheckpointNumber,
+        Self::RemoveWithCheckpoint,
+        Self::StoreWithCheckpoint,
+        Self::SkipReplayed,
+        Self::Tombstone,
+        Self::WaitForTheSource,
+        Self::FreshToken,
+        Self::WriteAgain,
+        Self::StandDown,
+    ];
+}
+
+/// Whether a rule is not to be kept.
+#[cfg(not(test))]
+pub(crate) const fn broken(_: Rule) -> bool {
+    false
+}
+
+#[cfg(test)]
+thread_local! {
+    /// A run of the simulation has one thread of its own.
+    static BROKEN: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether a rule is not to be kept.
+#[cfg(test)]
+pub(crate) fn broken(rule: Rule) -> bool {
+    BROKEN.get() == Some(rule)
+}
+
+/// Breaks a rule on this thread, or none.
+#[cfg(test)]
+pub(crate) fn set(rule: Option<Rule>) {
+    BROKEN.set(rule);
+}

@@ -1,0 +1,172 @@
+//! The proof of what the [driver](crate::pipeline::driver) promises: the driver itself, on a clock that
+//! stands still between events, in a world where everything that may fail does.
+//!
+//! A seed draws what is committed, what the transforms and S2 make of it, which kinds of faults there
+//! are, and every moment at which one happens. The same seed gives the same run, so that a run that
+//! breaks a promise can be looked at again:
+//!
+//! ```text
+//! make sim ARGS=seed=4711            one run, with all of its events
+//! make sim ARGS='seeds=100000'       many, from a seed that is printed; from=N chooses it
+//! ```
+//!
+//! | file | what | real |
+//! | --- | --- | --- |
+//! | `process` | the driver with everything above its seams, until it is killed | driver, sessions, fencing, S2's protocol, SQLite |
+//! | `network` | the way to S2: what is under way there outlives the process | |
+//! | `sink::model` | the S2 server, held to the real one by a test | |
+//! | `postgres` | the slot | what leaves repetitions out |
+//! | `workload` | what is committed | |
+//! | `world` | chance, faults, the trace; checks that nothing is confirmed too early | |
+//! | `judge` | what stream and store have to be in the end | |
+//!
+//! The promises: each committed change is in the stream exactly once, or was dropped or given up; its
+//! parts lie side by side; each row's changes are in their order, around truncates too, and all those
+//! that were never held are in commit order; nothing is in the stream that was not committed; Postgres
+//! is never told to forget what is not safe; and when the faults end, all of it comes to rest.
+//!
+//! It lives beside the unit tests, and not in `tests/`, because the [switches](crate::mutation) that
+//! break the driver's rules exist only where the crate itself is compiled for tests. `tests` shows that
+//! each of them is found out.
+
+mod judge;
+mod network;
+mod postgres;
+mod process;
+mod tests;
+mod workload;
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tokio::time::sleep;
+
+use crate::mutation::{self, Rule};
+use world::{Fault, STREAM, World, lock};
+
+/// How long a world without faults may take to come to rest.
+const REST_TIME: Duration = Duration::from_secs(180);
+
+/// How a run went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Run {
+    /// Of everything that happened, in order.
+    hash: u64,
+    events: u64,
+    changes: usize,
+    processes: u64,
+    /// The first promise that was broken.
+    violation: Option<String>,
+}
+
+/// Runs one seed, with a rule broken or none.
+fn run(seed: u64, broken: Option<Rule>, verbose: bool) -> Run {
+    mutation::set(broken);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without threads can be made");
+    let run = runtime.block_on(async {
+        let world = World::new(seed, verbose);
+        let processes = live(&world).await;
+        let state = world.state();
+        let events = state.events;
+        drop(state);
+        Run {
+            hash: world.hash(),
+            events,
+            changes: world.workload.by_position.len(),
+            processes,
+            violation: world.violation(),
+        }
+    });
+    drop(runtime);
+    mutation::set(None);
+    run
+}
+
+/// Runs a world until it has come to rest, or a promise is broken. Says how many processes it took.
+async fn live(world: &Arc<World>) -> u64 {
+    tokio::spawn(others(Arc::clone(world)));
+    let mut number = 0;
+    let started = tokio::time::Instant::now();
+    let calm = started + Duration::from_millis(world.workload.calm_ms);
+    let mut rested = std::pin::pin!(async {
+        tokio::time::sleep_until(calm).await;
+        world.note("calm", 0, 0);
+        world.calm();
+        while world.violation().is_none()
+            && judge::unrest(world).is_some()
+            && calm.elapsed() < REST_TIME
+        {
+            sleep(Duration::from_millis(500)).await;
+        }
+    });
+    loop {
+        number += 1;
+        let running = process::start(world, number);
+        let bother = running.bothered(world);
+        let over = tokio::select! {
+            biased;
+            () = running.end(world) => false,
+            () = &mut rested => true,
+        };
+        bother.abort();
+        if world.violation().is_some() {
+            return number;
+        }
+        if over {
+            break;
+        }
+        sleep(world.between(0, 1500)).await;
+    }
+    if let Some(unrest) = judge::unrest(world) {
+        world.violated(format!("no rest {} s after the last fault: {unrest}", REST_TIME.as_secs()));
+    }
+    judge::judge(world);
+    let process = world.state().process.take();
+    if let Some(process) = process {
+        process.kill();
+    }
+    number
+}
+
+/// Everybody else who speaks to the stream.
+async fn others(world: Arc<World>) {
+    loop {
+        sleep(world.between(5, 300)).await;
+        if world.fault(Fault::Foreign, 0.5) {
+            lock(&world.server).append_plain(STREAM, "foreign");
+            world.landed(0);
+            world.event("foreign", 0, 0);
+        }
+        if world.fault(Fault::Intruder, 0.05) {
+            intrude(&world).await;
+        }
+    }
+}
+
+/// A pipeline with a store of its own wants the stream. Once it is ours, it has to stay out.
+async fn intrude(world: &Arc<World>) {
+    use crate::pipeline::link::{Opening, establish};
+    let ours = !lock(&world.server).token(STREAM).is_empty();
+    let process = process::stranger();
+    let number = world.draw(|rng| rng.random_range(1..100));
+    let opening = Opening {
+        client: process::client(world, &process),
+        store: process::store_of_its_own(),
+        pipeline_id: "intruder".to_owned(),
+        read_from: None,
+        epoch: number,
+    };
+    if ours {
+        let entered = establish(opening).await.is_ok();
+        world.note("intruder", number, u64::from(entered));
+        if entered {
+            world.violated("another pipeline got the stream while it was ours".to_owned());
+        }
+    }
+}

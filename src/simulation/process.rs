@@ -1,0 +1,486 @@
+//! One running Sluicebox: the real driver over the world's parts, until it dies.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, UNIX_EPOCH};
+
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::network::Network;
+use super::postgres;
+use super::workload::{FailureClass, Fate};
+use super::world::{Fault, STREAM, World, lock};
+use crate::change::Lsn;
+use crate::clock::Clock;
+use crate::message::Draft;
+use crate::pipeline::budget::ByteBudget;
+use crate::pipeline::control::{Control, ErrorView, Status};
+use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::item::{Item, Shaped};
+use crate::pipeline::workers::{self, Done, Job, Workers};
+use crate::policy::Backoff;
+use crate::sink::model::REFUSED_HEADER;
+use crate::sink::{Client, Endpoint, Settings};
+use crate::source::Resume;
+use crate::store::{self, Database, Error, Store, Task};
+use crate::transform::{Chain, Class, Failure, Outcome};
+
+/// The file name of the one transform.
+const TRANSFORM: &str = "10-simulated.wasm";
+
+/// A process, as the rest of the world sees it.
+pub(super) struct Process {
+    pub(super) number: u64,
+    alive: AtomicBool,
+    frozen: AtomicBool,
+    frozen_once: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+    tasks: Mutex<Vec<AbortHandle>>,
+    /// It died, or stands still: time for another one.
+    pub(super) gone: Notify,
+}
+
+impl Process {
+    fn new(number: u64) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            alive: AtomicBool::new(true),
+            frozen: AtomicBool::new(false),
+            frozen_once: AtomicBool::new(false),
+            waker: Mutex::default(),
+            tasks: Mutex::default(),
+            gone: Notify::new(),
+        })
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Whether it ever stood still: others took over what it had.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen_once.load(Ordering::Relaxed)
+    }
+
+    /// A task that ends with the process.
+    pub(super) fn owns(&self, task: AbortHandle) {
+        if !self.is_alive() {
+            task.abort();
+        }
+        lock(&self.tasks).push(task);
+    }
+
+    /// `kill -9`: nothing of it runs on from here.
+    pub(super) fn kill(&self) {
+        self.alive.store(false, Ordering::Relaxed);
+        for task in lock(&self.tasks).drain(..) {
+            task.abort();
+        }
+        self.gone.notify_one();
+    }
+
+    fn freeze(&self) {
+        self.frozen_once.store(true, Ordering::Relaxed);
+        self.frozen.store(true, Ordering::Relaxed);
+        self.gone.notify_one();
+    }
+
+    fn thaw(&self) {
+        self.frozen.store(false, Ordering::Relaxed);
+        if let Some(waker) = lock(&self.waker).take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Runs the driver, and not while the process stands still.
+struct Freezing<F> {
+    inner: Pin<Box<F>>,
+    process: Arc<Process>,
+}
+
+impl<F: Future> Future for Freezing<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        if self.process.frozen.load(Ordering::Relaxed) {
+            *lock(&self.process.waker) = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        self.inner.as_mut().poll(context)
+    }
+}
+
+/// A running process and the means to talk to it.
+pub(super) struct Running {
+    pub(super) process: Arc<Process>,
+    pub(super) control: Control,
+    chains: watch::Sender<Arc<Chain>>,
+    pub(super) shutdown: CancellationToken,
+    driver: JoinHandle<Result<(), driver::Error>>,
+}
+
+/// Starts a process on the world's store.
+pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
+    let process = Process::new(number);
+    let loaded = {
+        let mut rng = world.draw(rand::rngs::SmallRng::from_rng);
+        lock(&world.database).load(&mut rng).expect("the store can be read")
+    };
+    super::judge::store_is_as_told(world, &loaded);
+    world.note("start", number, loaded.messages.len() as u64);
+
+    let shutdown = CancellationToken::new();
+    let budget = Arc::new(ByteBudget::new(world.workload.budget_bytes));
+    let checkpoint = loaded.checkpoint;
+    let resume = Resume {
+        skip_through: checkpoint.map(|checkpoint| checkpoint.position),
+        cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
+        system_identifier: None,
+    };
+    let source = postgres::start(world, &process, &resume, Arc::clone(&budget), shutdown.clone());
+    let (workers, finished) = workers(world, &process);
+    let chain = chain(world);
+    let (chains, chains_in) = watch::channel(chain);
+    let (requests_in, requests) = mpsc::channel(64);
+    let (status_in, status) = watch::channel(Status::default());
+    let control = Control::new(requests_in, status);
+    let parts = Parts {
+        settings: driver::Settings {
+            window: world.workload.window,
+            retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
+            pipeline_name: "simulated".to_owned(),
+            database_name: "simulated".to_owned(),
+            hostname: "simulated".to_owned(),
+        },
+        store: store(world, &process),
+        loaded,
+        source,
+        budget,
+        chains: chains_in,
+        workers,
+        client: client(world, &process),
+        clock: Clock::starting_at(
+            UNIX_EPOCH
+                + Duration::from_secs(1_700_000_000)
+                + Duration::from_millis(world.elapsed_ms()),
+        ),
+        rng: world.draw(rand::rngs::SmallRng::from_rng),
+        status: status_in,
+        shutdown: shutdown.clone(),
+    };
+    let inner = Box::pin(driver::run(parts, finished, requests));
+    let driver = tokio::spawn(Freezing { inner, process: Arc::clone(&process) });
+    process.owns(driver.abort_handle());
+    world.state().process = Some(Arc::clone(&process));
+    Running { process, control, chains, shutdown, driver }
+}
+
+impl Running {
+    /// Waits until the process is no more: dead, ended, or another one's turn.
+    pub(super) async fn end(mut self, world: &Arc<World>) {
+        let number = self.process.number;
+        let ended = tokio::select! {
+            biased;
+            () = self.process.gone.notified() => None,
+            ended = &mut self.driver => Some(ended),
+        };
+        match ended {
+            None if self.process.is_alive() => {
+                world.note("frozen", number, 0);
+                tokio::spawn(zombie(Arc::clone(world), self));
+            }
+            None => {}
+            Some(Ok(Ok(()))) => {
+                world.note("stopped", number, 0);
+                self.process.kill();
+            }
+            Some(Ok(Err(error))) => {
+                let text = crate::error_chain::error_chain(&error);
+                world.violated(format!("process {number} ended by itself: {text}"));
+                self.process.kill();
+            }
+            Some(Err(broken)) if broken.is_panic() => {
+                let panic = broken.into_panic();
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied());
+                world.violated(format!(
+                    "process {number} panicked: {}",
+                    text.unwrap_or("without a word")
+                ));
+                self.process.kill();
+            }
+            Some(Err(_)) => {}
+        }
+    }
+
+    /// What comes from outside while it runs: reloads, operators, shutdowns, and standing still.
+    pub(super) async fn bother(
+        process: Arc<Process>,
+        control: Control,
+        chains: watch::Sender<Arc<Chain>>,
+        shutdown: CancellationToken,
+        world: Arc<World>,
+    ) {
+        while process.is_alive() && !process.is_frozen() {
+            sleep(world.between(20, 400)).await;
+            if world.fault(Fault::Reload, 0.15) {
+                reload(&world, &chains);
+            }
+            if world.fault(Fault::Operator, 0.2) {
+                operate(&world, &control).await;
+            }
+            if world.fault(Fault::Shutdown, 0.05) {
+                world.note("shutdown", process.number, 0);
+                shutdown.cancel();
+            }
+            if world.fault(Fault::Freeze, 0.05) {
+                process.freeze();
+            }
+            if world.fault(Fault::DiskFull, 0.1) {
+                world.note("disk full", 0, 0);
+                world.state().disk_full = true;
+            } else if world.chance(0.3) {
+                world.state().disk_full = false;
+            }
+            let slow = world.fault(Fault::Slow, 0.1);
+            if slow || world.chance(0.3) {
+                world.state().slow = slow;
+            }
+            if world.is_calm() && !world.state().generations.last().copied().unwrap_or(false) {
+                reload(&world, &chains);
+            }
+            if world.is_calm() {
+                // What was refused for its size is tried again by hand.
+                drop(control.retry(Default::default()).await);
+            }
+        }
+    }
+
+    /// Its doings from outside, as a task.
+    pub(super) fn bothered(&self, world: &Arc<World>) -> AbortHandle {
+        tokio::spawn(Self::bother(
+            Arc::clone(&self.process),
+            self.control.clone(),
+            self.chains.clone(),
+            self.shutdown.clone(),
+            Arc::clone(world),
+        ))
+        .abort_handle()
+    }
+}
+
+/// A process that others have taken for dead wakes up, and has to find out.
+async fn zombie(world: Arc<World>, running: Running) {
+    sleep(world.between(10, 20_000)).await;
+    world.note("wakes up", running.process.number, 0);
+    running.process.thaw();
+    let ended = tokio::time::timeout(Duration::from_secs(60), running.driver).await;
+    world.note("zombie ends", running.process.number, u64::from(ended.is_ok()));
+    running.process.kill();
+}
+
+async fn operate(world: &World, control: &Control) {
+    let some = {
+        let state = world.state();
+        state.store.messages.keys().copied().collect::<Vec<_>>()
+    };
+    let mut filter = crate::pipeline::control::Filter::default();
+    if !some.is_empty() && world.chance(0.7) {
+        filter.id = Some(world.draw(|rng| some[rng.random_range(0..some.len())]));
+    }
+    let give_up = filter.id.is_some() && world.chance(0.5);
+    world.note(
+        if give_up { "operator gives up" } else { "operator retries" },
+        filter.id.unwrap_or(0),
+        0,
+    );
+    let answer =
+        if give_up { control.acknowledge(filter).await } else { control.retry(filter).await };
+    world.note("operator is answered", answer.map_or(0, |changed| changed.changed), 0);
+}
+
+fn chain(world: &World) -> Arc<Chain> {
+    Arc::new(Chain::empty(world.state().generations.len() as u64 - 1))
+}
+
+fn reload(world: &World, chains: &watch::Sender<Arc<Chain>>) {
+    let fixed = world.is_calm() || world.chance(0.5);
+    world.state().generations.push(fixed);
+    let chain = chain(world);
+    world.note("reload", chain.generation, u64::from(fixed));
+    chains.send_replace(chain);
+}
+
+/// S2 as this process reaches it.
+pub(super) fn client(world: &Arc<World>, process: &Arc<Process>) -> Client {
+    let settings = Settings {
+        endpoint: Endpoint::Url("http://s2.simulated".to_owned()),
+        create: world.workload.create,
+        ..Settings::new("simulated", STREAM)
+    };
+    Client::over(Arc::new(Network::new(world, process)), settings).expect("the settings are right")
+}
+
+/// Somebody else's process.
+pub(super) fn stranger() -> Arc<Process> {
+    Process::new(0)
+}
+
+/// An empty store that nothing happens to.
+pub(super) fn store_of_its_own() -> Store {
+    let database = Mutex::new(Database::in_memory().expect("there is memory"));
+    Store::over(move |task| task.carry_out(&mut lock(&database)))
+}
+
+/// The world's store, over a thread that takes its time and dies with the process.
+fn store(world: &Arc<World>, process: &Arc<Process>) -> Store {
+    let (tasks, mut received) = mpsc::unbounded_channel::<Task>();
+    let number = process.number;
+    let world = Arc::clone(world);
+    let owner = Arc::clone(process);
+    let thread = tokio::spawn(async move {
+        while let Some(task) = received.recv().await {
+            sleep(world.delay()).await;
+            // The lock on its folder is another's by now.
+            if owner.is_frozen() {
+                return;
+            }
+            let full = task.writes() && world.state().disk_full;
+            if full {
+                task.refuse(Error::Full);
+                continue;
+            }
+            world.event("store is asked", number, u64::from(task.writes()));
+            if !owner.is_alive() {
+                return;
+            }
+            let transaction = task.transaction();
+            task.carry_out(&mut lock(&world.database));
+            if let Some(writes) = transaction {
+                world.carried_out(&writes, number);
+                world.event("stored", number, 0);
+            }
+        }
+    });
+    process.owns(thread.abort_handle());
+    Store::over(move |task| drop(tasks.send(task)))
+}
+
+/// Transforms that do what the workload says, in any order.
+fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::UnboundedReceiver<Done>) {
+    let (done, finished) = mpsc::unbounded_channel();
+    let (world, process) = (Arc::clone(world), Arc::clone(process));
+    let count = world.workload.workers;
+    let submit = move |job: Job| {
+        let (world, done) = (Arc::clone(&world), done.clone());
+        let task = tokio::spawn(async move {
+            sleep(world.delay()).await;
+            world.event("shaped", job.number, job.items.len() as u64);
+            let Job { number, chain, envelope, items } = job;
+            let fixed = {
+                let generation = usize::try_from(chain.generation).expect("generations are few");
+                world.state().generations[generation]
+            };
+            let shape = |item: Item| {
+                let draft = Draft::new(item.change.clone(), Arc::clone(&envelope));
+                let shaped = match outcome(&world, &item, draft, fixed) {
+                    Made::Oversize(failure) => Shaped::Failed(failure),
+                    Made::By(outcome) => workers::measured(outcome, Vec::new),
+                };
+                (item, shaped)
+            };
+            let results: Vec<(Item, Shaped)> = items.into_iter().map(shape).collect();
+            if world.is_verbose() {
+                for (item, shaped) in &results {
+                    let shaped = match shaped {
+                        Shaped::Records(records) => format!("{} records", records.len()),
+                        Shaped::Dropped => "dropped".to_owned(),
+                        Shaped::Failed(_) | Shaped::Halt(_) => "failed".to_owned(),
+                    };
+                    println!("             {} {:?}: {shaped}", item.change.position, item.origin);
+                }
+            }
+            drop(done.send(Done { number, results }));
+        });
+        process.owns(task.abort_handle());
+        true
+    };
+    (Workers::over(count, submit), finished)
+}
+
+/// What the transforms made of a change, or the size gate behind them.
+enum Made {
+    By(Outcome),
+    Oversize(Box<store::Failure>),
+}
+
+fn outcome(world: &World, item: &Item, draft: Draft, fixed: bool) -> Made {
+    let position = item.change.position;
+    let Some(planned) = world.workload.planned(position) else {
+        world.violated(format!("{position} was never committed and went through the transforms"));
+        return Made::By(Outcome::Keep(Vec::new()));
+    };
+    let parts = match planned.fate {
+        Fate::Plain => 1,
+        Fate::Split(parts) => parts,
+        Fate::Dropped => 0,
+        Fate::Failing { class, .. } if !fixed => return failed(class),
+        Fate::Failing { parts, .. } => parts,
+        Fate::Flaky if !world.is_calm() && world.chance(0.5) => return failed(FailureClass::Trap),
+        Fate::Flaky => 1,
+        Fate::Refused { oversize } => {
+            let mut draft = draft;
+            if !fixed {
+                let text: &[u8] = if oversize { b"its metered size" } else { b"not this one" };
+                draft.add_header(REFUSED_HEADER, text).expect("it is a header");
+            }
+            return Made::By(Outcome::Keep(vec![draft]));
+        }
+    };
+    Made::By(match parts {
+        0 => {
+            world.state().dropped.insert(position);
+            Outcome::Keep(Vec::new())
+        }
+        1 => Outcome::Keep(vec![draft]),
+        parts => {
+            let body = |part| bytes::Bytes::from(format!("{{\"part\":{part}}}"));
+            Outcome::Keep(draft.split((0..parts).map(body).collect(), &Arc::from(TRANSFORM)))
+        }
+    })
+}
+
+fn failed(class: FailureClass) -> Made {
+    match class {
+        FailureClass::Trap => Made::By(Outcome::Failed(Box::new(Failure {
+            class: Class::Trap,
+            text: "`10-simulated.wasm` failed".to_owned(),
+            transform: TRANSFORM.to_owned(),
+            trace: Vec::new(),
+            halt: false,
+        }))),
+        // As if it were a mebibyte, which would only take time.
+        FailureClass::Oversize => Made::Oversize(Box::new(store::Failure {
+            error: ErrorView {
+                class: "oversize".to_owned(),
+                status: None,
+                text: "a record is too large".to_owned(),
+                body: None,
+                transform: None,
+            },
+            bytes: Some(2 << 20),
+            columns: Vec::new(),
+            trace: Vec::new(),
+        })),
+    }
+}

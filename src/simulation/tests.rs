@@ -1,0 +1,140 @@
+//! Many seeds, the same seed twice, and each rule broken.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::{Run, run};
+use crate::mutation::Rule;
+
+/// How many seeds a run of the tests takes.
+const SEEDS: u64 = 300;
+
+/// Within how many seeds a broken rule has to be found out.
+const SEEDS_TO_FIND: u64 = 50;
+
+/// Rules that need several faults to coincide before it shows that they are broken.
+const RARE: [Rule; 6] = [
+    Rule::Fence,
+    Rule::FreshToken,
+    Rule::HoldInTurn,
+    Rule::StoreWithCheckpoint,
+    Rule::Tombstone,
+    Rule::WaitForTheSource,
+];
+
+/// Within how many seeds those have to be found out.
+const SEEDS_TO_FIND_RARE: u64 = 4000;
+
+/// Runs seeds on all cores until one fails or `until` says stop. Gives the failure of the lowest seed.
+fn search(
+    seeds: impl Iterator<Item = u64> + Send,
+    broken: Option<Rule>,
+) -> (u64, u64, Option<(u64, Run)>) {
+    let seeds = std::sync::Mutex::new(seeds);
+    let failed = std::sync::Mutex::new(None::<(u64, Run)>);
+    let (runs, events) = (AtomicU64::new(0), AtomicU64::new(0));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    if failed.lock().unwrap().is_some() {
+                        return;
+                    }
+                    let Some(seed) = seeds.lock().unwrap().next() else { return };
+                    let run = run(seed, broken, false);
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    events.fetch_add(run.events, Ordering::Relaxed);
+                    if run.violation.is_some() {
+                        let mut failed = failed.lock().unwrap();
+                        if failed.as_ref().is_none_or(|(found, _)| *found > seed) {
+                            *failed = Some((seed, run));
+                        }
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (runs.into_inner(), events.into_inner(), failed.into_inner().unwrap())
+}
+
+fn report(failed: Option<(u64, Run)>) {
+    if let Some((seed, run)) = failed {
+        panic!(
+            "seed {seed} broke a promise: {}\nrun it again with: make sim ARGS=seed={seed}",
+            run.violation.unwrap_or_default()
+        );
+    }
+}
+
+#[test]
+fn promises_hold() {
+    let (_, _, failed) = search(0..SEEDS, None);
+    report(failed);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..40 {
+        assert_eq!(run(seed, None, false), run(seed, None, false), "seed {seed}");
+    }
+}
+
+/// Breaks each of the rules, and wants it to be found out within so many seeds.
+fn find_out(rules: &[Rule], seeds: u64) {
+    let mut missed = Vec::new();
+    for &rule in rules {
+        let started = Instant::now();
+        let (runs, _, failed) = search(0..seeds, Some(rule));
+        match failed {
+            Some((seed, run)) => println!(
+                "{rule:?}: found after {runs} seeds, {:?}, by seed {seed}: {}",
+                started.elapsed(),
+                run.violation.unwrap_or_default()
+            ),
+            None => missed.push(rule),
+        }
+    }
+    assert!(missed.is_empty(), "not found within {seeds} seeds: {missed:?}");
+}
+
+#[test]
+fn each_broken_rule_is_found_out() {
+    let rules: Vec<Rule> = Rule::ALL.into_iter().filter(|rule| !RARE.contains(rule)).collect();
+    find_out(&rules, SEEDS_TO_FIND);
+}
+
+#[test]
+#[ignore = "takes a minute; see `make sim`"]
+fn each_broken_rule_that_shows_rarely_is_found_out() {
+    find_out(&RARE, SEEDS_TO_FIND_RARE);
+}
+
+/// What `make sim` runs: `SLUICEBOX_SIM` says which seeds.
+#[test]
+#[ignore = "as long as it is told to; see `make sim`"]
+fn long() {
+    let arguments = std::env::var("SLUICEBOX_SIM").unwrap_or_default();
+    let number = |name: &str| {
+        let value = arguments.split_whitespace().find_map(|one| one.strip_prefix(name))?;
+        Some(value.parse::<u64>().unwrap_or_else(|_| panic!("{name}{value} is not a number")))
+    };
+    if let Some(seed) = number("seed=") {
+        let run = run(seed, None, true);
+        println!("{run:?}");
+        return report(run.violation.is_some().then_some((seed, run)));
+    }
+    let from = number("from=").unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let seeds = number("seeds=").unwrap_or(10_000);
+    println!("{seeds} seeds from {from}");
+    let started = Instant::now();
+    let (runs, events, failed) = search(from..from + seeds, None);
+    let minutes = started.elapsed().as_secs_f64() / 60.0;
+    println!(
+        "{runs} seeds and {events} events in {:.1} s: {:.0} seeds a minute",
+        minutes * 60.0,
+        runs as f64 / minutes
+    );
+    report(failed);
+}
