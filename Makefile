@@ -7,7 +7,7 @@
 # ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
 ARGS ?=
 
-.PHONY: demo test sim bench fmt lint setup
+.PHONY: demo test sim bench fmt lint fuzz setup
 
 # The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
 demo: setup
@@ -23,6 +23,15 @@ sim: setup
 
 bench: setup
 	cargo bench --locked --bench pipeline -- $(ARGS)
+
+# Feeds bytes to the loader, to what a guest may answer, or to the decoder, until Ctrl-C: TARGET=loader,
+# answers or decode. What it finds goes to fuzz/target/corpus; the small ones in fuzz/corpus are
+# replayed by the ordinary tests.
+TARGET ?= answers
+fuzz: setup
+	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	mkdir -p fuzz/target/corpus/$(TARGET)
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(TARGET) fuzz/target/corpus/$(TARGET) fuzz/corpus/$(TARGET) -- $(ARGS)
 
 fmt:
 	cargo fmt

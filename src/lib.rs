@@ -12,6 +12,7 @@ pub mod decode;
 pub mod demo;
 pub mod error_chain;
 pub mod finding;
+pub mod fuzz;
 pub mod group_by;
 pub mod message;
 mod mutation;

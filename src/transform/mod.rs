@@ -17,6 +17,7 @@
 //!
 //! Only this module names wasmtime.
 
+mod answers;
 mod bindings;
 mod breaches;
 mod cache;
@@ -42,6 +43,7 @@ mod workbench;
 #[cfg(test)]
 mod tests;
 
+pub use answers::fuzz_answers;
 pub use chain::Chain;
 pub use inspect::Inspection;
 pub use instance::Class;
