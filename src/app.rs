@@ -13,10 +13,13 @@ use crate::admin;
 use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::message::EnvelopeSettings;
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, Status};
 use crate::pipeline::driver::{self, Parts};
 use crate::pipeline::outbox::Window;
+use crate::pipeline::sample::{Sample, Sampler};
+use crate::pipeline::vetting::Vetting;
 use crate::pipeline::workers::Workers;
 use crate::policy::Backoff;
 use crate::sink;
@@ -78,11 +81,20 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let console = server.address();
     let dsn = dsn(&config)?;
     let (store, loaded) = Store::open(&config.state.dir)?;
+    let sample = Sample::default();
+    let envelope = EnvelopeSettings {
+        pipeline_id: loaded.pipeline_id.clone(),
+        pipeline_name: config.source.slot.clone(),
+        database_name: dsn.database().to_owned(),
+        hostname: dsn.hostname(),
+        chain: String::new(),
+    };
     let host = Arc::new(Host::start(HostSettings {
         dir: config.transforms.dir.clone(),
         state_dir: config.state.dir.clone(),
         generation: loaded.generation,
         digest: loaded.chain_digest.clone(),
+        vet: Some(Arc::new(Vetting::new(store.clone(), sample.clone(), envelope))),
     })?);
     let runners = (0..config.transforms.workers.max(1)).map(|_| host.runner()).collect();
     let (workers, finished) =
@@ -129,6 +141,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         source,
         budget,
         chains: host.chain(),
+        sampler: Sampler::new(sample),
         workers,
         client,
         clock: Clock::system(),

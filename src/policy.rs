@@ -12,6 +12,7 @@ use std::time::Duration;
 use rand::{Rng, RngExt as _};
 
 use crate::store::Failure;
+use crate::transform::Tally;
 
 /// When a failed message is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,47 @@ pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff, rng: &mut impl 
         "oversize" => Retry::OnRequest,
         _ => Retry::After(backoff.delay(attempts, rng)),
     }
+}
+
+/// How a chain does that went live a while ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No worse than the one before it, as far as can be told.
+    Fair,
+    /// So many more messages fail that the one before it should come back, if it handles them.
+    Worse,
+}
+
+/// From how many failures on they are more than chance.
+const FAILURES_MIN: u64 = 3;
+
+/// How much of all messages may fail beyond twice of what failed before: one in a hundred.
+const FAILED_SHARE: f64 = 0.01;
+
+/// How long and over how many messages a chain is on probation.
+const PROBATION_TIME: Duration = Duration::from_secs(60);
+const PROBATION_MESSAGES: u64 = 1000;
+
+/// Compares how messages fare with a chain to how they fared before it.
+#[must_use]
+pub fn probation(before: Tally, now: Tally) -> Standing {
+    let share = |count: u64, of: u64| count as f64 / of.max(1) as f64;
+    let jumped = |before_count: u64, count: u64| {
+        count >= FAILURES_MIN
+            && share(count, now.messages)
+                > 2.0 * share(before_count, before.messages) + FAILED_SHARE
+    };
+    if jumped(before.failed, now.failed) || jumped(before.timeouts, now.timeouts) {
+        Standing::Worse
+    } else {
+        Standing::Fair
+    }
+}
+
+/// Whether a chain's probation is over.
+#[must_use]
+pub fn is_proven(now: Tally, lasted: Duration) -> bool {
+    lasted >= PROBATION_TIME && now.messages >= PROBATION_MESSAGES
 }
 
 /// What an operator can do about a failed message, in one sentence with a command.
@@ -120,6 +162,23 @@ mod tests {
                 assert!(delay <= full && delay >= full.mul_f64(0.749), "{failures}: {delay:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_chain_is_worse_when_its_failures_jump() {
+        let tally = |messages, failed, timeouts| Tally { messages, failed, timeouts };
+        let check = |before, now, expected| assert_eq!(probation(before, now), expected, "{now:?}");
+        let quiet = tally(0, 0, 0);
+        check(quiet, tally(0, 0, 0), Standing::Fair);
+        check(quiet, tally(2, 2, 0), Standing::Fair);
+        check(quiet, tally(3, 3, 0), Standing::Worse);
+        check(quiet, tally(1000, 10, 0), Standing::Fair);
+        check(quiet, tally(1000, 11, 0), Standing::Worse);
+        // As many failed before.
+        check(tally(1000, 100, 0), tally(100, 20, 0), Standing::Fair);
+        check(tally(1000, 100, 0), tally(100, 22, 0), Standing::Worse);
+        // Other failures before do not make up for running out of time.
+        check(tally(100, 50, 0), tally(100, 50, 3), Standing::Worse);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::client::{Client, ProcessArguments};
 use super::output::{cut, print, print_json, printable, table, to_stderr};
 use super::{Global, UsageError};
 use crate::config;
-use crate::transform::{TransformList, TransformView, ready_made};
+use crate::transform::{TransformList, TransformView, VetReport, ready_made};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -158,11 +158,12 @@ fn list_text(list: &TransformList) -> String {
             transform.since.clone(),
             transform.calls.to_string(),
             transform.errors.to_string(),
+            transform.vet.as_ref().map(VetReport::text).unwrap_or_default(),
             cut(transform.reason.as_deref().unwrap_or_default(), 400),
         ]
     };
     let rows: Vec<_> = list.transforms.iter().map(row).collect();
-    table(&["FILE", "STATE", "DIGEST", "SINCE", "CALLS", "ERRORS", "REASON"], &rows)
+    table(&["FILE", "STATE", "DIGEST", "SINCE", "CALLS", "ERRORS", "VET", "REASON"], &rows)
 }
 
 /// The words are those of the JSON.
@@ -181,7 +182,7 @@ fn short(digest: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transform::TransformState;
+    use crate::transform::{TransformState, VetResult};
 
     #[test]
     fn a_list_is_a_table() {
@@ -193,6 +194,15 @@ mod tests {
             since: "2026-01-01T00:00:00Z".to_owned(),
             calls: 12,
             errors: 1,
+            vet: Some(VetReport {
+                result: VetResult::Passed,
+                fixes: 3,
+                of: 4,
+                breaks: 0,
+                sample: 50,
+                drops: 0,
+                slower_percent: None,
+            }),
         };
         let rejected = TransformView {
             file: "20-y.wasm".to_owned(),
@@ -201,6 +211,7 @@ mod tests {
             reason: Some("not\nWebAssembly".to_owned()),
             calls: 0,
             errors: 0,
+            vet: None,
             ..live.clone()
         };
         let list = TransformList {
@@ -210,9 +221,9 @@ mod tests {
             warnings: Vec::new(),
         };
         let expected = "\
-FILE       STATE     DIGEST            SINCE                 CALLS  ERRORS  REASON
-10-x.wasm  live      0123456789abcdef  2026-01-01T00:00:00Z  12     1
-20-y.wasm  rejected                    2026-01-01T00:00:00Z  0      0       not\\nWebAssembly
+FILE       STATE     DIGEST            SINCE                 CALLS  ERRORS  VET                           REASON
+10-x.wasm  live      0123456789abcdef  2026-01-01T00:00:00Z  12     1       fixes 3 of 4, breaks 0 of 54
+20-y.wasm  rejected                    2026-01-01T00:00:00Z  0      0                                     not\\nWebAssembly
 ";
         assert_eq!(list_text(&list), expected);
     }

@@ -8,6 +8,7 @@
 //! | `ack` | what may be confirmed to Postgres |
 //! | `group`, `holds` | which changes keep their order, and which wait in the store |
 //! | `size_gate` | the only maker of a record that the sink takes |
+//! | `sample`, `vetting` | what a chain is tried on before it goes live |
 //! | `budget` | how much may be between the source and its settlement |
 //! | `control` | what the console and the commands ask |
 
@@ -20,5 +21,7 @@ pub mod holds;
 pub mod item;
 pub mod link;
 pub mod outbox;
+pub mod sample;
 pub mod size_gate;
+pub mod vetting;
 pub mod workers;

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::control::{ColumnBytes, ErrorView, TraceStep};
-use super::item::{Item, Shaped};
+use super::item::{Item, Origin, Shaped};
 use super::size_gate;
+use crate::change::Change;
 use crate::message::{Draft, Envelope, RecordError};
 use crate::sink::record::RECORD_BYTES_MAX;
 use crate::store::Failure;
@@ -100,15 +101,40 @@ impl Workers {
 
 fn shape_all(runner: &mut Runner, job: Job) -> Done {
     let Job { number, chain, envelope, items } = job;
+    let mut from_source = 0;
     let shape = |item: Item| {
-        let shaped = shape(runner, &chain, &envelope, &item);
+        let shaped = shape(runner, &chain, &envelope, &item.change);
+        if let Origin::Source { .. } = item.origin {
+            from_source += 1;
+            note_failure(runner, &chain, &item, &shaped);
+        }
         (item, shaped)
     };
-    Done { number, results: items.into_iter().map(shape).collect() }
+    let results = items.into_iter().map(shape).collect();
+    chain.health().ran(from_source);
+    Done { number, results }
 }
 
-fn shape(runner: &mut Runner, chain: &Arc<Chain>, envelope: &Arc<Envelope>, item: &Item) -> Shaped {
-    let draft = Draft::new(item.change.clone(), Arc::clone(envelope));
+/// Tells the chain's health where a change did not come through: also where a transform's settings
+/// hide it.
+fn note_failure(runner: &Runner, chain: &Chain, item: &Item, shaped: &Shaped) {
+    match (runner.fault(), shaped) {
+        (Some((class, transform)), _) => {
+            chain.health().failed(&item.change, Some(transform), Some(class));
+        }
+        (None, Shaped::Failed(_)) => chain.health().failed(&item.change, None, None),
+        (None, Shaped::Records(_) | Shaped::Dropped | Shaped::Halt(_)) => {}
+    }
+}
+
+/// What a chain and the size gate behind it make of a change.
+pub(super) fn shape(
+    runner: &mut Runner,
+    chain: &Arc<Chain>,
+    envelope: &Arc<Envelope>,
+    change: &Change,
+) -> Shaped {
+    let draft = Draft::new(change.clone(), Arc::clone(envelope));
     let outcome = runner.run(chain, draft);
     measured(outcome, || runner.trace())
 }

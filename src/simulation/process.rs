@@ -24,6 +24,7 @@ use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, ErrorView, Status};
 use crate::pipeline::driver::{self, Parts};
 use crate::pipeline::item::{Item, Shaped};
+use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::workers::{self, Done, Job, Workers};
 use crate::policy::Backoff;
 use crate::sink::model::REFUSED_HEADER;
@@ -165,6 +166,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         source,
         budget,
         chains: chains_in,
+        sampler: Sampler::new(Sample::default()),
         workers,
         client: client(world, &process),
         clock: Clock::starting_at(

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
 
+use super::health::Health;
 use super::hex;
 use super::loader::Module;
 use super::settings::Settings;
@@ -55,6 +57,9 @@ pub struct Chain {
     pub generation: u64,
     digest: String,
     transforms: Vec<Arc<Transform>>,
+    health: Health,
+    /// When the change of the folder was seen that made this chain.
+    pub(crate) seen_at: Option<Instant>,
 }
 
 impl Chain {
@@ -66,7 +71,7 @@ impl Chain {
 
     pub(crate) fn new(generation: u64, transforms: Vec<Arc<Transform>>) -> Self {
         let digest = digest(&transforms);
-        Self { generation, digest, transforms }
+        Self { generation, digest, transforms, health: Health::default(), seen_at: None }
     }
 
     /// SHA-256 over file names, modules and settings, in hexadecimal. Two chains with the same
@@ -96,6 +101,18 @@ impl Chain {
     /// The texts of the settings files, in order.
     pub fn settings_texts(&self) -> impl Iterator<Item = Option<&str>> {
         self.transforms.iter().map(|transform| transform.settings_text.as_deref())
+    }
+
+    /// When the change of the folder was seen that made this chain; nothing at a start.
+    #[must_use]
+    pub fn seen_at(&self) -> Option<Instant> {
+        self.seen_at
+    }
+
+    /// How the messages fare that it shapes.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     #[must_use]

@@ -33,6 +33,11 @@ impl Seen {
         self.module.bytes == 0 || self.settings.as_ref().is_some_and(|settings| settings.bytes == 0)
     }
 
+    /// The size of the module.
+    pub(crate) fn module_bytes(&self) -> u64 {
+        self.module.bytes
+    }
+
     /// When either file was written last.
     pub(crate) fn modified(&self) -> Option<SystemTime> {
         let settings = self.settings.as_ref().and_then(|settings| settings.modified);
@@ -164,7 +169,9 @@ pub(crate) fn write_atomically(
     write(&mut file)?;
     file.flush()?;
     file.sync_all()?;
-    fs::rename(&temporary, path)
+    fs::rename(&temporary, path)?;
+    // The name too has to survive a power loss.
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]

@@ -208,9 +208,10 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// Instantiates a transform's module and calls its `init`.
-    pub(crate) fn new(engine: &Engine, transform: &Transform) -> Result<Self, Fault> {
-        Self::start(engine, &transform.file, &transform.module, &transform.settings)
+    /// Instantiates a transform's module and calls its `init`. What a `quiet` one logs is kept out of
+    /// the process's log.
+    pub(crate) fn new(engine: &Engine, transform: &Transform, quiet: bool) -> Result<Self, Fault> {
+        Self::start(engine, &transform.file, &transform.module, &transform.settings, quiet)
     }
 
     pub(crate) fn start(
@@ -218,11 +219,12 @@ impl Instance {
         file: &Arc<str>,
         module: &Module,
         settings: &Settings,
+        quiet: bool,
     ) -> Result<Self, Fault> {
         let limits = &settings.limits;
         let wasi = module.wants_wasi.then(|| Wasi::new(&settings.env, limits.handles_max));
         let wasi = wasi.transpose().map_err(|reason| Fault::new(Class::Invalid, reason))?;
-        let state = GuestState::new(Arc::clone(file), limits, wasi);
+        let state = GuestState::new(Arc::clone(file), limits, wasi, quiet);
         let mut store = Store::new(engine.wasm(), state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.call_bytes_max);

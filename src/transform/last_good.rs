@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::chain::Transform;
 use super::folder::{Content, create_private, write_atomically};
 use super::loader;
+use super::vet::VetReport;
 
 /// The folder's name in the state folder.
 const FOLDER: &str = "last-good-transforms";
@@ -31,6 +32,9 @@ struct Entry {
     /// SHA-256 of the module, and its copy's file name.
     digest: String,
     settings: Option<String>,
+    /// What vetting said before it went live.
+    #[serde(default)]
+    vet: Option<VetReport>,
 }
 
 impl LastGood {
@@ -59,6 +63,18 @@ impl LastGood {
             .then(|| Content { module, settings: entry.settings.clone() })
     }
 
+    /// Whether this is the version of the file that was live last.
+    pub(crate) fn is(&self, transform: &Transform) -> bool {
+        self.entries.get(&*transform.file).is_some_and(|entry| {
+            entry.digest == transform.module.digest && entry.settings == transform.settings_text
+        })
+    }
+
+    /// What vetting said of a file's last version.
+    pub(crate) fn vet(&self, file: &str) -> Option<VetReport> {
+        self.entries.get(file)?.vet.clone()
+    }
+
     /// Copies a module that is about to go live.
     pub(crate) fn keep(&self, digest: &str, module: &[u8]) -> io::Result<()> {
         let path = self.dir.join(digest);
@@ -68,14 +84,18 @@ impl LastGood {
         write_atomically(&path, |file| file.write_all(module))
     }
 
-    /// Makes these transforms the last good ones. Their modules were kept before.
+    /// Makes these transforms the last good ones. Their modules were kept before. Copies of
+    /// `others` stay too: they may go live next, or again.
     pub(crate) fn publish<'a>(
         &mut self,
         transforms: impl Iterator<Item = &'a Transform>,
+        reports: &BTreeMap<String, VetReport>,
+        others: &[String],
     ) -> io::Result<()> {
         let entry = |transform: &Transform| Entry {
             digest: transform.module.digest.clone(),
             settings: transform.settings_text.clone(),
+            vet: reports.get(&*transform.file).cloned(),
         };
         let entries: BTreeMap<String, Entry> =
             transforms.map(|transform| (transform.file.to_string(), entry(transform))).collect();
@@ -84,16 +104,17 @@ impl LastGood {
             write_atomically(&self.dir.join(MANIFEST), |file| file.write_all(&text))?;
             self.entries = entries;
         }
-        self.prune()
+        self.prune(others)
     }
 
-    /// Deletes copies that the manifest does not name.
-    fn prune(&self) -> io::Result<()> {
+    /// Deletes copies that neither the manifest nor `others` name.
+    fn prune(&self, others: &[String]) -> io::Result<()> {
         for file in fs::read_dir(&self.dir)? {
             let file = file?;
             let name = file.file_name();
             let is_used = name == MANIFEST
-                || self.entries.values().any(|entry| name.to_str() == Some(&entry.digest));
+                || self.entries.values().any(|entry| name.to_str() == Some(&entry.digest))
+                || others.iter().any(|digest| name.to_str() == Some(digest));
             if !is_used {
                 fs::remove_file(file.path())?;
             }

@@ -51,6 +51,10 @@ pub struct Runner {
     slots: Vec<Slot>,
     /// What was done to the last message.
     steps: Vec<Step>,
+    /// The first failure of the last message, by its slot.
+    fault: Option<(usize, Class)>,
+    /// Messages are only tried: nothing is counted, and nothing is logged as if it had happened.
+    quiet: bool,
 }
 
 #[derive(Debug)]
@@ -73,13 +77,28 @@ struct Step {
 
 impl Runner {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, chain: None, slots: Vec::new(), steps: Vec::new() }
+        let (chain, slots, steps, fault) = Default::default();
+        Self { engine, chain, slots, steps, fault, quiet: false }
+    }
+
+    /// One that leaves no traces: for trying a chain.
+    pub(crate) fn quiet(engine: Arc<Engine>) -> Self {
+        Self { quiet: true, ..Self::new(engine) }
+    }
+
+    /// The first failure of a transform on the last message, also where the transform's settings made
+    /// the message pass or dropped it: its class, and the transform's file name.
+    #[must_use]
+    pub fn fault(&self) -> Option<(Class, &str)> {
+        let (slot, class) = self.fault?;
+        Some((class, &self.slots.get(slot)?.transform.file))
     }
 
     /// Runs a message through a chain. Instances are kept from call to call, also over a change of
     /// the chain, as far as their transforms stay.
     pub fn run(&mut self, chain: &Arc<Chain>, draft: Draft) -> Outcome {
         self.steps.clear();
+        self.fault = None;
         if chain.is_empty() {
             return Outcome::Keep(vec![draft]);
         }
@@ -190,15 +209,18 @@ impl Runner {
     }
 
     fn run_one(&mut self, index: usize, message: Message) -> Result<Shaped, Fault> {
-        let Self { engine, slots, steps, .. } = self;
+        let Self { engine, slots, steps, fault: first_fault, .. } = self;
+        let quiet = self.quiet;
         let slot = &mut slots[index];
         let transform = &*slot.transform;
         // The only policy that goes on with the message as it was.
         let before = (transform.settings.on_error == OnError::Pass).then(|| message.clone());
 
-        transform.counters.called();
+        if !quiet {
+            transform.counters.called();
+        }
         let started = Instant::now();
-        let called = slot.call(engine, started, message);
+        let called = slot.call(engine, started, message, quiet);
         let Called { result, failed, measured, logs } = called;
         let fault = match result {
             Ok(shaped) => {
@@ -209,7 +231,10 @@ impl Runner {
         };
 
         let transform = &*slot.transform;
-        transform.counters.failed();
+        first_fault.get_or_insert((index, fault.class));
+        if !quiet {
+            transform.counters.failed();
+        }
         let mut step = Step::new(index, fault.class.as_str(), started, measured, logs);
         step.backtrace.clone_from(&fault.backtrace);
         push(steps, step);
@@ -218,6 +243,7 @@ impl Runner {
                 before.draft.set_passed(&transform.file);
                 Ok(Shaped::Keep(before))
             }
+            (OnError::Drop, _) if quiet => Ok(Shaped::Drop),
             (OnError::Drop, _) => {
                 let change = failed.as_ref().map(|message| message.draft.change());
                 tracing::warn!(
@@ -247,11 +273,11 @@ struct Called {
 impl Slot {
     /// Calls the transform, on a fresh instance if there is none, and keeps the instance only where
     /// the call went well.
-    fn call(&mut self, engine: &Engine, started: Instant, message: Message) -> Called {
+    fn call(&mut self, engine: &Engine, started: Instant, message: Message, quiet: bool) -> Called {
         let transform = &*self.transform;
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
-            None => match Instance::new(engine, transform) {
+            None => match Instance::new(engine, transform, quiet) {
                 Ok(instance) => instance,
                 Err(fault) => {
                     return Called {

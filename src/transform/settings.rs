@@ -34,6 +34,15 @@ pub enum Isolation {
     Fresh,
 }
 
+/// A judgement of the host that a settings file may lift.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Judgement {
+    #[default]
+    On,
+    Off,
+}
+
 /// A module's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -48,6 +57,10 @@ pub struct Settings {
     pub(crate) isolation: Isolation,
     /// The environment variables that it is given, by name.
     pub(crate) env: Vec<String>,
+    /// Whether a version is refused that breaks what the chain before handles.
+    pub(crate) vet: Judgement,
+    /// Whether a version is taken back that fails more than the chain before it.
+    pub(crate) rollback: Judgement,
     /// SHA-256 of the text that these were read from, so that any change of the file counts.
     digest: String,
 }
@@ -80,6 +93,8 @@ struct Raw {
     on_error: OnError,
     isolation: Isolation,
     wasi: RawWasi,
+    vet: Judgement,
+    rollback: Judgement,
 }
 
 /// What a module is granted of WASI beyond clocks, random numbers and output.
@@ -141,6 +156,8 @@ impl Settings {
             on_error: raw.on_error,
             isolation: raw.isolation,
             env: raw.wasi.env,
+            vet: raw.vet,
+            rollback: raw.rollback,
             digest: hex(&Sha256::digest(text)),
         })
     }
@@ -269,10 +286,11 @@ mod tests {
                 _ => line,
             })
             .collect();
-        assert_eq!(keys, 14);
+        assert_eq!(keys, 16);
         let settings = Settings::parse(&with_values.join("\n")).unwrap();
         assert_eq!(settings.env, ["MASK_KEY"]);
         assert_eq!(settings.isolation, Isolation::Fresh);
+        assert_eq!((settings.vet, settings.rollback), (Judgement::Off, Judgement::Off));
         assert_eq!(settings.config, r#"{"columns":["password"]}"#);
     }
 
@@ -315,7 +333,7 @@ mod tests {
         check_error(
             "on_error = \"park\"\ncolumn = 1\n",
             "line 2: unknown field `column`, expected one of `tables`, `actions`, `config`, \
-             `limits`, `on_error`, `isolation`, `wasi`",
+             `limits`, `on_error`, `isolation`, `wasi`, `vet`, `rollback`",
         );
         check_error(
             "[limits]\n\nmemory = 1",
@@ -326,6 +344,7 @@ mod tests {
             "on_error = \"ignore\"",
             "line 1: unknown variant `ignore`, expected one of `park`, `pass`, `drop`, `halt`",
         );
+        check_error("vet = \"no\"", "line 1: unknown variant `no`, expected `on` or `off`");
         check_error("[limits]\ntime_ms = 0", "`limits.time_ms`: 0 is not between 1 and 60000");
         check_error(
             "[limits]\nmemory_mib = 2000",

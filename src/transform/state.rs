@@ -42,8 +42,8 @@ pub(crate) struct GuestState {
 }
 
 impl GuestState {
-    /// `wasi`: for a module that imports it.
-    pub(crate) fn new(name: Arc<str>, limits: &Limits, wasi: Option<Wasi>) -> Self {
+    /// `wasi`: for a module that imports it. `quiet`: what it logs is kept out of the process's log.
+    pub(crate) fn new(name: Arc<str>, limits: &Limits, wasi: Option<Wasi>, quiet: bool) -> Self {
         Self {
             message: None,
             handle: 0,
@@ -51,7 +51,7 @@ impl GuestState {
             host_bytes: 0,
             host_bytes_max: limits.edits_bytes_max,
             limiter: Limiter::new(limits),
-            logs: Logs::new(name, limits.log_lines_per_second_max),
+            logs: Logs::new(name, limits.log_lines_per_second_max, quiet),
             wasi: wasi.map(Box::new),
         }
     }
@@ -182,6 +182,8 @@ impl ResourceLimiter for Limiter {
 #[derive(Debug)]
 pub(crate) struct Logs {
     transform: Arc<str>,
+    /// Lines are kept for the message and not handed on: it is only tried.
+    quiet: bool,
     lines: VecDeque<String>,
     second: Instant,
     written: u32,
@@ -189,9 +191,9 @@ pub(crate) struct Logs {
 }
 
 impl Logs {
-    fn new(transform: Arc<str>, per_second_max: u32) -> Self {
+    fn new(transform: Arc<str>, per_second_max: u32, quiet: bool) -> Self {
         let lines = VecDeque::new();
-        Self { transform, lines, second: Instant::now(), written: 0, per_second_max }
+        Self { transform, quiet, lines, second: Instant::now(), written: 0, per_second_max }
     }
 
     /// The file that the lines are of.
@@ -201,7 +203,7 @@ impl Logs {
 
     pub(crate) fn push(&mut self, level: Level, message: &str) {
         let line = printable(message);
-        if self.may_write() {
+        if !self.quiet && self.may_write() {
             let transform = &*self.transform;
             match level {
                 Level::Debug => tracing::debug!(target: "sluicebox::guest", transform, "{line}"),
@@ -276,7 +278,7 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_of_a_message_are_kept() {
-        let mut logs = Logs::new("10-x.wasm".into(), 100);
+        let mut logs = Logs::new("10-x.wasm".into(), 100, false);
         for number in 0..200 {
             logs.push(Level::Warn, &number.to_string());
         }
@@ -289,7 +291,7 @@ mod tests {
 
     #[test]
     fn so_many_lines_a_second_are_written_and_no_more() {
-        let mut logs = Logs::new("10-x.wasm".into(), 3);
+        let mut logs = Logs::new("10-x.wasm".into(), 3, false);
         // Written in less than a second, or begun anew at some point; never more than three in one.
         let mut run = 0;
         for _ in 0..100 {

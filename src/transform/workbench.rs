@@ -133,7 +133,7 @@ impl Workbench {
         let module = loader::load(&self.engine, &files.module, self.cache.as_ref())
             .map_err(|error| refuse(error.to_string()))?;
         let file: Arc<str> = files.file.as_str().into();
-        Instance::start(&self.engine, &file, &module, &settings)
+        Instance::start(&self.engine, &file, &module, &settings, false)
             .map_err(|fault| refuse(format!("it {}", fault.reason)))?;
         Ok(Arc::new(Transform {
             file,

@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod cli;
+mod folder;
 mod groups;
 mod languages;
 mod restart;

@@ -90,6 +90,7 @@ impl Driver {
     }
 
     pub(super) fn on_delivered(&mut self, parcel: &Parcel, seq: u64) {
+        self.note_first_of_chain(parcel);
         self.counters.records += parcel.records.len() as u64;
         self.counters.record_bytes += parcel
             .records

@@ -96,6 +96,7 @@ impl Driver {
     /// Whether there is room for stored messages among what is on its way.
     pub(super) fn can_read(&self) -> bool {
         self.established
+            && self.chain_stored
             && self.draining.is_none()
             && self.reading.is_none()
             && self.retry_bytes < RETRY_BYTES_MAX
@@ -260,6 +261,9 @@ impl Driver {
         if let Some(progress) = effects.confirm {
             self.saved = progress;
             self.confirm(progress);
+        }
+        if let Some(chain) = effects.chain {
+            self.on_chain_stored(chain);
         }
         for (answer, changed) in effects.answers {
             // Whoever asked may have left.

@@ -52,6 +52,7 @@ use crate::pipeline::control::{self, Changed, Filter, Reason, Request, Status};
 use crate::pipeline::holds::{Due, Holds, MessageId};
 use crate::pipeline::link::{self, Established, Line};
 use crate::pipeline::outbox::{Outbox, Parcel, Window};
+use crate::pipeline::sample::Sampler;
 use crate::pipeline::workers::{Done, Workers};
 use crate::policy::Backoff;
 use crate::sink::client::Client;
@@ -108,6 +109,8 @@ pub struct Parts {
     pub source: Source,
     pub budget: Arc<ByteBudget>,
     pub chains: watch::Receiver<Arc<Chain>>,
+    /// Takes a sample of the changes, to try chains on.
+    pub sampler: Sampler,
     pub workers: Workers,
     pub client: Client,
     pub clock: Clock,
@@ -160,6 +163,8 @@ struct Effects {
     settled: Vec<(EntryId, usize)>,
     confirm: Option<Progress>,
     answers: Vec<(oneshot::Sender<Result<Changed, control::Error>>, Changed)>,
+    /// Its number is on disk, so that records may carry it.
+    chain: Option<Arc<Chain>>,
 }
 
 /// A request that had to ask the store first.
@@ -192,6 +197,12 @@ struct Driver {
 
     chains: watch::Receiver<Arc<Chain>>,
     chain: Arc<Chain>,
+    /// Whether the store knows the chain's number. Until then nothing is shaped at all, because
+    /// there is no chain before it.
+    chain_stored: bool,
+    /// A chain of which no record was acknowledged yet: its tag, and when its files were seen.
+    first_of: Option<(String, Instant)>,
+    sampler: Sampler,
     envelope: Arc<Envelope>,
     workers: Workers,
     next_job: u64,
@@ -257,7 +268,8 @@ pub async fn run(
 impl Driver {
     fn new(parts: Parts, selected: mpsc::UnboundedSender<Selected>) -> Self {
         let Parts { settings, store, loaded, source, budget, .. } = parts;
-        let Parts { mut chains, workers, client, status, shutdown, clock, rng, .. } = parts;
+        let Parts { mut chains, sampler, workers, client, status, shutdown, clock, rng, .. } =
+            parts;
         let now = clock.now();
         let checkpoint = loaded.checkpoint.unwrap_or_default();
         let progress = Progress { position: checkpoint.position, lsn: checkpoint.confirm };
@@ -300,6 +312,9 @@ impl Driver {
             status,
             chains,
             chain,
+            chain_stored: true,
+            first_of: None,
+            sampler,
             workers,
             next_job: 0,
             jobs: VecDeque::new(),
@@ -340,7 +355,13 @@ impl Driver {
         };
         let changed = loaded.chain_digest.as_deref() != Some(driver.chain.digest())
             || loaded.generation != driver.chain.generation;
-        driver.adopt_chain(changed);
+        let chain = Arc::clone(&driver.chain);
+        if changed {
+            driver.chain_stored = false;
+            driver.announce_chain(chain);
+        } else {
+            driver.adopt_chain(chain);
+        }
         driver
     }
 
@@ -375,8 +396,8 @@ impl Driver {
                     self.on_read(result)?;
                 }
                 Ok(()) = self.chains.changed() => {
-                    self.chain = Arc::clone(&self.chains.borrow_and_update());
-                    self.adopt_chain(true);
+                    let chain = Arc::clone(&self.chains.borrow_and_update());
+                    self.announce_chain(chain);
                 }
                 Some(selected) = selections.recv() => self.on_selected(selected),
                 Some(request) = requests.recv() => self.on_request(request),
@@ -412,7 +433,10 @@ impl Driver {
 
     /// Whether there is room for more from the source.
     fn takes(&self) -> bool {
-        self.draining.is_none() && self.established && self.jobs.len() < self.workers.jobs_max()
+        self.draining.is_none()
+            && self.established
+            && self.chain_stored
+            && self.jobs.len() < self.workers.jobs_max()
     }
 
     /// When something has to be looked at again, whatever else happens.

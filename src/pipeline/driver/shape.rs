@@ -2,7 +2,7 @@
 
 use super::{Driver, Error, envelope};
 use crate::change::Position;
-use crate::message::Envelope;
+use crate::message::{Envelope, header};
 use crate::mutation::{self, Rule};
 use crate::pipeline::control::Reason;
 use crate::pipeline::holds::Due;
@@ -11,11 +11,12 @@ use crate::pipeline::outbox::Parcel;
 use crate::pipeline::workers::{Done, Job};
 use crate::source;
 use crate::store::Write;
+use crate::transform::Chain;
 use std::sync::Arc;
 
 impl Driver {
     pub(super) fn on_batch(&mut self, batch: source::Batch) -> Result<(), Error> {
-        let mut items = Vec::with_capacity(batch.items.len());
+        let mut items: Vec<Item> = Vec::with_capacity(batch.items.len());
         for item in batch.items {
             match item {
                 source::Item::Change(change) => {
@@ -41,6 +42,7 @@ impl Driver {
                 }
             }
         }
+        self.sampler.look(self.clock.now(), items.len(), |at| &items[at].change);
         self.dispatch(items)
     }
 
@@ -62,20 +64,47 @@ impl Driver {
         Ok(())
     }
 
-    /// Uses the chain for everything that is dispatched from now on. Its number is in the store before
-    /// any record carries it.
-    pub(super) fn adopt_chain(&mut self, changed: bool) {
-        let chain = Arc::clone(&self.chain);
+    /// Writes a chain's number down, so that no later chain gets it, whatever happens. The chain before
+    /// goes on until that is on disk.
+    pub(super) fn announce_chain(&mut self, chain: Arc<Chain>) {
+        self.writes
+            .push(Write::Chain { generation: chain.generation, digest: chain.digest().to_owned() });
+        self.effects.chain = Some(chain);
+    }
+
+    /// The chain's number is on disk: stored messages are tried with it.
+    pub(super) fn on_chain_stored(&mut self, chain: Arc<Chain>) {
+        let files = chain.files().collect::<Vec<_>>().join(", ");
+        tracing::info!(chain = chain.tag(), files, "the chain is live");
+        self.first_of = chain.seen_at().map(|seen| (chain.tag(), seen));
+        self.chain_stored = true;
+        self.adopt_chain(chain);
+        self.holds.request_all();
+    }
+
+    /// Uses the chain for everything that is dispatched from now on.
+    pub(super) fn adopt_chain(&mut self, chain: Arc<Chain>) {
         self.envelope =
             Arc::new(Envelope::new(envelope(&self.settings, &self.pipeline_id, &chain.tag())));
-        if changed {
-            self.writes.push(Write::Chain {
-                generation: chain.generation,
-                digest: chain.digest().to_owned(),
-            });
-            self.holds.request_all();
-            let files = chain.files().collect::<Vec<_>>().join(", ");
-            tracing::info!(chain = chain.tag(), files, "the chain is live");
+        self.chain = chain;
+    }
+
+    /// Says how long a change of the folder took to reach the stream.
+    pub(super) fn note_first_of_chain(&mut self, parcel: &Parcel) {
+        let Some((tag, seen)) = &self.first_of else { return };
+        let is_of_chain = parcel.records.iter().any(|record| {
+            let headers = &record.record().headers;
+            headers.iter().any(|header| {
+                header.name == header::CHAIN.as_bytes() && header.value == tag.as_bytes()
+            })
+        });
+        if is_of_chain {
+            tracing::info!(
+                chain = tag,
+                "S2 has the first record of the chain, {} ms after its files were seen",
+                seen.elapsed().as_millis()
+            );
+            self.first_of = None;
         }
     }
 

@@ -124,7 +124,8 @@ fn small_values_are_not_compressed() {
 fn wrong_settings_are_refused_at_the_start() {
     let check = |bytes, config: &str, expected: &str| {
         let transform = transform("10-a.wasm", bytes, &format!("[config]\n{config}"));
-        let fault = crate::transform::instance::Instance::new(engine(), &transform).unwrap_err();
+        let fault =
+            crate::transform::instance::Instance::new(engine(), &transform, false).unwrap_err();
         assert_eq!(fault.reason, expected, "{config}");
     };
     check(
@@ -154,7 +155,7 @@ fn wrong_settings_are_refused_at_the_start() {
 #[test]
 fn a_panic_in_init_is_told_with_its_text() {
     let transform = transform("10-a.wasm", chaos(), "[config]\nact = \"init-panic\"");
-    let fault = crate::transform::instance::Instance::new(engine(), &transform).unwrap_err();
+    let fault = crate::transform::instance::Instance::new(engine(), &transform, false).unwrap_err();
     assert_eq!(fault.class, Class::Trap);
     assert!(fault.reason.contains("init panics"), "{}", fault.reason);
     assert!(fault.reason.ends_with("(while it was starting)"), "{}", fault.reason);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::transform::{Host, HostSettings, TransformState};
+use crate::transform::{Host, HostSettings, TransformState, Vet};
 
 const STRIP_BODY: &str = "[config]\ncolumns = [\"body\"]\n";
 const STRIP_TITLE: &str = "[config]\ncolumns = [\"title\"]\n";
@@ -16,12 +16,13 @@ struct World {
     state: tempfile::TempDir,
     host: Option<Host>,
     last: (u64, Option<String>),
+    vet: Option<Arc<dyn Vet>>,
 }
 
 impl World {
     fn new() -> Self {
         let temporary = || tempfile::tempdir().unwrap();
-        Self { dir: temporary(), state: temporary(), host: None, last: (0, None) }
+        Self { dir: temporary(), state: temporary(), host: None, last: (0, None), vet: None }
     }
 
     fn start(&mut self) -> Result<(), super::super::Error> {
@@ -31,6 +32,7 @@ impl World {
             state_dir: self.state.path().into(),
             generation: self.last.0,
             digest: self.last.1.clone(),
+            vet: self.vet.clone(),
         })?;
         self.last = (host.chain().borrow().generation, Some(host.chain().borrow().digest().into()));
         self.host = Some(host);
@@ -160,7 +162,14 @@ fn files_are_added_replaced_and_deleted() {
     world.wait("the new module", |world| world.columns().contains(&"headline".to_owned()));
     fs::remove_file(world.path("20-compress.wasm")).unwrap();
     world.wait_for_files(&["10-strip.wasm"]);
-    assert_eq!(world.host().list().warnings.len(), 1);
+    let warnings = world.host().list().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "`20-compress.toml` in the transforms folder has no module beside it, and is ignored",
+            "`20-compress.wasm` was deleted, and left the chain",
+        ]
+    );
     fs::remove_file(world.path("10-strip.wasm")).unwrap();
     world.wait_for_files(&[]);
 }
@@ -367,6 +376,7 @@ fn ready_made_transforms_install_into_a_running_host() {
             &ready_made.name.into(),
             &module,
             &settings,
+            false,
         )
         .unwrap();
     }

@@ -42,7 +42,8 @@ fn a_module_beyond_its_tables_or_memory_does_not_go_live() {
     let check = |limit: &str, expected: &str| {
         let settings = format!("[limits]\n{limit}\n[config]\nact = \"keep\"");
         let transform = transform("10-chaos.wasm", chaos(), &settings);
-        let fault = crate::transform::instance::Instance::new(engine(), &transform).unwrap_err();
+        let fault =
+            crate::transform::instance::Instance::new(engine(), &transform, false).unwrap_err();
         assert_eq!(fault.class, Class::Limit);
         assert!(fault.reason.contains(expected), "{}", fault.reason);
         assert!(fault.reason.ends_with("(while it was starting)"), "{}", fault.reason);

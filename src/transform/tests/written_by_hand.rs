@@ -76,7 +76,7 @@ fn environment_variables_are_granted_by_name_and_nothing_else() {
     let settings = "[wasi]\nenv = [\"SLUICEBOX_HAS_NONE_OF_THIS_NAME\"]";
     let missing = transform("10-hand.wasm", bytes, settings);
     assert_eq!(
-        Instance::new(engine(), &missing).unwrap_err().reason,
+        Instance::new(engine(), &missing, false).unwrap_err().reason,
         "is to be given the environment variable `SLUICEBOX_HAS_NONE_OF_THIS_NAME` (`wasi.env`), and \
          Sluicebox itself has none of that name"
     );

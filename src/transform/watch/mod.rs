@@ -1,19 +1,27 @@
 //! Follows the transforms folder and publishes the chain that it shows.
 //!
+//! ```text
+//! folder ─▶ settle ─▶ workshop ─▶ promote ─▶ (watch) ─▶ driver
+//!            looks     compiles     tries        probation ─▶ back again
+//! ```
+//!
 //! A thread of its own looks at the folder: at once when the system reports a change, and every
 //! second in any case, because network file systems and overflowing queues report nothing. What
-//! was reported is never trusted; it only means "look again". A file counts when two looks saw it
-//! the same, and a deletion when it lasted a second. Candidates are compiled, instantiated and
-//! initialised there, beside the traffic; then a new chain is published whole.
+//! was reported is never trusted; it only means "look again". The thread itself does nothing that
+//! takes long: files are compiled, instantiated and initialised on others, beside the traffic, and so
+//! is a chain tried before it goes live. Then it is published whole.
 
+mod probation;
+mod promote;
 mod reporter;
 mod settle;
+mod start;
 mod view;
 mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -22,36 +30,32 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::cache::Cache;
-use super::chain::{self, Chain, Transform};
+use super::chain::{Chain, Transform};
 use super::engine::Engine;
-use super::folder::{self, Look, Seen};
+use super::folder::{self, Seen};
+use super::health::Tally;
 use super::last_good::LastGood;
 use super::loader;
+use super::refused::Refusals;
 use super::runner::Runner;
+use super::vet::{Comparison, Vet, VetReport};
+use probation::Probation;
+use promote::{Changes, UnderTrial};
 use reporter::Reporter;
+use settle::{SETTLE, Settler};
 use view::{View, live_view};
+use workshop::{Lanes, Made, Unusable, Workshop};
 
 pub use view::{TransformList, TransformState, TransformView};
 
 /// How often the folder is looked at without a report.
 const POLL: Duration = Duration::from_secs(1);
 
-/// How long a file must stay the same, and the pause between looks while something changes.
-const SETTLE: Duration = Duration::from_millis(100);
-
-/// How long a file must be gone to count as deleted: editors and copying tools delete before they
-/// write.
-const DELETED_AFTER: Duration = Duration::from_secs(1);
-
-/// How long a change that is ready waits for others that are not, so that files that are replaced
-/// together go live together.
-const HOLD_MAX: Duration = Duration::from_secs(2);
-
-/// A file that was written this recently and does not load may still be being written.
-const UNFINISHED: Duration = Duration::from_secs(2);
-
 /// How long the end of a host waits for its thread.
 const STOP_MAX: Duration = Duration::from_secs(1);
+
+/// How many notices about deleted files are kept.
+const NOTICES_MAX: usize = 20;
 
 /// Where a host finds its files, and what it was before.
 #[derive(Clone, Debug)]
@@ -64,6 +68,9 @@ pub struct HostSettings {
     pub generation: u64,
     /// The digest of that generation's chain.
     pub digest: Option<String>,
+    /// Tries what is about to go live on the messages that there are; without it, everything that
+    /// loads goes live.
+    pub vet: Option<Arc<dyn Vet>>,
 }
 
 /// Why a host could not be started.
@@ -110,32 +117,39 @@ impl Host {
         let state = |source| Error::State { path: settings.state_dir.clone(), source };
         let cache = Cache::open(&settings.state_dir).map_err(state)?;
         let last_good = LastGood::open(&settings.state_dir).map_err(state)?;
+        let refusals = Refusals::open(&settings.state_dir).map_err(state)?;
 
         let view = Arc::new(Mutex::new(View::default()));
         let (publisher, chain) = watch::channel(Arc::new(Chain::empty(settings.generation)));
+        let (wake, woken) = mpsc::channel();
+        let workshop = Workshop { engine: Arc::clone(&engine), cache, dir: settings.dir };
         let mut watcher = Watcher {
-            engine: Arc::clone(&engine),
-            cache,
+            workshop: Arc::new(workshop),
+            lanes: Lanes::start().map_err(Error::Thread)?,
+            wake: wake.clone(),
+            vet: settings.vet,
             last_good,
-            dir: settings.dir,
+            refusals,
             publisher,
             view: Arc::clone(&view),
+            settler: Settler::default(),
             live: BTreeMap::new(),
-            rejected: BTreeMap::new(),
-            handled: BTreeMap::new(),
-            first_seen: BTreeMap::new(),
-            missing: BTreeMap::new(),
-            previous: Look::default(),
+            making: BTreeMap::new(),
+            ready: Changes::new(),
             ready_since: None,
+            seen_since: None,
+            trial: None,
+            next_trial: 0,
+            probation: None,
+            reports: BTreeMap::new(),
             warned: BTreeSet::new(),
+            notices: BTreeMap::new(),
         };
         watcher.load_first(settings.digest.as_deref())?;
 
-        let (wake, woken) = mpsc::channel();
-        let reports = wake.clone();
         let thread = std::thread::Builder::new()
             .name("transform-watch".into())
-            .spawn(move || watcher.watch(&woken, reports))
+            .spawn(move || watcher.watch(&woken))
             .map_err(Error::Thread)?;
         Ok(Self { engine, chain, view, wake, thread: Some(thread) })
     }
@@ -157,8 +171,11 @@ impl Host {
     pub fn list(&self) -> TransformList {
         let chain = Arc::clone(&self.chain.borrow());
         let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut transforms: Vec<TransformView> =
-            chain.transforms().iter().map(|transform| live_view(transform)).collect();
+        let mut transforms: Vec<TransformView> = chain
+            .transforms()
+            .iter()
+            .map(|transform| live_view(transform, view.reports.get(&*transform.file).cloned()))
+            .collect();
         transforms.extend(view.others.iter().cloned());
         // By file; of one file, the live version first.
         transforms.sort_by(|a, b| a.file.cmp(&b.file));
@@ -192,184 +209,152 @@ impl Drop for Host {
 }
 
 enum Wake {
-    /// Something happened in the folder; what, the look will show.
-    Report,
+    /// Something happened in the folder; what, the look will show. With the name of what was renamed
+    /// into place.
+    Report {
+        moved: Option<String>,
+    },
+    /// A file was made into a transform, or cannot be.
+    Made {
+        file: String,
+        seen: Seen,
+        made: Result<Made, Unusable>,
+        took: Duration,
+    },
+    /// A chain was tried.
+    Tried {
+        number: u64,
+        comparison: Comparison,
+    },
+    /// Failed changes were tried with the last good versions.
+    Checked {
+        number: u64,
+        handled: usize,
+        tried: usize,
+        culprits: BTreeSet<String>,
+        tally: Tally,
+    },
     Stop,
 }
 
 /// The watching thread's state.
 struct Watcher {
-    engine: Arc<Engine>,
-    cache: Cache,
+    workshop: Arc<Workshop>,
+    lanes: Lanes,
+    /// For what the lanes have to tell.
+    wake: mpsc::Sender<Wake>,
+    vet: Option<Arc<dyn Vet>>,
     last_good: LastGood,
-    dir: PathBuf,
+    /// Versions that are not live, and why, one for each file.
+    refusals: Refusals,
     publisher: watch::Sender<Arc<Chain>>,
     view: Arc<Mutex<View>>,
-    /// The best known version of each file, published or about to be.
+    settler: Settler,
+    /// What the published chain is made of, by file.
     live: BTreeMap<String, Arc<Transform>>,
-    rejected: BTreeMap<String, Rejected>,
-    /// What was last loaded or rejected of each file, so that nothing is done twice.
-    handled: BTreeMap<String, Seen>,
-    /// The last state of each file that was seen, and when it was seen first.
-    first_seen: BTreeMap<String, (Seen, Instant)>,
-    /// Files that were there and are not, since when.
-    missing: BTreeMap<String, Instant>,
-    previous: Look,
-    /// Since when `live` holds something that is not published.
+    /// Files that are being made into transforms, by the state that was seen.
+    making: BTreeMap<String, Seen>,
+    /// What the folder shows and the published chain does not.
+    ready: Changes,
     ready_since: Option<Instant>,
+    /// When the first of what is ready was seen in the folder.
+    seen_since: Option<Instant>,
+    trial: Option<UnderTrial>,
+    next_trial: u64,
+    probation: Option<Probation>,
+    /// What vetting said of the live versions.
+    reports: BTreeMap<String, VetReport>,
     /// What was warned about, so that it is said once.
     warned: BTreeSet<String>,
-}
-
-#[derive(Clone, Debug)]
-struct Rejected {
-    digest: String,
-    reason: String,
-    since: String,
+    /// What is to be known of deleted files, by file.
+    notices: BTreeMap<String, String>,
 }
 
 impl Watcher {
-    /// The first load: everything must be usable, as it is or as a copy of the last good one.
-    fn load_first(&mut self, last_digest: Option<&str>) -> Result<(), Error> {
-        let folder = |source| Error::Folder { path: self.dir.clone(), source };
-        let mut look = folder::look(&self.dir).map_err(folder)?;
-        // Somebody may be copying files into the folder at this moment.
-        for _ in 0..50 {
-            if !look.modules.values().any(is_fresh) {
-                break;
-            }
-            std::thread::sleep(SETTLE);
-            let next = folder::look(&self.dir).map_err(folder)?;
-            if next == look {
-                break;
-            }
-            look = next;
-        }
-
-        let mut unusable = Vec::new();
-        for (file, seen) in &look.modules {
-            let refusal = match self.load(file) {
-                Ok(transform) => {
-                    self.live.insert(file.clone(), transform);
-                    self.handled.insert(file.clone(), seen.clone());
-                    continue;
-                }
-                Err(refusal) => refusal,
-            };
-            match self.load_last_good(file) {
-                Some(transform) => {
-                    tracing::warn!(
-                        file,
-                        "the file does not load, so its last good version goes on: {}",
-                        refusal.reason
-                    );
-                    self.live.insert(file.clone(), transform);
-                    self.reject(file, refusal);
-                    self.handled.insert(file.clone(), seen.clone());
-                }
-                None => unusable.push(format!("`{file}`: {}", refusal.reason)),
-            }
-        }
-        if !unusable.is_empty() {
-            return Err(Error::Unusable { files: unusable.join("; ") });
-        }
-        let gone: Vec<&str> =
-            self.last_good.files().filter(|file| !look.modules.contains_key(*file)).collect();
-        if !gone.is_empty() {
-            tracing::warn!("no longer in the transforms folder: {}", gone.join(", "));
-        }
-        self.warn_of_orphans(&look);
-        self.previous = look;
-
-        let transforms: Vec<_> = self.live.values().cloned().collect();
-        let last = self.publisher.borrow().generation;
-        let is_last = last_digest == Some(chain::digest(&transforms).as_str());
-        self.publish(Chain::new(if is_last { last } else { last + 1 }, transforms));
-        self.show();
-        Ok(())
-    }
-
     /// The thread.
-    fn watch(mut self, woken: &mpsc::Receiver<Wake>, reports: mpsc::Sender<Wake>) {
-        let mut reporter = Reporter::new(reports);
+    fn watch(mut self, woken: &mpsc::Receiver<Wake>) {
+        let mut reporter = Reporter::new(self.wake.clone());
         let mut pause = POLL;
         loop {
-            reporter.follow(&self.dir);
-            match woken.recv_timeout(pause) {
-                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {}
-                // Reports come in bursts; one look is enough for all of them.
-                Ok(Wake::Report) => {
-                    while let Ok(wake) = woken.try_recv() {
-                        if matches!(wake, Wake::Stop) {
-                            return;
-                        }
-                    }
+            reporter.follow(self.dir());
+            let mut wake = match woken.recv_timeout(pause) {
+                Ok(wake) => Some(wake),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // Reports come in bursts; one look is enough for all of them.
+            while let Some(next) = wake {
+                if !self.on_wake(next) {
+                    return;
                 }
+                wake = woken.try_recv().ok();
             }
             pause = self.step();
         }
     }
 
+    /// Answers whether to go on.
+    fn on_wake(&mut self, wake: Wake) -> bool {
+        match wake {
+            Wake::Report { moved } => {
+                if let Some(name) = moved {
+                    self.settler.note_moved(name);
+                }
+            }
+            Wake::Made { file, seen, made, took } => self.on_made(&file, seen, made, took),
+            Wake::Tried { number, comparison } => self.on_tried(number, &comparison),
+            Wake::Checked { number, handled, tried, culprits, tally } => {
+                self.on_checked(number, (handled, tried), &culprits, tally);
+            }
+            Wake::Stop => return false,
+        }
+        true
+    }
+
     /// Looks once and does what the look asks for. Answers how long to wait for the next.
     fn step(&mut self) -> Duration {
-        let look = match folder::look(&self.dir) {
+        let on_probation = self.watch_probation();
+        let look = match folder::look(self.dir()) {
             Ok(look) => look,
             Err(error) => {
                 // Not a deletion of everything: a network folder may come back.
-                let text = format!(
+                self.warn(format!(
                     "the transforms folder {} cannot be read, and the chain stays as it is: {error}",
-                    self.dir.display()
-                );
-                if self.warned.insert(text.clone()) {
-                    tracing::warn!("{text}");
-                }
-                self.show_with(vec![text], &[]);
-                return POLL;
+                    self.dir().display()
+                ));
+                self.show();
+                return if on_probation { probation::LOOK } else { POLL };
             }
         };
-        let unsettled = self.note_deletions(&look);
-        let unsettled = self.load_changed(&look) || unsettled;
+        let known: Vec<String> = self
+            .live
+            .keys()
+            .chain(self.ready.keys())
+            .chain(self.refusals.iter().map(|(file, _)| file))
+            .cloned()
+            .collect();
+        let settled = self.settler.settle(&look, known.into_iter(), &self.making, Instant::now());
+        for file in &settled.gone {
+            self.on_gone(file);
+        }
+        for (file, seen) in settled.changed {
+            self.begin(file, seen);
+        }
         self.warn_of_orphans(&look);
-        self.previous = look;
-        let held = self.publish_if_ready(unsettled);
+        let held = self.advance(settled.wait.is_some());
         self.show();
-        if unsettled || held { SETTLE } else { POLL }
+        let held = if held { SETTLE } else { POLL };
+        let on_probation = if on_probation { probation::LOOK } else { POLL };
+        settled.wait.unwrap_or(POLL).min(held).min(on_probation)
     }
 
-    /// Publishes what is ready, unless something else is about to be. Answers whether it waits.
-    fn publish_if_ready(&mut self, unsettled: bool) -> bool {
-        let Some(since) = self.ready_since else { return false };
-        if unsettled && since.elapsed() < HOLD_MAX {
-            return true;
-        }
-        self.ready_since = None;
-        let current = Arc::clone(&self.publisher.borrow());
-        let transforms: Vec<_> = self.live.values().cloned().collect();
-        if chain::digest(&transforms) != current.digest() {
-            self.publish(Chain::new(current.generation + 1, transforms));
-        }
-        false
+    fn dir(&self) -> &Path {
+        &self.workshop.dir
     }
 
-    fn publish(&mut self, chain: Chain) {
-        if let Err(error) = self.last_good.publish(self.live.values().map(|live| &**live)) {
-            tracing::warn!("could not keep copies of the live transforms: {error}");
-        }
-        let files: Vec<&str> = chain.files().collect();
-        tracing::info!(
-            chain = chain.tag(),
-            "live transforms: {}",
-            if files.is_empty() { "none".to_owned() } else { files.join(", ") }
-        );
-        self.publisher.send_replace(Arc::new(chain));
+    fn chain(&self) -> Arc<Chain> {
+        Arc::clone(&self.publisher.borrow())
     }
-}
-
-fn is_fresh(seen: &Seen) -> bool {
-    // A time in the future has no age, and counts as old: it must not keep a file waiting.
-    let age = seen.modified().and_then(|modified| modified.elapsed().ok());
-    age.is_some_and(|age| age < UNFINISHED)
 }
 
 fn now() -> String {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::mpsc;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, Watcher as _};
 
 use super::Wake;
@@ -33,7 +33,7 @@ impl Reporter {
         let watcher = notify::recommended_watcher(move |event| {
             if is_news(&event) {
                 // A failed send: the thread has ended.
-                reports.send(Wake::Report).ok();
+                reports.send(Wake::Report { moved: moved(event) }).ok();
             }
         })
         .and_then(|mut watcher| {
@@ -71,6 +71,15 @@ fn is_news(event: &notify::Result<Event>) -> bool {
         },
         Err(_) => true,
     }
+}
+
+/// The name of what was renamed into the folder, if that is what the event tells. It is only waited
+/// for less.
+fn moved(event: notify::Result<Event>) -> Option<String> {
+    let event = event.ok()?;
+    let is_moved = event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::To));
+    let name = is_moved.then(|| event.paths.first()?.file_name()?.to_str().map(str::to_owned));
+    name.flatten()
 }
 
 #[cfg(test)]

@@ -1,115 +1,231 @@
-//! When what a look saw counts: files that settled, and files that are gone for good.
+//! When what a look saw counts: files that have settled, and files that are gone for good. Decides
+//! by what two looks saw and by our own clock, and does nothing itself.
 
-use std::collections::BTreeSet;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::super::folder::{self, Look, Seen};
-use super::{DELETED_AFTER, UNFINISHED, Watcher};
 
-impl Watcher {
-    /// Takes files out that are gone for good. Answers whether one is gone and may come back.
-    pub(super) fn note_deletions(&mut self, look: &Look) -> bool {
+/// How long a file must stay the same: somebody may be writing it.
+pub(super) const SETTLE: Duration = Duration::from_millis(100);
+
+/// The same for what was renamed into place, which nobody writes: only long enough that a module and
+/// its settings that come one after the other go together.
+pub(super) const GATHER: Duration = Duration::from_millis(20);
+
+/// How long a file must be gone to count as deleted: editors and copying tools delete before they
+/// write.
+const DELETED_AFTER: Duration = Duration::from_secs(1);
+
+/// A file that was written this recently and does not load may still be being written.
+pub(super) const UNFINISHED: Duration = Duration::from_secs(2);
+
+/// What is known of the folder's files over several looks.
+#[derive(Debug, Default)]
+pub(super) struct Settler {
+    /// What was last made or refused of each file, so that nothing is done twice.
+    handled: BTreeMap<String, Seen>,
+    /// The last state of each file that was seen, and when it was seen first.
+    first_seen: BTreeMap<String, (Seen, Instant)>,
+    /// Files that were there and are not, since when.
+    missing: BTreeMap<String, Instant>,
+    /// Names that the system reported as renamed into place. Only ever makes a wait shorter.
+    moved: BTreeSet<String>,
+    /// Files that did not load and may still be being written: when to try again.
+    again: BTreeMap<String, Instant>,
+}
+
+/// What one look shows.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// Files with a content that nothing was done about, and that may be read now.
+    pub(super) changed: Vec<(String, Seen)>,
+    /// Files that are gone for good.
+    pub(super) gone: Vec<String>,
+    /// How long to wait for what has not settled.
+    pub(super) wait: Option<Duration>,
+}
+
+impl Settler {
+    /// The system says that this name was renamed into place.
+    pub(super) fn note_moved(&mut self, name: String) {
+        self.moved.insert(name);
+    }
+
+    /// Something final was done about this state of the file.
+    pub(super) fn note_handled(&mut self, file: &str, seen: Seen) {
+        self.moved.remove(file);
+        self.moved.remove(&folder::settings_name(file));
+        self.again.remove(file);
+        self.handled.insert(file.to_owned(), seen);
+    }
+
+    pub(super) fn is_handled(&self, file: &str, seen: Option<&Seen>) -> bool {
+        self.handled.get(file) == seen
+    }
+
+    /// When this state of the file was first seen.
+    pub(super) fn seen_since(&self, file: &str) -> Option<Instant> {
+        self.first_seen.get(file).map(|(_, since)| *since)
+    }
+
+    /// Whether a file that does not load may still be being written. It is tried again then.
+    pub(super) fn may_be_unfinished(&mut self, file: &str, now: Instant) -> bool {
+        let is_young =
+            self.seen_since(file).is_some_and(|since| now.duration_since(since) < UNFINISHED);
+        if is_young {
+            self.again.insert(file.to_owned(), now + SETTLE);
+        }
+        is_young
+    }
+
+    /// Compares a look with what is known. `known` are files that something is known of, whether
+    /// they are there or not; `busy` are states that are being worked on.
+    pub(super) fn settle(
+        &mut self,
+        look: &Look,
+        known: impl Iterator<Item = String>,
+        busy: &BTreeMap<String, Seen>,
+        now: Instant,
+    ) -> Settled {
+        let mut settled = Settled::default();
         self.missing.retain(|file, _| !look.modules.contains_key(file));
-        let known: BTreeSet<String> = self
-            .live
-            .keys()
-            .chain(self.rejected.keys())
-            .chain(self.handled.keys())
-            .cloned()
-            .collect();
-        for file in known {
-            if look.modules.contains_key(&file) {
-                continue;
-            }
-            let since = *self.missing.entry(file.clone()).or_insert_with(Instant::now);
-            if since.elapsed() < DELETED_AFTER {
+        let known: BTreeSet<String> = known.chain(self.handled.keys().cloned()).collect();
+        for file in known.into_iter().filter(|file| !look.modules.contains_key(file)) {
+            let since = *self.missing.entry(file.clone()).or_insert(now);
+            if let Some(left) = DELETED_AFTER.checked_sub(now.duration_since(since))
+                && !left.is_zero()
+            {
+                settled.wait_for(left.min(SETTLE));
                 continue;
             }
             self.missing.remove(&file);
             self.handled.remove(&file);
             self.first_seen.remove(&file);
-            self.rejected.remove(&file);
-            if self.live.remove(&file).is_some() {
-                tracing::info!(file, "the file was deleted, and leaves the chain");
-                self.ready_since.get_or_insert_with(Instant::now);
-            }
+            self.again.remove(&file);
+            settled.gone.push(file);
         }
-        !self.missing.is_empty()
-    }
-
-    /// Whether this state of a file was first seen so recently that it may still be being written.
-    /// By our own clock: a file that is emptied to be written anew can be seen with its old time.
-    pub(super) fn is_new(&mut self, file: &str, seen: &Seen) -> bool {
-        let now = Instant::now();
-        match self.first_seen.get(file) {
-            Some((known, since)) if known == seen => now.duration_since(*since) < UNFINISHED,
-            _ => {
-                self.first_seen.insert(file.to_owned(), (seen.clone(), now));
-                true
-            }
-        }
-    }
-
-    /// Loads files that changed and have settled. Answers whether one has not settled.
-    pub(super) fn load_changed(&mut self, look: &Look) -> bool {
-        let mut unsettled = false;
-        let mut candidates = Vec::new();
         for (file, seen) in &look.modules {
-            if self.handled.get(file) == Some(seen) {
+            let since = match self.first_seen.get(file) {
+                Some((known, since)) if known == seen => *since,
+                _ => {
+                    self.first_seen.insert(file.clone(), (seen.clone(), now));
+                    self.again.remove(file);
+                    now
+                }
+            };
+            if self.handled.get(file) == Some(seen) || busy.get(file) == Some(seen) {
                 continue;
             }
-            let is_settled = self.previous.modules.get(file) == Some(seen);
+            let wait = if self.is_moved(file, seen) { GATHER } else { SETTLE };
             // Who writes a file in place empties it first, and an empty settings file is valid.
-            let is_new = self.is_new(file, seen);
-            if is_settled && !(seen.has_empty() && is_new) {
-                candidates.push((file, seen));
-            } else {
-                unsettled = true;
+            let wait = if seen.has_empty() { UNFINISHED } else { wait };
+            let due = (since + wait).max(self.again.get(file).copied().unwrap_or(since));
+            match due.checked_duration_since(now) {
+                Some(left) if !left.is_zero() => settled.wait_for(left.min(SETTLE)),
+                _ => settled.changed.push((file.clone(), seen.clone())),
             }
         }
-        let names: Vec<&String> = candidates.iter().map(|(file, _)| *file).collect();
-        if !names.is_empty() {
-            self.show_with(Vec::new(), &names);
+        // Names that turned out not to matter.
+        if settled.wait.is_none() && settled.changed.is_empty() {
+            self.moved.clear();
         }
-        for (file, seen) in candidates {
-            let started = Instant::now();
-            let loaded = self.load(file);
-            let now = folder::look(&self.dir).ok();
-            if now.as_ref().and_then(|look| look.modules.get(file)) != Some(seen) {
-                // It changed while it was read.
-                unsettled = true;
-                continue;
-            }
-            match loaded {
-                Err(refusal) if refusal.may_be_unfinished && self.is_new(file, seen) => {
-                    unsettled = true;
-                    continue;
-                }
-                Err(refusal) => {
-                    let stays = if self.live.contains_key(file) {
-                        "the version before stays live"
-                    } else {
-                        "it does not go live"
-                    };
-                    tracing::warn!(file, "rejected a transform, and {stays}: {}", refusal.reason);
-                    self.reject(file, refusal);
-                }
-                Ok(transform) => {
-                    self.rejected.remove(file);
-                    let is_same = self.live.get(file).is_some_and(|live| {
-                        live.module.digest == transform.module.digest
-                            && live.settings.digest() == transform.settings.digest()
-                    });
-                    if !is_same {
-                        let took = started.elapsed().as_millis();
-                        tracing::info!(file, "loaded a transform in {took} ms");
-                        self.live.insert(file.clone(), transform);
-                        self.ready_since.get_or_insert_with(Instant::now);
-                    }
-                }
-            }
-            self.handled.insert(file.clone(), seen.clone());
+        settled
+    }
+
+    /// Whether everything that changed about the file was renamed into place.
+    fn is_moved(&self, file: &str, seen: &Seen) -> bool {
+        let handled = self.handled.get(file);
+        let module = handled.is_some_and(|handled| handled.module == seen.module);
+        let settings = handled.map_or(&None, |handled| &handled.settings) == &seen.settings;
+        (module || self.moved.contains(file))
+            && (settings || self.moved.contains(&folder::settings_name(file)))
+    }
+}
+
+impl Settled {
+    fn wait_for(&mut self, left: Duration) {
+        self.wait = Some(self.wait.map_or(left, |wait| wait.min(left)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A folder, and a clock that the test moves.
+    struct Folder {
+        dir: tempfile::TempDir,
+        settler: Settler,
+        now: Instant,
+    }
+
+    impl Folder {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            Self { dir, settler: Settler::default(), now: Instant::now() }
         }
-        unsettled
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.dir.path().join(name), text).unwrap();
+        }
+
+        /// The files that count after so many milliseconds, which are handled then.
+        fn after(&mut self, millis: u64) -> Vec<String> {
+            self.now += Duration::from_millis(millis);
+            let look = folder::look(self.dir.path()).unwrap();
+            let settled =
+                self.settler.settle(&look, std::iter::empty(), &BTreeMap::new(), self.now);
+            for (file, seen) in &settled.changed {
+                self.settler.note_handled(file, seen.clone());
+            }
+            let changed = settled.changed.into_iter().map(|(file, _)| file);
+            let gone = settled.gone.into_iter().map(|file| format!("-{file}"));
+            changed.chain(gone).collect()
+        }
+    }
+
+    #[test]
+    fn a_file_counts_when_it_stayed_the_same_however_often_it_was_looked_at() {
+        let mut folder = Folder::new();
+        folder.write("10-a.wasm", "1");
+        assert!(folder.after(0).is_empty());
+        assert!(folder.after(1).is_empty());
+        assert!(folder.after(1).is_empty());
+        folder.write("10-a.wasm", "22");
+        assert!(folder.after(97).is_empty());
+        assert!(folder.after(99).is_empty());
+        assert_eq!(folder.after(1), ["10-a.wasm"]);
+        assert!(folder.after(1000).is_empty());
+    }
+
+    #[test]
+    fn what_is_renamed_into_place_counts_almost_at_once() {
+        let mut folder = Folder::new();
+        folder.write("10-a.wasm", "1");
+        folder.settler.note_moved("10-a.wasm".into());
+        assert!(folder.after(0).is_empty());
+        assert_eq!(folder.after(20), ["10-a.wasm"]);
+        // Its settings are written in place, so that they have to settle.
+        folder.write("10-a.toml", "x");
+        folder.settler.note_moved("10-a.wasm".into());
+        assert!(folder.after(20).is_empty());
+        assert!(folder.after(20).is_empty());
+        assert_eq!(folder.after(80), ["10-a.wasm"]);
+    }
+
+    #[test]
+    fn an_empty_file_is_waited_for_and_a_deletion_too() {
+        let mut folder = Folder::new();
+        folder.write("10-a.wasm", "");
+        assert!(folder.after(0).is_empty());
+        assert!(folder.after(1999).is_empty());
+        assert_eq!(folder.after(1), ["10-a.wasm"]);
+        fs::remove_file(folder.dir.path().join("10-a.wasm")).unwrap();
+        assert!(folder.after(0).is_empty());
+        assert!(folder.after(999).is_empty());
+        assert_eq!(folder.after(1), ["-10-a.wasm"]);
+        assert!(folder.after(5000).is_empty());
     }
 }

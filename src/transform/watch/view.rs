@@ -1,11 +1,14 @@
 //! What is in the folder, as operators, scripts and the console read it.
 
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 
 use super::super::chain::Transform;
 use super::super::folder::Look;
+use super::super::vet::VetReport;
+use super::promote::UnderTrial;
 use super::{Watcher, now};
 
 /// What is in the folder, as scripts and the console read it.
@@ -27,23 +30,31 @@ pub struct TransformView {
     /// SHA-256 of the module; empty where the file could not be read.
     pub digest: String,
     pub state: TransformState,
-    /// Why it was rejected.
+    /// Why it was rejected or rolled back.
     pub reason: Option<String>,
     /// RFC 3339.
     pub since: String,
     pub calls: u64,
     pub errors: u64,
+    /// What vetting said, where it was asked.
+    pub vet: Option<VetReport>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TransformState {
     Live,
+    /// Being read, compiled and started.
     Compiling,
+    /// Loaded, and being tried on parked messages and recent changes.
+    Vetting,
+    /// It does not load, or vetting refused it.
     Rejected,
+    /// It was live and failed, so that the version before came back.
+    RolledBack,
 }
 
-pub(super) fn live_view(transform: &Transform) -> TransformView {
+pub(super) fn live_view(transform: &Transform, vet: Option<VetReport>) -> TransformView {
     TransformView {
         file: transform.file.to_string(),
         digest: transform.module.digest.clone(),
@@ -52,6 +63,7 @@ pub(super) fn live_view(transform: &Transform) -> TransformView {
         since: transform.since.clone(),
         calls: transform.counters.calls(),
         errors: transform.counters.errors(),
+        vet,
     }
 }
 
@@ -60,6 +72,8 @@ pub(super) fn live_view(transform: &Transform) -> TransformView {
 pub(super) struct View {
     pub(super) others: Vec<TransformView>,
     pub(super) warnings: Vec<String>,
+    /// Of the live versions, by file.
+    pub(super) reports: BTreeMap<String, VetReport>,
 }
 
 impl Watcher {
@@ -74,33 +88,51 @@ impl Watcher {
         self.warned.retain(|text| look.orphans.iter().any(|file| *text == orphan(file)));
     }
 
-    pub(super) fn show(&self) {
-        self.show_with(self.warned.iter().cloned().collect(), &[]);
+    /// Warns of what keeps the folder from being followed, once.
+    pub(super) fn warn(&mut self, text: String) {
+        if self.warned.insert(text.clone()) {
+            tracing::warn!("{text}");
+        }
     }
 
-    pub(super) fn show_with(&self, warnings: Vec<String>, compiling: &[&String]) {
-        let rejected = self.rejected.iter().filter(|(file, _)| !compiling.contains(file)).map(
-            |(file, rejected)| TransformView {
-                file: file.clone(),
-                digest: rejected.digest.clone(),
-                state: TransformState::Rejected,
-                reason: Some(rejected.reason.clone()),
-                since: rejected.since.clone(),
-                calls: 0,
-                errors: 0,
-            },
-        );
-        let compiling = compiling.iter().map(|file| TransformView {
-            file: (*file).clone(),
+    /// Publishes what operators see.
+    pub(super) fn show(&self) {
+        let refused = self.refusals.iter().filter(|(file, _)| !self.making.contains_key(*file));
+        let refused = refused.map(|(file, refused)| TransformView {
+            file: file.clone(),
+            digest: refused.digest.clone(),
+            state: refused.state,
+            reason: Some(refused.reason.clone()),
+            since: refused.since.clone(),
+            calls: 0,
+            errors: 0,
+            vet: refused.vet.clone(),
+        });
+        let compiling = self.making.keys().map(|file| TransformView {
+            file: file.clone(),
             digest: String::new(),
             state: TransformState::Compiling,
             reason: None,
             since: now(),
             calls: 0,
             errors: 0,
+            vet: None,
         });
-        let others = rejected.chain(compiling).collect();
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = View { others, warnings };
+        let tried = self.trial.iter().flat_map(UnderTrial::transforms);
+        let vetting = tried.map(|transform| TransformView {
+            file: transform.file.to_string(),
+            digest: transform.module.digest.clone(),
+            state: TransformState::Vetting,
+            reason: None,
+            since: transform.since.clone(),
+            calls: 0,
+            errors: 0,
+            vet: None,
+        });
+        let others = refused.chain(compiling).chain(vetting).collect();
+        let warnings = self.warned.iter().chain(self.notices.values()).cloned().collect();
+        let view = View { others, warnings, reports: self.reports.clone() };
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }
 }
 

@@ -1,51 +1,89 @@
-//! From a file to a transform that may go live: read, checked, compiled and tried beside the traffic.
+//! From a file to a transform that may go live: read, checked, compiled and started beside the
+//! traffic, on threads that leave room for it.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
 
+use super::super::cache::Cache;
 use super::super::chain::{Counters, Transform};
-use super::super::folder::{self, Content};
+use super::super::engine::Engine;
+use super::super::folder::{self, Content, Seen};
 use super::super::instance::Instance;
 use super::super::loader::{self, Module};
 use super::super::settings::Settings;
-use super::{Rejected, Watcher, now};
+use super::now;
 
-/// From this size on a module is compiled on threads of low priority: it takes many seconds.
-const LARGE_BYTES: usize = 1024 * 1024;
+/// From this size on a module is compiled at low priority, and nothing waits behind it that is
+/// smaller: it takes many seconds.
+const LARGE_BYTES: u64 = 1024 * 1024;
 
-/// The priority of those threads: the kernel gives them about a tenth of a busy processor.
+/// The priority of what has time: the kernel gives it about a tenth of a busy processor.
 const NICE: i32 = 10;
+
+/// Makes transforms.
+#[derive(Debug)]
+pub(super) struct Workshop {
+    pub(super) engine: Arc<Engine>,
+    pub(super) cache: Cache,
+    pub(super) dir: PathBuf,
+}
+
+/// A transform that may go live, and its module's bytes.
+pub(super) struct Made {
+    pub(super) transform: Arc<Transform>,
+    pub(super) bytes: Vec<u8>,
+}
 
 /// Why a file is not usable.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct Unusable {
+    /// Empty where it could not be read.
     pub(super) digest: String,
     pub(super) reason: String,
     pub(super) may_be_unfinished: bool,
 }
 
-impl Watcher {
-    /// Reads, checks, compiles and tries one file.
-    pub(super) fn load(&self, file: &str) -> Result<Arc<Transform>, Refusal> {
-        let content = folder::read(&self.dir, file).map_err(|error| Refusal {
+impl Workshop {
+    /// Reads, checks, compiles and starts one file. A module that is among `known` is not compiled
+    /// again.
+    pub(super) fn make_file(&self, file: &str, known: &[Arc<Module>]) -> Result<Made, Unusable> {
+        let content = folder::read(&self.dir, file).map_err(|error| Unusable {
             digest: String::new(),
             reason: format!("it could not be read: {error}"),
             may_be_unfinished: true,
         })?;
-        self.make(file, content)
+        self.make(file, content, known)
     }
 
-    pub(super) fn load_last_good(&self, file: &str) -> Option<Arc<Transform>> {
-        let made = self.make(file, self.last_good.get(file)?);
-        made.inspect_err(|refusal| {
-            tracing::warn!(file, "the copy of its last good version fails too: {}", refusal.reason);
-        })
-        .ok()
-    }
-
-    fn make(&self, file: &str, content: Content) -> Result<Arc<Transform>, Refusal> {
+    pub(super) fn make(
+        &self,
+        file: &str,
+        content: Content,
+        known: &[Arc<Module>],
+    ) -> Result<Made, Unusable> {
         let digest = loader::digest(&content.module);
-        let refuse = |reason: String, may_be_unfinished| Refusal {
+        let refuse = |reason: String, may_be_unfinished| Unusable {
             digest: digest.clone(),
+            reason,
+            may_be_unfinished,
+        };
+        // Bytes from outside run through a compiler here: a defect of it costs this file.
+        catch_unwind(AssertUnwindSafe(|| self.make_of(file, &digest, content, known)))
+            .unwrap_or_else(|_| {
+                Err(refuse("it could not be compiled, by a defect of the compiler".into(), false))
+            })
+    }
+
+    fn make_of(
+        &self,
+        file: &str,
+        digest: &str,
+        content: Content,
+        known: &[Arc<Module>],
+    ) -> Result<Made, Unusable> {
+        let refuse = |reason: String, may_be_unfinished| Unusable {
+            digest: digest.to_owned(),
             reason,
             may_be_unfinished,
         };
@@ -53,44 +91,41 @@ impl Watcher {
         let settings = Settings::parse(text).map_err(|error| {
             refuse(format!("its settings file `{}`: {error}", folder::settings_name(file)), true)
         })?;
-        // The same module with other settings need not be compiled again.
-        let live = self.live.get(file).filter(|live| live.module.digest == digest);
-        let module = match live {
-            Some(live) => Arc::clone(&live.module),
-            None => {
-                let loaded = self.compile(&content.module);
-                Arc::new(
-                    loaded.map_err(|error| refuse(error.to_string(), error.may_be_unfinished()))?,
-                )
-            }
+        // The same module with other settings, or under another name.
+        let module = match known.iter().find(|module| module.digest == digest) {
+            Some(module) => Arc::clone(module),
+            None => Arc::new(
+                self.compile(&content.module)
+                    .map_err(|error| refuse(error.to_string(), error.may_be_unfinished()))?,
+            ),
         };
         let name: Arc<str> = file.into();
-        Instance::start(&self.engine, &name, &module, &settings)
+        Instance::start(&self.engine, &name, &module, &settings, false)
             .map_err(|fault| refuse(format!("it {}", fault.reason), true))?;
-        if let Err(error) = self.last_good.keep(&digest, &content.module) {
-            tracing::warn!(file, "could not keep a copy of the transform: {error}");
-        }
-        Ok(Arc::new(Transform {
+        let transform = Transform {
             file: name,
             module,
             settings,
             settings_text: content.settings,
             counters: Counters::default(),
             since: now(),
-        }))
+        };
+        Ok(Made { transform: Arc::new(transform), bytes: content.module })
     }
 
-    /// Large modules on threads of low priority, so that the traffic does not feel it.
+    /// Compiles on half of the processors, so that the traffic has the others; large modules at low
+    /// priority as well.
     fn compile(&self, bytes: &[u8]) -> Result<Module, loader::Error> {
         let compile = || loader::load(&self.engine, bytes, Some(&self.cache));
-        if bytes.len() < LARGE_BYTES {
-            return compile();
-        }
+        let is_large = bytes.len() as u64 >= LARGE_BYTES;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let pool = rayon::ThreadPoolBuilder::new()
             .thread_name(|_| "transform-compile".into())
-            .start_handler(|_| {
-                // Without the right to it, the compilation is only less polite.
-                rustix::process::setpriority_process(None, NICE).ok();
+            .num_threads((processors / 2).max(1))
+            .start_handler(move |_| {
+                if is_large {
+                    be_polite();
+                }
             })
             .build();
         match pool {
@@ -98,9 +133,67 @@ impl Watcher {
             Err(_) => compile(),
         }
     }
+}
 
-    pub(super) fn reject(&mut self, file: &str, refusal: Refusal) {
-        let Refusal { digest, reason, may_be_unfinished: _ } = refusal;
-        self.rejected.insert(file.to_owned(), Rejected { digest, reason, since: now() });
+/// Lowers the priority of this thread. Without the right to it, it is only less polite.
+fn be_polite() {
+    rustix::process::setpriority_process(None, NICE).ok();
+}
+
+/// The threads of a host beside its watch.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    small: Lane,
+    large: Lane,
+    vetting: Lane,
+}
+
+impl Lanes {
+    pub(super) fn start() -> std::io::Result<Self> {
+        Ok(Self {
+            small: Lane::start("transform-load", false)?,
+            large: Lane::start("transform-large", true)?,
+            vetting: Lane::start("transform-vet", true)?,
+        })
+    }
+
+    /// Runs what makes this file.
+    pub(super) fn make(&self, seen: &Seen, job: impl FnOnce() + Send + 'static) {
+        if seen.module_bytes() < LARGE_BYTES { self.small.run(job) } else { self.large.run(job) }
+    }
+
+    /// Runs what tries a chain.
+    pub(super) fn vet(&self, job: impl FnOnce() + Send + 'static) {
+        self.vetting.run(job);
+    }
+}
+
+/// One thread, one job after the other.
+#[derive(Debug)]
+struct Lane(mpsc::Sender<Job>);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Lane {
+    /// The thread ends with this handle, after the job that it is at.
+    fn start(name: &str, polite: bool) -> std::io::Result<Self> {
+        let (jobs, received) = mpsc::channel::<Job>();
+        std::thread::Builder::new().name(name.into()).spawn(move || {
+            if polite {
+                be_polite();
+            }
+            for job in received {
+                // It has told nobody then, and what it was about stays as it is.
+                if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                    tracing::error!("a thread beside the transforms folder failed, a defect");
+                }
+            }
+        })?;
+        Ok(Self(jobs))
+    }
+
+    fn run(&self, job: impl FnOnce() + Send + 'static) {
+        // The thread outlives this handle.
+        drop(self.0.send(Box::new(job)));
     }
 }

@@ -1,0 +1,154 @@
+//! What a chain that is about to go live is tried on, and what came of it.
+//!
+//! The host decides when to try and what to do about the result; what there is to try on is known to
+//! the pipeline, which implements [`Vet`]. Trials have no effects: they run on [`Trial`]s, whose
+//! guests' log lines are kept out of the process's log and whose calls are not counted.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::chain::Chain;
+use super::runner::Runner;
+use crate::change::Change;
+
+/// A chain with instances of its own, beside the traffic.
+#[derive(Debug)]
+pub struct Trial {
+    pub(crate) chain: Arc<Chain>,
+    pub(crate) runner: Runner,
+}
+
+/// Tries chains on the messages that there are. Called on a thread of low priority, one call at a
+/// time, and never for long.
+pub trait Vet: Send + Sync + std::fmt::Debug {
+    /// Runs both chains over parked messages and recent changes.
+    fn compare(&self, before: &mut Trial, after: &mut Trial) -> Comparison;
+
+    /// How many of these changes the chain makes something of that can be sent.
+    fn handled(&self, trial: &mut Trial, changes: &[Change]) -> usize;
+}
+
+/// What became of the same messages with two chains.
+#[derive(Clone, Debug, Default)]
+pub struct Comparison {
+    /// Failed messages of the store that could be sent now.
+    pub fixes: u64,
+    /// Failed messages of the store that were tried.
+    pub of: u64,
+    /// Failed messages that are in the store.
+    pub parked: u64,
+    /// Messages that the chain before handles and this one does not.
+    pub breaks: u64,
+    /// Recent changes that were tried.
+    pub sample: u64,
+    /// Messages that the chain before does not drop and this one does: a verdict that a transform is
+    /// free to give, and neither a mend nor a break.
+    pub drops: u64,
+    /// How much longer this chain takes, in percent, where enough was tried to say so.
+    pub slower_percent: Option<i64>,
+    /// The transforms that failed what broke.
+    pub culprits: BTreeSet<String>,
+    /// Why the first of what broke failed.
+    pub example: Option<String>,
+}
+
+/// How a vetting ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VetResult {
+    /// It breaks nothing that the chain before handles.
+    Passed,
+    /// It breaks something, and does not go live.
+    Refused,
+    /// There was nothing to try it on.
+    Unvetted,
+    /// Its settings say `vet = "off"`.
+    Off,
+}
+
+/// What vetting said about a version of a file: about the whole chain as it would be with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VetReport {
+    pub result: VetResult,
+    /// Failed messages that could be sent with it.
+    pub fixes: u64,
+    /// Failed messages that were tried.
+    pub of: u64,
+    /// Messages that the chain before handles and that fail with it.
+    pub breaks: u64,
+    /// Recent changes that were tried.
+    pub sample: u64,
+    /// Messages that the chain before does not drop and that it drops.
+    pub drops: u64,
+    /// How much slower the chain is with it, in percent; less than nothing is faster.
+    pub slower_percent: Option<i64>,
+}
+
+impl VetReport {
+    pub(crate) fn of(comparison: &Comparison) -> Self {
+        let Comparison { fixes, of, breaks, sample, drops, slower_percent, .. } = *comparison;
+        let result = if of + sample == 0 { VetResult::Unvetted } else { VetResult::Passed };
+        Self { result, fixes, of, breaks, sample, drops, slower_percent }
+    }
+
+    pub(crate) fn with(self, result: VetResult) -> Self {
+        Self { result, ..self }
+    }
+
+    pub(crate) fn off() -> Self {
+        Self::of(&Comparison::default()).with(VetResult::Off)
+    }
+
+    /// One clause for logs and lists: `fixes 37 of 40, breaks 0 of 500, slower by 12 %`.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self.result {
+            VetResult::Off => return "off".to_owned(),
+            VetResult::Unvetted => return "unvetted".to_owned(),
+            VetResult::Passed | VetResult::Refused => {}
+        }
+        let tried = self.of + self.sample;
+        let mut text =
+            format!("fixes {} of {}, breaks {} of {tried}", self.fixes, self.of, self.breaks);
+        let mut add = |part: std::fmt::Arguments<'_>| {
+            text.write_fmt(part).expect("a String takes everything");
+        };
+        if self.drops > 0 {
+            add(format_args!(", drops {}", self.drops));
+        }
+        match self.slower_percent {
+            Some(percent) if percent > 0 => add(format_args!(", slower by {percent} %")),
+            Some(percent) if percent < 0 => add(format_args!(", faster by {} %", -percent)),
+            Some(_) | None => {}
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_one_clause() {
+        #[track_caller]
+        fn check(comparison: Comparison, expected: &str) {
+            assert_eq!(VetReport::of(&comparison).text(), expected);
+        }
+        check(Comparison::default(), "unvetted");
+        let some = Comparison { fixes: 37, of: 40, sample: 500, ..Comparison::default() };
+        check(some.clone(), "fixes 37 of 40, breaks 0 of 540");
+        check(
+            Comparison { slower_percent: Some(12), drops: 2, ..some.clone() },
+            "fixes 37 of 40, breaks 0 of 540, drops 2, slower by 12 %",
+        );
+        check(
+            Comparison { slower_percent: Some(-3), breaks: 1, ..some },
+            "fixes 37 of 40, breaks 1 of 540, faster by 3 %",
+        );
+        assert_eq!(VetReport::off().text(), "off");
+    }
+}

@@ -1,0 +1,222 @@
+//! What goes live is on probation. If far more messages fail with it than before, and the chain
+//! before handles those, the last good versions come back by themselves, as a new generation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::chain::{Chain, Transform};
+use super::super::health::Tally;
+use super::super::refused::Refused;
+use super::super::settings::Judgement;
+use super::promote::{Change, Changes, is_same};
+use super::view::TransformState;
+use super::{Wake, Watcher, now};
+use crate::policy::{self, Standing};
+
+/// How often the counts are looked at.
+pub(super) const LOOK: Duration = Duration::from_millis(200);
+
+/// How far back the recent count goes, so that what begins to fail late is not lost among what went
+/// well.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// A chain that has to prove itself.
+#[derive(Debug)]
+pub(super) struct Probation {
+    chain: Arc<Chain>,
+    /// The last versions that proved themselves.
+    good: BTreeMap<String, Arc<Transform>>,
+    /// How messages fared with them.
+    baseline: Tally,
+    /// The files that changed since, as far as they may be taken back.
+    changed: BTreeSet<String>,
+    since: Instant,
+    /// Failures up to here were not the chain's fault.
+    excused: Tally,
+    recent: (Instant, Tally),
+    /// The number of a check that is under way.
+    checking: Option<u64>,
+}
+
+impl Probation {
+    /// The modules that may be needed again.
+    pub(super) fn digests(&self) -> impl Iterator<Item = String> {
+        self.good.values().map(|transform| transform.module.digest.clone())
+    }
+}
+
+impl Watcher {
+    /// A chain is about to be published in the place of `last`, with what was live until now.
+    pub(super) fn begin_probation(
+        &mut self,
+        chain: &Arc<Chain>,
+        live: &BTreeMap<String, Arc<Transform>>,
+        last: &Chain,
+        changes: &Changes,
+    ) {
+        // What did not prove itself yet is no better.
+        let (mut good, baseline, mut changed) = match self.probation.take() {
+            Some(probation) => (probation.good, probation.baseline, probation.changed),
+            None => (live.clone(), last.health().tally(), BTreeSet::new()),
+        };
+        for (file, change) in changes {
+            match change {
+                Change::To(transform) if transform.settings.rollback == Judgement::On => {
+                    changed.insert(file.clone());
+                }
+                Change::To(transform) => {
+                    changed.remove(file);
+                    good.insert(file.clone(), Arc::clone(transform));
+                }
+                // It must not come back with the others.
+                Change::Gone => {
+                    changed.remove(file);
+                    good.remove(file);
+                }
+            }
+        }
+        if changed.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        self.probation = Some(Probation {
+            chain: Arc::clone(chain),
+            good,
+            baseline,
+            changed,
+            since: now,
+            excused: Tally::default(),
+            recent: (now, Tally::default()),
+            checking: None,
+        });
+    }
+
+    /// Looks at the counts. Answers whether a probation goes on.
+    pub(super) fn watch_probation(&mut self) -> bool {
+        let Some(probation) = &mut self.probation else { return false };
+        if probation.checking.is_some() {
+            return true;
+        }
+        let now = Instant::now();
+        let tally = probation.chain.health().tally();
+        let total = tally.since(probation.excused);
+        let recent = tally.since(probation.recent.1);
+        if now.duration_since(probation.recent.0) >= RECENT {
+            probation.recent = (now, tally);
+        }
+        let is_worse = |tally| policy::probation(probation.baseline, tally) == Standing::Worse;
+        if is_worse(total) || is_worse(recent) {
+            self.check_with_good(total);
+            return self.probation.is_some();
+        }
+        if policy::is_proven(total, now.duration_since(probation.since)) {
+            tracing::info!(
+                chain = probation.chain.tag(),
+                "the chain has proven itself over {} messages",
+                total.messages
+            );
+            self.probation = None;
+        }
+        self.probation.is_some()
+    }
+
+    /// Tries the failed changes with the last good versions: they may be no better at them.
+    fn check_with_good(&mut self, tally: Tally) {
+        let Some(probation) = &mut self.probation else { return };
+        let failed = probation.chain.health().take_failed();
+        let culprits: BTreeSet<String> =
+            failed.iter().filter_map(|failed| failed.transform.clone()).collect();
+        let Some(vet) = self.vet.clone() else {
+            return self.roll_back(&culprits, tally);
+        };
+        self.next_trial += 1;
+        let number = self.next_trial;
+        probation.checking = Some(number);
+        let good = probation.good.values().cloned().collect();
+        let chain = Arc::new(Chain::new(probation.chain.generation, good));
+        let mut trial = self.trial_of(chain);
+        let wake = self.wake.clone();
+        self.lanes.vet(move || {
+            let changes: Vec<_> = failed.into_iter().map(|failed| failed.change).collect();
+            let handled = vet.handled(&mut trial, &changes);
+            let tried = changes.len();
+            drop(wake.send(Wake::Checked { number, handled, tried, culprits, tally }));
+        });
+    }
+
+    pub(super) fn on_checked(
+        &mut self,
+        number: u64,
+        (handled, tried): (usize, usize),
+        culprits: &BTreeSet<String>,
+        tally: Tally,
+    ) {
+        let Some(probation) = &mut self.probation else { return };
+        if probation.checking != Some(number) {
+            return;
+        }
+        probation.checking = None;
+        if tried > 0 && handled * 2 >= tried {
+            return self.roll_back(culprits, tally);
+        }
+        tracing::info!(
+            chain = probation.chain.tag(),
+            "{} of {} messages failed, and the versions before would not have done better: of {tried} \
+             they handle {handled}",
+            tally.failed,
+            tally.messages
+        );
+        probation.excused = probation.chain.health().tally();
+        probation.recent = (Instant::now(), probation.excused);
+    }
+
+    /// Brings the last good versions back and refuses what they replace.
+    fn roll_back(&mut self, culprits: &BTreeSet<String>, tally: Tally) {
+        let Some(probation) = self.probation.take() else { return };
+        let named: Vec<&String> = probation.changed.intersection(culprits).collect();
+        let files: Vec<String> = if named.is_empty() {
+            probation.changed.iter().cloned().collect()
+        } else {
+            named.into_iter().cloned().collect()
+        };
+        let Tally { messages, failed, timeouts } = tally;
+        let reason = format!(
+            "{failed} of {messages} messages failed with it ({timeouts} ran out of time), which the \
+             version before handles; this content is refused until the file or its settings change"
+        );
+        let mut refused = Vec::new();
+        for file in files {
+            let Some(bad) = self.live.get(&file).cloned() else { continue };
+            match probation.good.get(&file) {
+                Some(good) if is_same(good, &bad) => continue,
+                Some(good) => self.live.insert(file.clone(), Arc::clone(good)),
+                None => self.live.remove(&file),
+            };
+            tracing::warn!(file, "rolled a transform back: {reason}");
+            let entry = Refused {
+                digest: bad.module.digest.clone(),
+                settings: Some(bad.settings.digest().to_owned()),
+                state: TransformState::RolledBack,
+                reason: reason.clone(),
+                since: now(),
+                vet: self.reports.remove(&file),
+            };
+            refused.push((file, entry));
+        }
+        if refused.is_empty() {
+            return;
+        }
+        // What was being tried stood beside the chain that goes; it is tried again.
+        self.trial = None;
+        let generation = self.chain().generation + 1;
+        let chain = Chain::new(generation, self.live.values().cloned().collect());
+        // In this order: a crash in between leaves a file that counts as new, and never one that is
+        // refused without anything in its place.
+        self.keep_copies();
+        for (file, entry) in refused {
+            self.refusals.insert(&file, entry);
+        }
+        self.send(Arc::new(chain));
+    }
+}

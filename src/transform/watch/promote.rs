@@ -1,0 +1,436 @@
+//! How what is ready becomes the next chain: tried first, then published whole.
+//!
+//! ```text
+//! made ─┐                       ┌─ breaks nothing ──▶ published, on probation
+//!       ├─▶ ready ──▶ on trial ─┤
+//! gone ─┘     ▲                 └─ breaks something ─▶ refused; the rest is tried without it
+//!             └── a file changed meanwhile
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::chain::{self, Chain, Transform};
+use super::super::folder::{self, Look, Seen};
+use super::super::refused::Refused;
+use super::super::runner::Runner;
+use super::super::settings::Judgement;
+use super::super::vet::{Comparison, Trial, VetReport, VetResult};
+use super::view::TransformState;
+use super::workshop::{Made, Unusable};
+use super::{Wake, Watcher, now};
+
+/// How long a change that is ready waits for others that are not, so that files that are replaced
+/// together go live together.
+const HOLD_MAX: Duration = Duration::from_secs(2);
+
+/// What is to become of one file.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    To(Arc<Transform>),
+    Gone,
+}
+
+impl Change {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::To(one), Self::To(other)) => Arc::ptr_eq(one, other),
+            (Self::Gone, Self::Gone) => true,
+            (Self::To(_), Self::Gone) | (Self::Gone, Self::To(_)) => false,
+        }
+    }
+}
+
+/// Changes by file.
+pub(super) type Changes = BTreeMap<String, Change>;
+
+/// A chain that is being tried.
+#[derive(Debug)]
+pub(super) struct UnderTrial {
+    number: u64,
+    changes: Changes,
+    chain: Arc<Chain>,
+}
+
+impl UnderTrial {
+    pub(super) fn transforms(&self) -> impl Iterator<Item = &Arc<Transform>> {
+        self.changes.values().filter_map(|change| match change {
+            Change::To(transform) => Some(transform),
+            Change::Gone => None,
+        })
+    }
+}
+
+impl Watcher {
+    /// Starts to make a transform of a file.
+    pub(super) fn begin(&mut self, file: String, seen: Seen) {
+        let (workshop, wake) = (Arc::clone(&self.workshop), self.wake.clone());
+        let known = self.live.values().map(|live| Arc::clone(&live.module)).collect::<Vec<_>>();
+        self.making.insert(file.clone(), seen.clone());
+        let of = seen.clone();
+        self.lanes.make(&of, move || {
+            let started = Instant::now();
+            let made = workshop.make_file(&file, &known);
+            let took = started.elapsed();
+            // A failed send: the watch has ended.
+            drop(wake.send(Wake::Made { file, seen, made, took }));
+        });
+    }
+
+    /// A file was made, or turned out to be no transform.
+    pub(super) fn on_made(
+        &mut self,
+        file: &str,
+        seen: Seen,
+        made: Result<Made, Unusable>,
+        took: Duration,
+    ) {
+        if self.making.get(file) == Some(&seen) {
+            self.making.remove(file);
+        }
+        let look = folder::look(self.dir()).unwrap_or_default();
+        if look.modules.get(file) != Some(&seen) {
+            // It changed while it was read; what it is now is made next.
+            return;
+        }
+        let made = match made {
+            Ok(made) => made,
+            Err(unusable) if unusable.may_be_unfinished => {
+                if !self.settler.may_be_unfinished(file, Instant::now()) {
+                    self.reject(file, seen, unusable);
+                }
+                return;
+            }
+            Err(unusable) => return self.reject(file, seen, unusable),
+        };
+        self.settler.note_handled(file, seen);
+        let Made { transform, bytes } = made;
+        if self.live.get(file).is_some_and(|live| is_same(live, &transform)) {
+            self.refusals.remove(file);
+            self.ready.remove(file);
+            return;
+        }
+        let refused = self.refusals.get(file).filter(|refused| refused.is_of(&transform));
+        if refused.is_some_and(|refused| refused.state == TransformState::RolledBack) {
+            self.ready.remove(file);
+            return;
+        }
+        if let Err(error) = self.last_good.keep(&transform.module.digest, &bytes) {
+            tracing::warn!(file, "could not keep a copy of the transform: {error}");
+        }
+        tracing::info!(file, "loaded a transform in {} ms", took.as_millis());
+        self.get_ready(file, Change::To(transform));
+    }
+
+    fn reject(&mut self, file: &str, seen: Seen, unusable: Unusable) {
+        let stays = if self.live.contains_key(file) {
+            "the version before stays live"
+        } else {
+            "it does not go live"
+        };
+        tracing::warn!(file, "rejected a transform, and {stays}: {}", unusable.reason);
+        self.settler.note_handled(file, seen);
+        if let Some(Change::To(_)) = self.ready.get(file) {
+            self.ready.remove(file);
+        }
+        self.note_unusable(file, unusable);
+    }
+
+    pub(super) fn note_unusable(&mut self, file: &str, unusable: Unusable) {
+        let Unusable { digest, reason, may_be_unfinished: _ } = unusable;
+        let (state, since) = (TransformState::Rejected, now());
+        let refused = Refused { digest, settings: None, state, reason, since, vet: None };
+        self.refusals.insert(file, refused);
+    }
+
+    /// The file is gone for good.
+    pub(super) fn on_gone(&mut self, file: &str) {
+        self.refusals.remove(file);
+        self.making.remove(file);
+        self.ready.remove(file);
+        if self.live.contains_key(file) {
+            self.get_ready(file, Change::Gone);
+        }
+    }
+
+    fn get_ready(&mut self, file: &str, change: Change) {
+        self.ready.insert(file.to_owned(), change);
+        self.ready_since.get_or_insert_with(Instant::now);
+        let seen = self.settler.seen_since(file).unwrap_or_else(Instant::now);
+        self.seen_since = Some(self.seen_since.map_or(seen, |since| since.min(seen)));
+    }
+
+    /// Tries or publishes what is ready, unless something else is about to be. Answers whether it
+    /// waits.
+    pub(super) fn advance(&mut self, is_unsettled: bool) -> bool {
+        if self.ready.is_empty() {
+            self.ready_since = None;
+            self.seen_since = None;
+            return false;
+        }
+        if self.trial.is_some() {
+            return false;
+        }
+        let is_unsettled = is_unsettled || !self.making.is_empty();
+        let waited = self.ready_since.map_or(Duration::ZERO, |since| since.elapsed());
+        if is_unsettled && waited < HOLD_MAX {
+            return true;
+        }
+        let changes = self.ready.clone();
+        let chain = self.with(&changes);
+        if chain.digest() == self.chain().digest() {
+            self.settle_with(&changes);
+            return false;
+        }
+        let is_judged = changes.values().any(|change| match change {
+            Change::To(transform) => transform.settings.vet == Judgement::On,
+            Change::Gone => true,
+        });
+        match self.vet.clone().filter(|_| is_judged) {
+            None => self.promote(chain, &changes, None),
+            Some(vet) => {
+                self.next_trial += 1;
+                let number = self.next_trial;
+                let (mut before, mut after) = (self.trial_of(self.chain()), self.trial_of(chain));
+                let chain = Arc::clone(&after.chain);
+                let wake = self.wake.clone();
+                self.lanes.vet(move || {
+                    let comparison = vet.compare(&mut before, &mut after);
+                    drop(wake.send(Wake::Tried { number, comparison }));
+                });
+                self.trial = Some(UnderTrial { number, changes, chain });
+            }
+        }
+        false
+    }
+
+    pub(super) fn trial_of(&self, chain: Arc<Chain>) -> Trial {
+        Trial { chain, runner: Runner::quiet(Arc::clone(&self.workshop.engine)) }
+    }
+
+    /// The chain as it would be.
+    fn with(&self, changes: &Changes) -> Arc<Chain> {
+        let mut live = self.live.clone();
+        apply(&mut live, changes);
+        let generation = self.chain().generation + 1;
+        let mut chain = Chain::new(generation, live.into_values().collect());
+        chain.seen_at = self.seen_since;
+        Arc::new(chain)
+    }
+
+    /// A trial has ended.
+    pub(super) fn on_tried(&mut self, number: u64, comparison: &Comparison) {
+        let Some(trial) = self.trial.take_if(|trial| trial.number == number) else { return };
+        let UnderTrial { changes, chain, .. } = trial;
+        let look = folder::look(self.dir()).ok();
+        if changes.iter().any(|(file, change)| !self.is_current(file, change, look.as_ref())) {
+            // What it was about is not what the folder shows any more.
+            return;
+        }
+        let refused = if comparison.breaks > 0 { judged(&changes, comparison) } else { Vec::new() };
+        if refused.is_empty() {
+            return self.promote(chain, &changes, Some(comparison));
+        }
+        for transform in refused {
+            self.refuse(&transform, comparison);
+            self.ready.remove(&*transform.file);
+        }
+        // What is left is tried without them.
+        self.advance(false);
+    }
+
+    fn is_current(&self, file: &str, change: &Change, look: Option<&Look>) -> bool {
+        let seen = look.map(|look| look.modules.get(file));
+        self.ready.get(file).is_some_and(|ready| ready.is(change))
+            && seen.is_none_or(|seen| self.settler.is_handled(file, seen))
+    }
+
+    pub(super) fn refuse(&mut self, transform: &Transform, comparison: &Comparison) {
+        let report = VetReport::of(comparison).with(VetResult::Refused);
+        let breaks = comparison.breaks;
+        let tried = comparison.of + comparison.sample;
+        let reason = format!(
+            "with it, {breaks} of {tried} messages fail that the chain before handles; the first: \
+             {}. Mend it, or set vet = \"off\" in {} if that is meant; put there anew, it is tried \
+             again",
+            comparison.example.as_deref().unwrap_or("for an unknown reason"),
+            folder::settings_name(&transform.file),
+        );
+        tracing::warn!(
+            file = &*transform.file,
+            vet = report.text(),
+            "vetting refused a transform: {reason}"
+        );
+        let refused = Refused {
+            digest: transform.module.digest.clone(),
+            settings: Some(transform.settings.digest().to_owned()),
+            state: TransformState::Rejected,
+            reason,
+            since: now(),
+            vet: Some(report),
+        };
+        self.refusals.insert(&transform.file, refused);
+    }
+
+    /// Publishes a chain that may go live.
+    fn promote(&mut self, chain: Arc<Chain>, changes: &Changes, comparison: Option<&Comparison>) {
+        let before = self.live.clone();
+        let last = self.chain();
+        self.note_reports(&chain, changes, comparison);
+        self.settle_with(changes);
+        self.begin_probation(&chain, &before, &last, changes);
+        let seen = chain.seen_at;
+        self.publish(chain);
+        if let Some(seen) = seen {
+            tracing::info!(
+                "the change of the folder was live {} ms after it was seen",
+                seen.elapsed().as_millis()
+            );
+        }
+    }
+
+    /// Keeps and logs what a trial said, and what leaves with a file that is gone.
+    pub(super) fn note_reports(
+        &mut self,
+        chain: &Chain,
+        changes: &Changes,
+        comparison: Option<&Comparison>,
+    ) {
+        let tried = comparison.map(VetReport::of);
+        for (file, change) in changes {
+            match change {
+                Change::To(transform) => {
+                    let report = match &tried {
+                        _ if transform.settings.vet == Judgement::Off => VetReport::off(),
+                        Some(report) => report.clone(),
+                        None => VetReport::of(&Comparison::default()),
+                    };
+                    tracing::info!(file, chain = chain.tag(), "vetting: {}", report.text());
+                    if report.drops > 0 {
+                        tracing::warn!(
+                            file,
+                            "of the messages that were tried, {} are dropped that the chain before \
+                             keeps",
+                            report.drops
+                        );
+                    }
+                    self.notices.remove(file);
+                    self.reports.insert(file.clone(), report);
+                }
+                Change::Gone => {
+                    let notice = parting(file, self.reports.remove(file), comparison);
+                    tracing::warn!("{notice}");
+                    self.notices.insert(file.clone(), notice);
+                }
+            }
+        }
+        while self.notices.len() > super::NOTICES_MAX {
+            self.notices.pop_first();
+        }
+    }
+
+    /// These changes are part of the chain now.
+    fn settle_with(&mut self, changes: &Changes) {
+        apply(&mut self.live, changes);
+        for (file, change) in changes {
+            if self.ready.get(file).is_some_and(|ready| ready.is(change)) {
+                self.ready.remove(file);
+            }
+            self.refusals.remove(file);
+        }
+        self.ready_since = (!self.ready.is_empty()).then(Instant::now);
+        self.seen_since = self.ready_since;
+    }
+
+    /// Makes `live` the chain that everybody uses.
+    pub(super) fn publish(&mut self, chain: Arc<Chain>) {
+        self.keep_copies();
+        self.send(chain);
+    }
+
+    /// Keeps copies of what is live, for a restart, and of what may be needed next.
+    pub(super) fn keep_copies(&mut self) {
+        let mut others: Vec<String> = self
+            .ready
+            .values()
+            .filter_map(|change| match change {
+                Change::To(transform) => Some(transform.module.digest.clone()),
+                Change::Gone => None,
+            })
+            .collect();
+        others.extend(self.probation.iter().flat_map(super::probation::Probation::digests));
+        let live = self.live.values().map(|live| &**live);
+        if let Err(error) = self.last_good.publish(live, &self.reports, &others) {
+            tracing::warn!("could not keep copies of the live transforms: {error}");
+        }
+    }
+
+    pub(super) fn send(&self, chain: Arc<Chain>) {
+        let files: Vec<&str> = chain.files().collect();
+        tracing::info!(
+            chain = chain.tag(),
+            "live transforms: {}",
+            if files.is_empty() { "none".to_owned() } else { files.join(", ") }
+        );
+        self.publisher.send_replace(chain);
+    }
+}
+
+/// What to say of a file that leaves the chain: what it was good for is not hidden.
+fn parting(file: &str, report: Option<VetReport>, comparison: Option<&Comparison>) -> String {
+    let mut text = format!("`{file}` was deleted, and left the chain");
+    if let Some(report) = report.filter(|report| report.fixes > 0) {
+        text.push_str(&format!(
+            "; when it went live it fixed {} of {} parked messages, and such ones will be parked \
+             again",
+            report.fixes, report.of
+        ));
+    }
+    if let Some(comparison) = comparison.filter(|comparison| comparison.breaks > 0) {
+        text.push_str(&format!(
+            "; of {} messages that were tried, {} fail without it",
+            comparison.of + comparison.sample,
+            comparison.breaks
+        ));
+    }
+    text
+}
+
+/// The changed transforms that what broke is laid to: those that failed it, or all that are to be
+/// judged where none of them did.
+pub(super) fn judged(changes: &Changes, comparison: &Comparison) -> Vec<Arc<Transform>> {
+    let judged: Vec<&Arc<Transform>> = changes
+        .values()
+        .filter_map(|change| match change {
+            Change::To(transform) => Some(transform),
+            Change::Gone => None,
+        })
+        .filter(|transform| transform.settings.vet == Judgement::On)
+        .collect();
+    let named = |culprits: &BTreeSet<String>| {
+        let is_named = |transform: &&&Arc<Transform>| culprits.contains(&*transform.file);
+        judged.iter().filter(is_named).map(|transform| Arc::clone(transform)).collect::<Vec<_>>()
+    };
+    let culprits = named(&comparison.culprits);
+    if culprits.is_empty() { judged.into_iter().map(Arc::clone).collect() } else { culprits }
+}
+
+fn apply(live: &mut BTreeMap<String, Arc<Transform>>, changes: &Changes) {
+    for (file, change) in changes {
+        match change {
+            Change::To(transform) => live.insert(file.clone(), Arc::clone(transform)),
+            Change::Gone => live.remove(file),
+        };
+    }
+}
+
+/// Whether two transforms are the same module with the same settings.
+pub(super) fn is_same(one: &Transform, other: &Transform) -> bool {
+    one.module.digest == other.module.digest && one.settings.digest() == other.settings.digest()
+}
+
+/// The digest of a chain of these.
+pub(super) fn digest_of(live: &BTreeMap<String, Arc<Transform>>) -> String {
+    chain::digest(&live.values().cloned().collect::<Vec<_>>())
+}

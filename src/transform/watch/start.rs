@@ -1,0 +1,203 @@
+//! The first load: everything must be usable, as it is or as a copy of the last good one. What
+//! changed while nothing ran is tried like any other change, on what the store holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::super::chain::{Chain, Transform};
+use super::super::folder::{self, Look, Seen};
+use super::super::loader::Module;
+use super::super::settings::Judgement;
+use super::super::vet::{Comparison, Vet};
+use super::promote::{Change, Changes, digest_of, judged};
+use super::settle::{SETTLE, UNFINISHED};
+use super::{Error, Watcher};
+
+/// How often a folder is looked at that somebody is copying files into.
+const LOOKS_MAX: usize = 50;
+
+impl Watcher {
+    pub(super) fn load_first(&mut self, last_digest: Option<&str>) -> Result<(), Error> {
+        let look = self.first_look()?;
+        let mut unusable = Vec::new();
+        let mut changes = Changes::new();
+        let mut before: BTreeMap<String, Arc<Transform>> = BTreeMap::new();
+        for (file, seen) in &look.modules {
+            self.settler.note_handled(file, seen.clone());
+            let made = match self.workshop.make_file(file, &self.known()) {
+                Ok(made) => made,
+                Err(refusal) => {
+                    let Some(good) = self.load_last_good(file) else {
+                        unusable.push(format!("`{file}`: {}", refusal.reason));
+                        continue;
+                    };
+                    tracing::warn!(
+                        file,
+                        "the file does not load, so its last good version goes on: {}",
+                        refusal.reason
+                    );
+                    self.note_unusable(file, refusal);
+                    before.insert(file.clone(), Arc::clone(&good));
+                    self.live.insert(file.clone(), good);
+                    continue;
+                }
+            };
+            if let Err(error) = self.last_good.keep(&made.transform.module.digest, &made.bytes) {
+                tracing::warn!(file, "could not keep a copy of the transform: {error}");
+            }
+            if self.last_good.is(&made.transform) {
+                before.insert(file.clone(), Arc::clone(&made.transform));
+                self.live.insert(file.clone(), made.transform);
+                continue;
+            }
+            let good = self.load_last_good(file);
+            if let Some(good) = &good {
+                before.insert(file.clone(), Arc::clone(good));
+            }
+            if self.refusals.get(file).is_some_and(|refused| refused.is_of(&made.transform)) {
+                // Refused by an earlier run, and the same still.
+                self.live.extend(good.map(|good| (file.clone(), good)));
+            } else {
+                changes.insert(file.clone(), Change::To(made.transform));
+            }
+        }
+        if !unusable.is_empty() {
+            return Err(Error::Unusable { files: unusable.join("; ") });
+        }
+        let known: Vec<String> = self.refusals.iter().map(|(file, _)| file.clone()).collect();
+        for file in known.iter().filter(|file| !look.modules.contains_key(*file)) {
+            self.refusals.remove(file);
+        }
+        for file in look.modules.keys() {
+            if let Some(report) = self.last_good.vet(file) {
+                self.reports.insert(file.clone(), report);
+            }
+        }
+        let gone: Vec<String> = self
+            .last_good
+            .files()
+            .filter(|file| !look.modules.contains_key(*file))
+            .map(str::to_owned)
+            .collect();
+        for file in gone {
+            changes.insert(file, Change::Gone);
+        }
+        let comparison = self.vet_first(&before, &mut changes);
+
+        for (file, change) in &changes {
+            if let Change::To(transform) = change {
+                self.live.insert(file.clone(), Arc::clone(transform));
+                self.refusals.remove(file);
+            }
+        }
+        self.warn_of_orphans(&look);
+        let last = self.chain().generation;
+        let is_last = last_digest == Some(digest_of(&self.live).as_str());
+        let generation = if is_last { last } else { last + 1 };
+        let chain = Arc::new(Chain::new(generation, self.live.values().cloned().collect()));
+        self.note_reports(&chain, &changes, comparison.as_ref());
+        if !before.is_empty() {
+            self.begin_probation(&chain, &before, &Chain::empty(0), &changes);
+        }
+        self.publish(chain);
+        self.show();
+        Ok(())
+    }
+
+    /// Somebody may be copying files into the folder at this moment.
+    fn first_look(&self) -> Result<Look, Error> {
+        let dir = self.dir();
+        let failed = |source| Error::Folder { path: dir.to_owned(), source };
+        let mut look = folder::look(dir).map_err(failed)?;
+        for _ in 0..LOOKS_MAX {
+            if !look.modules.values().any(is_fresh) {
+                break;
+            }
+            std::thread::sleep(SETTLE);
+            let next = folder::look(dir).map_err(failed)?;
+            if next == look {
+                break;
+            }
+            look = next;
+        }
+        Ok(look)
+    }
+
+    fn known(&self) -> Vec<Arc<Module>> {
+        self.live.values().map(|live| Arc::clone(&live.module)).collect()
+    }
+
+    fn load_last_good(&self, file: &str) -> Option<Arc<Transform>> {
+        let made = self.workshop.make(file, self.last_good.get(file)?, &self.known());
+        let made = made.inspect_err(|refusal| {
+            tracing::warn!(file, "the copy of its last good version fails too: {}", refusal.reason);
+        });
+        made.ok().map(|made| made.transform)
+    }
+
+    /// Tries the changes, takes out what breaks something, and puts the last good versions in their
+    /// places.
+    fn vet_first(
+        &mut self,
+        before: &BTreeMap<String, Arc<Transform>>,
+        changes: &mut Changes,
+    ) -> Option<Comparison> {
+        let vet = self.vet.clone()?;
+        // Without anything before, there is nothing that could be broken.
+        while !before.is_empty() {
+            let is_judged = |change: &Change| match change {
+                Change::To(transform) => transform.settings.vet == Judgement::On,
+                Change::Gone => false,
+            };
+            if !changes.values().any(is_judged) {
+                return None;
+            }
+            let comparison = self.compare_first(&*vet, before, changes);
+            let broken =
+                if comparison.breaks > 0 { judged(changes, &comparison) } else { Vec::new() };
+            if broken.is_empty() {
+                return Some(comparison);
+            }
+            for transform in broken {
+                let file = &*transform.file;
+                self.refuse(&transform, &comparison);
+                changes.remove(file);
+                let good = before.get(file).cloned();
+                self.live.extend(good.map(|good| (file.to_owned(), good)));
+            }
+        }
+        None
+    }
+
+    fn compare_first(
+        &self,
+        vet: &dyn Vet,
+        before: &BTreeMap<String, Arc<Transform>>,
+        changes: &Changes,
+    ) -> Comparison {
+        let mut after = self.live.clone();
+        for (file, change) in changes {
+            if let Change::To(transform) = change {
+                after.insert(file.clone(), Arc::clone(transform));
+            }
+        }
+        let chain = |transforms: &BTreeMap<String, Arc<Transform>>| {
+            Arc::new(Chain::new(0, transforms.values().cloned().collect()))
+        };
+        let (mut before, mut after) = (self.trial_of(chain(before)), self.trial_of(chain(&after)));
+        // On a thread of its own: the one that starts a process may not wait for the store.
+        std::thread::scope(|scope| {
+            let compare = scope.spawn(|| vet.compare(&mut before, &mut after));
+            compare.join().unwrap_or_else(|_| {
+                tracing::error!("the trial of the changed transforms failed, which is a defect");
+                Comparison { culprits: BTreeSet::new(), ..Comparison::default() }
+            })
+        })
+    }
+}
+
+fn is_fresh(seen: &Seen) -> bool {
+    // A time in the future has no age, and counts as old: it must not keep a file waiting.
+    let age = seen.modified().and_then(|modified| modified.elapsed().ok());
+    age.is_some_and(|age| age < UNFINISHED)
+}
