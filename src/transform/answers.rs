@@ -72,7 +72,7 @@ pub fn fuzz_answers(bytes: &[u8]) {
     let sample = sample.change.clone();
     let envelope = Arc::new(Envelope::new(EnvelopeSettings::default()));
     let name: Arc<str> = "10-fuzz.wasm".into();
-    let mut state = GuestState::new(Arc::clone(&name), &Limits::default(), None);
+    let mut state = GuestState::new(Arc::clone(&name), &Limits::default(), None, true);
     state.deadline = Instant::now() + Duration::from_secs(60);
     state.message = Some(Message::new(Draft::new(sample, envelope)));
     for _ in 0..64 {
