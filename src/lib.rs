@@ -27,3 +27,4 @@ pub mod store;
 pub mod table_name;
 pub mod throwaway;
 pub mod transform;
+pub mod verify;

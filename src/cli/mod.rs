@@ -17,13 +17,14 @@ mod signals;
 mod stream;
 mod tail;
 mod transforms;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config, sink, source, transform};
+use crate::{config, sink, source, transform, verify as verification};
 use output::OutputError;
 
 pub use logging::LogFormat;
@@ -71,6 +72,8 @@ enum Command {
     Transforms(transforms::Command),
     /// Print the stream as S2 has it.
     Tail(tail::Arguments),
+    /// Compare the stream with the tables: what is missing, doubled, out of order or different.
+    Verify(verify::Arguments),
     /// Run the embedded S2 server on its own, for development.
     S2(s2::Arguments),
 }
@@ -97,15 +100,18 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
         // It tells its story on stderr, and logs into its own folder.
         Command::Demo(_) => {}
         Command::Run(_) | Command::S2(_) => logging::start(global.log_format, "info")?,
-        Command::Check(_) | Command::Messages(_) | Command::Transforms(_) | Command::Tail(_) => {
-            logging::start(global.log_format, "warn")?;
-        }
+        Command::Check(_)
+        | Command::Messages(_)
+        | Command::Transforms(_)
+        | Command::Tail(_)
+        | Command::Verify(_) => logging::start(global.log_format, "warn")?,
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async move {
         match command {
             Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
             Command::Run(arguments) => Box::pin(run::run(&global, arguments)).await,
             Command::Tail(arguments) => Box::pin(tail::run(&global, arguments)).await,
+            Command::Verify(arguments) => Box::pin(verify::run(&global, arguments)).await,
             Command::S2(arguments) => Box::pin(s2::run(arguments)).await,
             Command::Check(arguments) => Box::pin(check::run(&global, arguments)).await,
             Command::Messages(command) => Box::pin(messages::run(&global, command)).await,
@@ -134,6 +140,12 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<source::DsnError>()
             || matches!(cause.downcast_ref(), Some(sink::Error::Settings { .. }))
             || matches!(cause.downcast_ref(), Some(transform::Error::Folder { .. }))
+            || matches!(
+                cause.downcast_ref(),
+                Some(
+                    verification::Error::NotPublished { .. } | verification::Error::NoColumn { .. }
+                )
+            )
     };
     if error.chain().any(is_usage) { EXIT_USAGE } else { EXIT_NO }
 }

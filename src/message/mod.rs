@@ -29,6 +29,7 @@ pub use draft::{ColumnInfo, Draft, EditError, HEADERS_MAX};
 pub use encode::EncodeError;
 pub use envelope::{Envelope, EnvelopeSettings, idempotency_key};
 pub use record::RecordError;
+pub use value::value_json;
 
 /// The names of Sluicebox's own record headers, in the order in which every record has them.
 pub mod header {

@@ -23,6 +23,14 @@ pub(super) fn write_value(out: &mut impl Out, kind: &Kind, text: &[u8]) -> Resul
     write_checked(out, kind, text)
 }
 
+/// The JSON of a value that is not NULL, as every message shows it.
+#[must_use]
+pub fn value_json(kind: &Kind, text: &str) -> String {
+    let mut json = Vec::with_capacity(text.len() + 2);
+    write_value(&mut json, kind, text.as_bytes()).expect("a str is UTF-8");
+    String::from_utf8(json).expect("JSON of UTF-8 is UTF-8")
+}
+
 /// Like [`write_value`], for a value inside of another. A composite type's attributes are those
 /// of today's catalogue, not of the row, so that even json is checked.
 pub(super) fn write_checked(out: &mut impl Out, kind: &Kind, text: &[u8]) -> Result<(), NotUtf8> {

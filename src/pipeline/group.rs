@@ -115,7 +115,7 @@ pub fn table_group(table: &Table) -> GroupId {
 }
 
 /// The indexes of the columns that make a group; empty where the whole table is one.
-fn key_columns(table: &Table) -> Vec<usize> {
+pub fn key_columns(table: &Table) -> Vec<usize> {
     let chosen = |choose: fn(&Column) -> bool| -> Vec<usize> {
         (0..table.columns.len()).filter(|index| choose(&table.columns[*index])).collect()
     };

@@ -17,6 +17,7 @@
 //! | `dsn`, `tls`, `socket` | where Postgres is, and the way there |
 //! | `frame`, `transport` | the replication protocol |
 //! | `sql`, `catalog`, `preflight` | questions to Postgres |
+//! | `inspect` | tables as they are at one moment, for comparisons |
 //! | `seen`, `reader` | what was read already; the task |
 //! | `error` | what went wrong, and whether waiting helps |
 
@@ -24,6 +25,7 @@ mod catalog;
 mod dsn;
 mod error;
 mod frame;
+mod inspect;
 mod preflight;
 mod reader;
 pub(crate) mod seen;
@@ -46,6 +48,7 @@ use crate::table_name::TableName;
 
 pub use dsn::{Dsn, DsnError, Endpoint, RootCert, Ssl, SslMode};
 pub use error::{Error, ServerError, Trouble};
+pub use inspect::{Inspector, Published, Rows};
 pub use preflight::{Finding, SlotHealth, check, is_slot_name};
 pub use transport::Identity;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::types::{FromSql, ToSql};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryStream};
 
 use super::dsn::{Dsn, Endpoint};
 use super::error::{Error, chain};
@@ -175,6 +175,11 @@ impl Session {
     ) -> Result<Row, Error> {
         let row = self.first(sql, parameters).await?;
         row.ok_or_else(|| Error::Protocol { what: "an empty answer to a query".to_owned() })
+    }
+
+    /// The rows of a query as text, as they come: no time-out but the server's own ends it.
+    pub(super) async fn stream(&self, sql: &str) -> Result<SimpleQueryStream, Error> {
+        Ok(self.client.simple_query_raw(sql).await?)
     }
 
     /// Statements without parameters or results.

@@ -37,8 +37,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Settings that decide how values look as text. They are pinned here, because a role or a database
 /// may have others, and the same row must always give the same message.
-const OPTIONS: &str = "-c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres \
-                       -c extra_float_digits=3 -c bytea_output=hex -c lc_monetary=C";
+pub(super) const VALUE_SETTINGS: [(&str, &str); 6] = [
+    ("timezone", "UTC"),
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+];
 
 /// What `IDENTIFY_SYSTEM` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,11 +83,11 @@ impl Replication {
     }
 
     async fn log_in(&mut self, dsn: &Dsn) -> Result<(), Error> {
-        let options = match dsn.config().get_options() {
-            // Ours come last, and the last one wins.
-            Some(theirs) => format!("{theirs} {OPTIONS}"),
-            None => OPTIONS.to_owned(),
-        };
+        // Ours come last, and the last one wins.
+        let mut options = dsn.config().get_options().unwrap_or_default().to_owned();
+        for (name, value) in VALUE_SETTINGS {
+            options.push_str(&format!(" -c {name}={value}"));
+        }
         let parameters = [
             ("user", dsn.user.as_str()),
             ("database", dsn.database.as_str()),

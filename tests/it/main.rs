@@ -19,3 +19,4 @@ mod support;
 mod tools;
 mod transforms;
 mod values;
+mod verify;

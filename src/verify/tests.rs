@@ -1,0 +1,276 @@
+use base64::Engine as _;
+use bytes::Bytes;
+
+use super::fold::{Column, Fold, Table};
+use super::*;
+use crate::sink::ReadRecord;
+use crate::sink::record::Header;
+
+const TABLE: &str = "public.t";
+
+struct Event<'a> {
+    action: &'a str,
+    position: (u64, u64),
+    record: &'a str,
+    changes: &'a str,
+    metadata: &'a str,
+}
+
+const INSERT: Event<'_> = Event {
+    action: "insert",
+    position: (1, 0),
+    record: r#"{"id":1,"a":"x"}"#,
+    changes: "null",
+    metadata: "",
+};
+const UPDATE: Event<'_> = Event {
+    action: "update",
+    position: (2, 0),
+    record: r#"{"id":1,"a":"y"}"#,
+    changes: "{}",
+    metadata: "",
+};
+const DELETE: Event<'_> =
+    Event { action: "delete", position: (3, 0), record: r#"{"id":1}"#, ..INSERT };
+
+fn record(event: &Event<'_>) -> ReadRecord {
+    let (lsn, idx) = event.position;
+    let key = base64::engine::general_purpose::STANDARD.encode(format!("{lsn}:{idx}"));
+    let body = format!(
+        r#"{{"record":{},"changes":{},"action":"{}","metadata":{{"table_schema":"public",
+        "table_name":"t","commit_lsn":{lsn},"commit_idx":{idx},"idempotency_key":"{key}"{}}}}}"#,
+        event.record, event.changes, event.action, event.metadata
+    );
+    let header = |name: &'static str, value: &str| Header {
+        name: Bytes::from_static(name.as_bytes()),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    let headers = vec![
+        header("sb-pipeline", "p"),
+        header("sb-key", &key),
+        header("sb-part", "0/1"),
+        header("sb-table", TABLE),
+        header("sb-action", event.action),
+    ];
+    ReadRecord { seq: lsn, timestamp_ms: 0, headers, body: Bytes::from(body) }
+}
+
+fn fold(keys: &[&str]) -> Fold<'static> {
+    let column = |name: &&str| Column {
+        name: (*name).to_owned(),
+        is_key: keys.contains(name),
+        ignored: false,
+        may_be_altered: *name == "a",
+    };
+    let columns = ["id", "a"].iter().map(column).collect();
+    let mut fold =
+        Fold::new(vec![(Table::new(TABLE.to_owned(), columns), vec![TABLE.to_owned()])]).unwrap();
+    fold.keep_values = true;
+    fold
+}
+
+const RULES: Rules = Rules { allow_unmentioned: false, show_values: false };
+
+/// Compares with these rows, and returns the faults and the table's report.
+fn compared(
+    fold: &mut Fold<'_>,
+    rows: &[[&str; 2]],
+    rules: Rules,
+) -> (Vec<(Fault, u64)>, TableReport) {
+    let mut comparison = Comparison::new(fold, 0, rules);
+    for row in rows {
+        comparison.row(fold, &row.map(Cow::Borrowed)).unwrap();
+    }
+    let report = comparison.finish(fold).unwrap();
+    let faults = Fault::ALL.into_iter();
+    let found = faults.filter_map(|fault| fold.faults.of(fault).map(|found| (fault, found.count)));
+    (found.collect(), report)
+}
+
+#[track_caller]
+fn check(events: &[Event<'_>], rows: &[[&str; 2]], expected: &[(Fault, u64)]) -> TableReport {
+    let mut fold = fold(&["id"]);
+    for event in events {
+        fold.add(&record(event)).unwrap();
+    }
+    let (faults, report) = compared(&mut fold, rows, RULES);
+    assert_eq!(faults, expected, "{:?}", fold.faults);
+    report
+}
+
+#[test]
+fn a_faultless_stream_has_no_faults() {
+    let report = check(&[INSERT, UPDATE], &[["1", r#""y""#]], &[]);
+    assert_eq!((report.rows, report.compared, report.values), (1, 1, 2));
+    check(&[INSERT, UPDATE, DELETE], &[], &[]);
+    let truncate = Event { action: "truncate", position: (4, 0), record: "{}", ..INSERT };
+    check(&[INSERT, truncate], &[], &[]);
+}
+
+#[test]
+fn missing_doubled_and_disordered_changes_are_found() {
+    check(&[INSERT], &[["1", r#""y""#]], &[(Fault::Different, 1)]);
+    check(&[], &[["1", r#""y""#]], &[(Fault::Missing, 1)]);
+    check(&[INSERT], &[], &[(Fault::Different, 1)]);
+    check(&[INSERT, UPDATE, UPDATE], &[["1", r#""y""#]], &[(Fault::Doubled, 1)]);
+    let late = Event { position: (9, 0), ..INSERT };
+    check(&[late, UPDATE], &[["1", r#""x""#]], &[(Fault::Disordered, 1)]);
+    check(&[UPDATE], &[["1", r#""y""#]], &[(Fault::Missing, 1)]);
+    check(&[INSERT, DELETE], &[["1", r#""x""#]], &[(Fault::Different, 1)]);
+    let early = Event { action: "truncate", position: (0, 1), record: "{}", ..INSERT };
+    check(&[INSERT, early], &[], &[(Fault::Disordered, 1)]);
+}
+
+#[test]
+fn a_changed_key_moves_the_row() {
+    let moved = || Event {
+        record: r#"{"id":7}"#,
+        changes: r#"{"id":1}"#,
+        metadata: r#","unchanged_columns":["a"]"#,
+        ..UPDATE
+    };
+    check(&[INSERT, moved()], &[["7", r#""x""#]], &[]);
+    check(&[INSERT, moved()], &[["7", "null"]], &[(Fault::Different, 1)]);
+    // The old key's last change must come first, too.
+    let late = Event { position: (9, 0), ..INSERT };
+    check(&[late, moved()], &[["1", r#""x""#]], &[(Fault::Disordered, 1)]);
+}
+
+#[test]
+fn columns_may_be_gone_only_where_the_message_says_so() {
+    let event = |record, metadata| Event { record, metadata, ..INSERT };
+    let row: &[[&str; 2]] = &[["1", r#""x""#]];
+    check(&[event(r#"{"id":1}"#, "")], row, &[(Fault::Different, 1)]);
+    check(&[event(r#"{"id":1}"#, "")], &[["1", "null"]], &[]);
+    let report = check(&[event(r#"{"id":1}"#, r#","stripped_columns":["a"]"#)], row, &[]);
+    assert_eq!(report.altered, 1);
+    let key = event(r#"{"id":1,"a":"x"}"#, r#","masked_columns":["id"]"#);
+    check(&[key], row, &[(Fault::Different, 1)]);
+}
+
+#[test]
+fn what_is_held_is_not_lost() {
+    let mut fold = fold(&["id"]);
+    fold.add(&record(&INSERT)).unwrap();
+    fold.scratch.hold(0, "[1]").unwrap();
+    fold.scratch.hold(0, "[2]").unwrap();
+    let (faults, report) = compared(&mut fold, &[["2", "null"]], RULES);
+    assert_eq!((faults, report.held), (vec![], 2));
+}
+
+#[test]
+fn rows_that_are_older_than_the_slot_are_counted() {
+    let mut fold = fold(&["id"]);
+    fold.partial = true;
+    let moved = Event { position: (2, 0), record: r#"{"id":1}"#, ..UPDATE };
+    let moved = Event { metadata: r#","unchanged_columns":["a"]"#, ..moved };
+    fold.add(&record(&moved)).unwrap();
+    let rules = Rules { allow_unmentioned: true, ..RULES };
+    let (faults, report) = compared(&mut fold, &[["1", r#""x""#], ["2", "null"]], rules);
+    assert_eq!((faults, report.unmentioned, report.compared), (vec![], 1, 1));
+}
+
+#[test]
+fn a_row_that_changes_meanwhile_may_be_in_any_of_its_states() {
+    let moment = Moment { from: Lsn(2), to: Lsn(4) };
+    let at = |position| Event { position, ..UPDATE };
+    #[track_caller]
+    fn check(events: &[Event<'_>], moment: Moment, rows: &[[&str; 2]], holds: bool) {
+        let mut fold = fold(&["id"]);
+        fold.moment = Some(moment);
+        for event in events {
+            fold.add(&record(event)).unwrap();
+        }
+        let (faults, _) = compared(&mut fold, rows, RULES);
+        assert_eq!(faults.is_empty(), holds, "{faults:?}");
+    }
+    for (value, holds) in [(r#""x""#, true), (r#""y""#, true), (r#""z""#, false)] {
+        check(&[INSERT, at((3, 0))], moment, &[["1", value]], holds);
+    }
+    // Behind the moment it is not done yet, before it it is.
+    check(&[INSERT, at((4, 0))], moment, &[["1", r#""x""#]], true);
+    check(&[INSERT, at((4, 0))], moment, &[["1", r#""y""#]], false);
+    check(&[INSERT, at((1, 1))], moment, &[["1", r#""x""#]], false);
+    check(&[INSERT, DELETE], moment, &[], true);
+    check(&[INSERT, DELETE], moment, &[["1", r#""x""#]], true);
+    // One that is made meanwhile may be there or not.
+    let born = || Event { position: (3, 0), ..INSERT };
+    check(&[born()], moment, &[], true);
+    check(&[born()], moment, &[["1", r#""x""#]], true);
+    let later = Event { position: (5, 0), ..INSERT };
+    check(&[later], moment, &[], true);
+}
+
+#[test]
+fn rows_without_a_key_are_counted() {
+    #[track_caller]
+    fn check(events: &[Event<'_>], rows: &[[&str; 2]], expected: &[(Fault, u64)]) {
+        let mut fold = fold(&[]);
+        for event in events {
+            fold.add(&record(event)).unwrap();
+        }
+        assert_eq!(compared(&mut fold, rows, RULES).0, expected);
+    }
+    let again = || Event { position: (1, 1), ..INSERT };
+    let update = || Event { changes: r#"{"a":"x"}"#, ..UPDATE };
+    let row = ["1", r#""x""#];
+    check(&[INSERT, again()], &[row, row], &[]);
+    check(&[INSERT, again()], &[row], &[(Fault::Different, 1)]);
+    check(&[INSERT], &[row, row], &[(Fault::Missing, 1)]);
+    check(&[INSERT, again(), update()], &[row, ["1", r#""y""#]], &[]);
+    check(&[update(), INSERT], &[], &[(Fault::Disordered, 1), (Fault::Different, 1)]);
+}
+
+#[test]
+fn what_is_no_message_makes_a_table_incomparable_and_commands_are_nothing() {
+    let mut fold = fold(&["id"]);
+    let mut broken = record(&INSERT);
+    broken.body = Bytes::from_static(b"{");
+    fold.add(&broken).unwrap();
+    assert_eq!(fold.tables[0].opaque, 1);
+    let header = Header { name: Bytes::new(), value: Bytes::from_static(b"fence") };
+    broken.headers = vec![header];
+    fold.add(&broken).unwrap();
+    assert_eq!((fold.counts.records, fold.counts.commands), (1, 1));
+}
+
+#[test]
+fn large_records_and_false_headers_are_found() {
+    let mut large = record(&INSERT);
+    let mut body = large.body.to_vec();
+    body.resize(1024 * 1024, b' ');
+    large.body = Bytes::from(body);
+    let mut folded = fold(&["id"]);
+    folded.add(&large).unwrap();
+    assert!(folded.faults.of(Fault::Oversize).is_some());
+    for index in 0..5 {
+        let mut wrong = record(&INSERT);
+        wrong.headers[index].value = Bytes::new();
+        let mut folded = fold(&["id"]);
+        folded.add(&wrong).unwrap();
+        assert_eq!(folded.faults.of(Fault::Malformed).map(|found| found.count), Some(1));
+    }
+    let mut lying = record(&INSERT);
+    lying.headers[4].value = Bytes::from_static(b"delete");
+    let mut folded = fold(&["id"]);
+    folded.add(&lying).unwrap();
+    assert!(folded.faults.of(Fault::Malformed).is_some());
+}
+
+#[test]
+fn a_part_that_is_missing_is_missing() {
+    let mut folded = fold(&["id"]);
+    let mut part = record(&INSERT);
+    part.headers[2].value = Bytes::from_static(b"1/2");
+    folded.add(&part).unwrap();
+    assert_eq!(folded.scratch.incomplete().unwrap().len(), 1);
+    part.headers[2].value = Bytes::from_static(b"0/2");
+    folded.add(&part).unwrap();
+    assert!(folded.scratch.incomplete().unwrap().is_empty() && folded.faults.is_empty());
+}
+
+#[test]
+fn shortened_texts_end_at_a_character() {
+    assert_eq!(shorten("äöü", 3), "äöü");
+    assert_eq!(shorten("äöü", 2), "äö… (6 bytes)");
+}

@@ -1,0 +1,169 @@
+//! `sluicebox verify`: the comparison of a stream with its tables, while the pipeline runs.
+
+use serde_json::Value;
+
+use crate::support::oracle::{TABLES, Workload};
+use crate::support::world::{BASIN, STREAM, World};
+use crate::support::{ROW_MARK, Random};
+
+/// Every form of key, beside the tables of the workload.
+const MORE_TABLES: &str = "
+    create table pair (a text, b uuid, body text, primary key (a, b));
+    create table bag (n int, body text);
+    alter table bag replica identity full;
+    create table parts (id bigint primary key, v numeric) partition by range (id);
+    create table gone (id int primary key);
+    create table parts_low partition of parts for values from (0) to (100);
+    create table parts_high partition of parts for values from (100) to (200);";
+
+/// What the command prints, and its exit code.
+async fn verify(world: &World<'_>, args: &[&str]) -> (Value, Option<i32>) {
+    let output = world.cli(&[&["verify", "--json"], args].concat()).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report = serde_json::from_str(&text).unwrap_or_else(|error| {
+        panic!("{error}\n{text}\n{}", String::from_utf8_lossy(&output.stderr))
+    });
+    (report, output.status.code())
+}
+
+#[track_caller]
+fn assert_holds((report, code): &(Value, Option<i32>)) {
+    assert_eq!((report["holds"].as_bool(), *code), (Some(true), Some(0)), "{report:#}");
+}
+
+/// The number of faults of a kind.
+fn faults(report: &Value, fault: &str) -> u64 {
+    let all = report["faults"].as_array().unwrap();
+    let found = all.iter().find(|found| found["fault"] == fault);
+    found.map_or(0, |found| found["count"].as_u64().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_compared_while_rows_change() {
+    let tables = [
+        "public.items",
+        "public.ledger",
+        "public.pair",
+        "public.bag",
+        "public.parts",
+        "public.gone",
+    ];
+    let world = World::new("verify", &format!("{TABLES}{MORE_TABLES}"), &tables).await;
+    let running = world.start().ready().await;
+    let workload = Workload {
+        url: world.database.url(),
+        seed: Random::seed(),
+        writers: 2,
+        rows: 40,
+        oversize_one_in: 0,
+    };
+    let work = workload.start();
+    world
+        .sql(
+            "insert into pair select 'k' || n, md5(n::text)::uuid, 'r0wv4lue' \
+             from generate_series(1, 20) n; \
+             update pair set a = 'moved' || a where a like 'k1%'; delete from pair where a = 'k2'; \
+             insert into bag select n % 3, 'r0wv4lue' from generate_series(1, 20) n; \
+             update bag set n = 9 where n = 1; delete from bag where n = 2; \
+             insert into parts select n, n + 0.50 from generate_series(1, 150, 7) n; \
+             update parts set id = id + 100 where id < 50; \
+             delete from parts where id > 120; \
+             insert into gone values (1), (2); truncate gone; insert into gone values (3);",
+        )
+        .await;
+    work.commits(100).await;
+    for _ in 0..2 {
+        let found = verify(&world, &[]).await;
+        assert_holds(&found);
+        let compared = |table: &Value| table["compared"] == table["rows"];
+        assert!(found.0["tables"].as_array().unwrap().iter().all(compared), "{:#}", found.0);
+        assert!(found.0["tables"][1]["rows"].as_u64().unwrap() > 100, "{:#}", found.0);
+    }
+    work.stop().await;
+    let text = world.ok(&["verify", "--table", "pair", "--table", "bag"]).await;
+    assert!(text.contains("rows of public.pair") && !text.contains("public.items"), "{text}");
+    assert!(!text.contains(ROW_MARK), "no values unless they are asked for: {text}");
+    let usage = world.cli(&["verify", "--table", "public.other"]).await;
+    assert_eq!(usage.status.code(), Some(2), "{}", String::from_utf8_lossy(&usage.stderr));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_named_and_what_is_parked_is_not_lost() {
+    let world = World::new("verify_faults", TABLES, &["public.items"]).await;
+    world.sql("insert into items values (0, 0, 'r0wv4lue', 'older than the slot')").await;
+    let running = world.start().ready().await;
+    world
+        .sql(
+            "insert into items select n, n, 'r0wv4lue', 'r0wv4lue' from generate_series(1, 9) n; \
+             insert into items values (10, 10, 'r0wv4lue', repeat('r0wv4lue', 200000)); \
+             update items set id = 110 where id = 10; \
+             insert into items values (11, 11, 'r0wv4lue', repeat('r0wv4lue', 200000));",
+        )
+        .await;
+    world.until_messages("parked", 2).await;
+    let (report, code) = verify(&world, &[]).await;
+    assert_eq!((faults(&report, "missing"), code), (1, Some(1)), "row 0: {report:#}");
+    let found = verify(&world, &["--allow-older"]).await;
+    assert_holds(&found);
+    let table = &found.0["tables"][0];
+    assert_eq!((&table["held"], &table["unmentioned"]), (&2.into(), &1.into()), "{table:#}");
+
+    // Given up by the operator: now it is missing.
+    let parked = world.messages(Some("parked")).await;
+    let second = parked.iter().find(|message| message["key"]["id"] == 11).unwrap();
+    world.ok(&["messages", "ack", second["id"].as_str().unwrap()]).await;
+    world.sql("delete from items where id = 0").await;
+    let (report, code) = verify(&world, &["--allow-older"]).await;
+    assert_eq!(code, Some(0), "may be older: {report:#}");
+    world.sql("update items set op = 12 where id = 11").await;
+    let (report, code) = verify(&world, &[]).await;
+    assert_eq!(code, Some(1));
+    let named = report["faults"].to_string();
+    assert!(faults(&report, "missing") >= 1 && named.contains("public.items id=11"), "{report:#}");
+
+    // A record that comes again.
+    let records = world.records().await;
+    let third = records.iter().find(|record| record.json()["record"]["id"] == 3).unwrap();
+    world.s2.append_again(BASIN, STREAM, third).await;
+    let (report, code) = verify(&world, &["--allow-older"]).await;
+    assert_eq!((faults(&report, "doubled"), code), (1, Some(1)), "{report:#}");
+    // The range before it has no fault; there the tables are not looked at.
+    let last = records.last().unwrap().seq_num.to_string();
+    let (report, code) = verify(&world, &["--allow-older", "--to", &last]).await;
+    assert_eq!((code, report["moment"].is_null()), (Some(0), true), "{report:#}");
+    let (report, _) = verify(&world, &["--from", &last]).await;
+    assert_eq!(faults(&report, "missing"), 0, "older than the range: {report:#}");
+    running.stop().await;
+
+    world.sql("update items set op = 13 where id = 1").await;
+    let stopped = world.cli(&["verify", "--wait", "1"]).await;
+    assert_eq!(stopped.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&stopped.stderr);
+    assert!(text.contains("has not passed") && text.contains("sluicebox check"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_a_transform_alters_are_told_and_left_out() {
+    let world = World::new("verify_altered", TABLES, &["public.items"]).await;
+    let running = world.start().ready().await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    world.until_transform("10-strip-columns.wasm", "live").await;
+    world
+        .sql("insert into items select n, n, 'r0wv4lue', 'r0wv4lue' from generate_series(1, 9) n")
+        .await;
+    let found = verify(&world, &[]).await;
+    assert_holds(&found);
+    assert_eq!(found.0["tables"][0]["altered"], 9);
+    // Nobody says why the stream has not what the table has.
+    world.sql("alter table items add column late text default 'r0wv4lue'").await;
+    let (report, code) = verify(&world, &[]).await;
+    assert_eq!((faults(&report, "different"), code), (9, Some(1)), "{report:#}");
+    assert_eq!(report["tables"][0]["columns"]["late"], 9, "{report:#}");
+    assert_holds(&verify(&world, &["--ignore-column", "items.late"]).await);
+    let text = world.cli(&["verify", "--show-values", "--table", "items"]).await;
+    assert!(String::from_utf8_lossy(&text.stdout).contains(ROW_MARK));
+    let usage = world.cli(&["verify", "--ignore-column", "odd"]).await;
+    assert_eq!(usage.status.code(), Some(2), "{}", String::from_utf8_lossy(&usage.stderr));
+    running.stop().await;
+}
