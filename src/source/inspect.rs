@@ -148,7 +148,7 @@ impl Inspector {
                 });
             }
         }
-        let catalog = Catalog::new(&self.settings.tables);
+        let catalog = Catalog::new(&self.settings.tables, &self.settings.group_by);
         let table = catalog.describe(&self.sql, relation).await?.table;
         let only = if partitioned { "" } else { "ONLY " };
         let filter = rowfilter.map(|filter| format!(" WHERE {filter}")).unwrap_or_default();

@@ -10,7 +10,7 @@ use super::fault::{Fault, Faults};
 use super::message::{Columns, Headers, Message};
 use super::scratch::{Cell, Row, Scratch, State};
 use super::{Counts, Error};
-use crate::change::{Action, Lsn, Position};
+use crate::change::{Action, Grouping, Lsn, Position};
 use crate::sink::ReadRecord;
 use crate::sink::record::{RECORD_BYTES_MAX, metered_bytes};
 
@@ -32,6 +32,8 @@ pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     /// Without a key its rows can only be counted.
     pub(super) has_key: bool,
+    /// With groups of several rows, order is judged row by row.
+    grouping: Grouping,
     /// Records that a transform gave a body of its own: nothing says what they did to which row.
     pub(super) opaque: u64,
     /// For each column, the rows of the table that differ there.
@@ -43,10 +45,10 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(name: String, columns: Vec<Column>) -> Self {
+    pub(super) fn new(name: String, columns: Vec<Column>, grouping: Grouping) -> Self {
         let has_key = columns.iter().any(|column| column.is_key);
         let different = vec![0; columns.len()];
-        Self { name, columns, has_key, opaque: 0, different, last: None, barrier: None }
+        Self { name, columns, has_key, grouping, opaque: 0, different, last: None, barrier: None }
     }
 
     /// The key's values as a JSON array; nothing where one is missing.
@@ -235,7 +237,11 @@ impl<'a> Fold<'a> {
         let is_late = self.moment.is_some_and(|moment| at.commit_lsn >= moment.from);
         self.counts.later += u64::from(is_later);
         let state = &mut self.tables[table];
-        let one_group = !state.has_key || message.action == Action::Truncate;
+        let one_group = match state.grouping {
+            Grouping::Table => true,
+            Grouping::Key => !state.has_key || message.action == Action::Truncate,
+            Grouping::Columns(_) | Grouping::None => message.action == Action::Truncate,
+        };
         let before = state.barrier.max(if one_group { state.last } else { None });
         if let Some(before) = before.filter(|before| *before > at) {
             let name = &state.name;
@@ -274,10 +280,13 @@ impl<'a> Fold<'a> {
         }
         for (key, row) in &touched {
             if let Some(last) = row.as_ref().map(|row| row.at).filter(|last| *last > at) {
-                let row = self.tables[table].show(key);
-                self.faults.add(Fault::Disordered, || {
-                    format!("record {seq}: {row} at {at}, after {last}")
-                });
+                let state = &self.tables[table];
+                if state.grouping != Grouping::None {
+                    let row = state.show(key);
+                    self.faults.add(Fault::Disordered, || {
+                        format!("record {seq}: {row} at {at}, after {last}")
+                    });
+                }
                 // What is known of the row is newer.
                 return Ok(());
             }

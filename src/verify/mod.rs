@@ -374,7 +374,7 @@ fn folded(published: &Published, settings: &Settings, unknown: &mut Vec<String>)
         }
     };
     let columns = table.columns.iter().enumerate().map(column).collect();
-    fold::Table::new(name.to_string(), columns)
+    fold::Table::new(name.to_string(), columns, table.grouping.clone())
 }
 
 /// The beginning of a text, at most so many characters.

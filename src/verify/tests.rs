@@ -3,6 +3,7 @@ use bytes::Bytes;
 
 use super::fold::{Column, Fold, Table};
 use super::*;
+use crate::change::Grouping;
 use crate::sink::ReadRecord;
 use crate::sink::record::Header;
 
@@ -63,8 +64,11 @@ fn fold(keys: &[&str]) -> Fold<'static> {
         may_be_altered: *name == "a",
     };
     let columns = ["id", "a"].iter().map(column).collect();
-    let mut fold =
-        Fold::new(vec![(Table::new(TABLE.to_owned(), columns), vec![TABLE.to_owned()])]).unwrap();
+    let mut fold = Fold::new(vec![(
+        Table::new(TABLE.to_owned(), columns, Grouping::Key),
+        vec![TABLE.to_owned()],
+    )])
+    .unwrap();
     fold.keep_values = true;
     fold
 }
