@@ -7,7 +7,7 @@
 # ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
 ARGS ?=
 
-.PHONY: demo test sim bench fmt lint fuzz setup
+.PHONY: demo test sim torture bench fmt lint fuzz setup
 
 # The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
 demo: setup
@@ -20,6 +20,10 @@ test: setup
 # all of its events. Of everything that is compiled, only this crate is compiled again, optimised.
 sim: setup
 	SLUICEBOX_SIM="$(ARGS)" CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --locked --lib simulation::tests::long -- --ignored --nocapture
+
+# Faults on real processes, for ten minutes: ARGS='--seed N --minutes M'. `make test` has a short form.
+torture: setup
+	SLUICEBOX_TORTURE='$(ARGS)' cargo test --locked --test it -- torture:: --nocapture
 
 bench: setup
 	cargo bench --locked --bench pipeline -- $(ARGS)

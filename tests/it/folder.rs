@@ -102,6 +102,7 @@ async fn every_kind_of_change_ends_in_what_the_folder_shows() {
         writers: 2,
         rows: 40,
         oversize_one_in: 0,
+        more_tables: false,
     };
     world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
     let strip = "10-strip-columns.wasm";

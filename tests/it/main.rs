@@ -17,6 +17,7 @@ mod sink_faults;
 mod story;
 mod support;
 mod tools;
+mod torture;
 mod transforms;
 mod values;
 mod verify;

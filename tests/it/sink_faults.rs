@@ -31,6 +31,7 @@ fn workload(world: &World<'_>) -> Workload {
         writers: 2,
         rows: 40,
         oversize_one_in: 0,
+        more_tables: false,
     }
 }
 

@@ -294,6 +294,7 @@ async fn a_reload_is_one_step_between_two_changes() {
         writers: 3,
         rows: 40,
         oversize_one_in: 0,
+        more_tables: false,
     };
     let running = world.start().ready().await;
     let (wasm, good, settings) = added(&world, "body").await;

@@ -44,6 +44,13 @@ pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Result<T, Stri
     }
 }
 
+/// Sends a signal to processes, some of which may be gone.
+pub fn signal(name: &str, pids: &[u32]) {
+    let mut kill = std::process::Command::new("kill");
+    kill.arg(format!("-{name}")).args(pids.iter().map(u32::to_string));
+    kill.stderr(std::process::Stdio::null()).status().expect("`kill` is everywhere");
+}
+
 /// A TCP port that nobody listens on. Taken from below the range that the kernel uses for
 /// outgoing connections, so that a server can come back on its port after it was killed.
 pub fn free_port() -> u16 {

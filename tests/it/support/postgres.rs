@@ -103,6 +103,21 @@ impl Cluster {
         postgres.stop(shutdown).await.unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// The server's processes, the one that has started all others first.
+    pub async fn pids(&self) -> Vec<u32> {
+        let path = self.postgres.lock().await.data_dir().join("postmaster.pid");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let first: Vec<u32> = text.lines().take(1).filter_map(|line| line.parse().ok()).collect();
+        let Some(server) = first.first() else { return Vec::new() };
+        let path = format!("/proc/{server}/task/{server}/children");
+        let children = fs::read_to_string(path).unwrap_or_default();
+        first
+            .iter()
+            .copied()
+            .chain(children.split(' ').filter_map(|pid| pid.parse().ok()))
+            .collect()
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

@@ -27,6 +27,20 @@ pub enum Wire {
     Stall,
     /// Nobody listens, and every connection is gone.
     Cut,
+    /// Every connection is reset, new ones too.
+    Reset,
+    /// Every piece arrives late.
+    Delay,
+    /// The bytes come one by one.
+    Drip,
+    /// The server's side is closed, and what the client sends still arrives.
+    HalfClose,
+}
+
+impl Wire {
+    /// Everything that is wrong with a wire.
+    pub const FAULTS: [Self; 6] =
+        [Self::Stall, Self::Cut, Self::Reset, Self::Delay, Self::Drip, Self::HalfClose];
 }
 
 /// A relay of bytes to one server, which knows nothing of what they mean.
@@ -92,31 +106,56 @@ impl Relay {
     }
 }
 
-async fn relay(client: TcpStream, server: u16, mut state: watch::Receiver<Wire>) {
-    let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
+async fn relay(mut client: TcpStream, server: u16, mut state: watch::Receiver<Wire>) {
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
     drop((client.set_nodelay(true), server.set_nodelay(true)));
-    let (client_read, client_write) = client.into_split();
-    let (server_read, server_write) = server.into_split();
-    tokio::select! {
-        () = pump(client_read, server_write, state.clone()) => {}
-        () = pump(server_read, client_write, state.clone()) => {}
-        _ = state.wait_for(|wire| *wire == Wire::Cut) => {}
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
+    let is_gone = |wire: &Wire| matches!(wire, Wire::Cut | Wire::Reset);
+    let was_reset = tokio::select! {
+        () = pump(client_read, server_write, state.clone(), false) => false,
+        () = pump(server_read, client_write, state.clone(), true) => false,
+        wire = state.wait_for(is_gone) => wire.is_ok_and(|wire| *wire == Wire::Reset),
+    };
+    if was_reset {
+        for stream in [&client, &server] {
+            // What is closed without lingering is reset.
+            drop(socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)));
+        }
     }
 }
 
+/// Carries bytes one way. `half_closes`: this is the way that [`Wire::HalfClose`] closes.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<Wire>,
+    half_closes: bool,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
-        if state.wait_for(|wire| *wire != Wire::Stall).await.is_err() {
+        let closes = |wire: &Wire| half_closes && *wire == Wire::HalfClose;
+        let closed = async { drop(state.wait_for(closes).await) };
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => read,
+            () = closed => {
+                drop(to.shutdown().await);
+                // The other way goes on until the client has had enough.
+                return std::future::pending().await;
+            }
+        };
+        let Ok(count @ 1..) = read else { return };
+        let Ok(wire) = state.wait_for(|wire| *wire != Wire::Stall).await.map(|wire| *wire) else {
             return;
+        };
+        if wire == Wire::Delay {
+            tokio::time::sleep(std::time::Duration::from_millis(40)).await;
         }
-        if to.write_all(&buffer[..count]).await.is_err() {
-            return;
+        let piece = if wire == Wire::Drip { 1 } else { count };
+        for bytes in buffer[..count].chunks(piece) {
+            if to.write_all(bytes).await.is_err() {
+                return;
+            }
         }
     }
 }
