@@ -13,14 +13,7 @@ const SEEDS: u64 = 300;
 const SEEDS_TO_FIND: u64 = 50;
 
 /// Rules that need several faults to coincide before it shows that they are broken.
-const RARE: [Rule; 6] = [
-    Rule::Fence,
-    Rule::FreshToken,
-    Rule::HoldInTurn,
-    Rule::StoreWithCheckpoint,
-    Rule::Tombstone,
-    Rule::WaitForTheSource,
-];
+const RARE: [Rule; 3] = [Rule::Fence, Rule::FreshToken, Rule::Tombstone];
 
 /// Within how many seeds those have to be found out.
 const SEEDS_TO_FIND_RARE: u64 = 4000;
