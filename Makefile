@@ -7,7 +7,7 @@
 # ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
 ARGS ?=
 
-.PHONY: demo test sim torture bench fmt lint fuzz setup
+.PHONY: demo test test-transforms sim torture bench fmt lint fuzz setup
 
 # The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
 demo: setup
@@ -15,6 +15,10 @@ demo: setup
 
 test: setup
 	cargo test --locked $(ARGS)
+
+# The transforms and their SDK, on this machine itself and without WebAssembly.
+test-transforms: setup
+	cargo test --locked --workspace --exclude sluicebox --exclude sluicebox-chaos $(ARGS)
 
 # The simulation for longer than a test run: ARGS='seeds=100000', or ARGS=seed=4711 for one seed with
 # all of its events. Of everything that is compiled, only this crate is compiled again, optimised.

@@ -15,9 +15,15 @@ const TARGET: &str = "wasm32-unknown-unknown";
 const PROFILE: &str = "guest";
 
 /// The crates, and the file names of what they build.
-const GUESTS: [(&str, &str); 2] = [
-    ("sluicebox-strip-columns", "sluicebox_strip_columns.wasm"),
+const GUESTS: [(&str, &str); 8] = [
     ("sluicebox-compress-columns", "sluicebox_compress_columns.wasm"),
+    ("sluicebox-filter", "sluicebox_filter.wasm"),
+    ("sluicebox-keep-columns", "sluicebox_keep_columns.wasm"),
+    ("sluicebox-mask-columns", "sluicebox_mask_columns.wasm"),
+    ("sluicebox-route", "sluicebox_route.wasm"),
+    ("sluicebox-split", "sluicebox_split.wasm"),
+    ("sluicebox-strip-columns", "sluicebox_strip_columns.wasm"),
+    ("sluicebox-truncate-columns", "sluicebox_truncate_columns.wasm"),
 ];
 
 fn main() {

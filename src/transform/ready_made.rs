@@ -6,7 +6,10 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::engine::Engine;
 use super::folder::settings_name;
+use super::instance::Instance;
+use super::loader;
 use super::settings::Settings;
 
 /// The steps between the numbers of file names, so that others fit between.
@@ -31,20 +34,63 @@ impl ReadyMade {
     }
 }
 
-/// All of them.
-pub const ALL: [ReadyMade; 2] = [
-    ReadyMade {
-        name: "strip-columns",
-        description: "takes columns out of messages",
-        example: "[config]\ncolumns = [\"body\"]\nonly_oversize = false\n",
-        module: include_bytes!(concat!(env!("OUT_DIR"), "/sluicebox_strip_columns.wasm")),
-    },
+macro_rules! module {
+    ($file:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/sluicebox_", $file, ".wasm"))
+    };
+}
+
+/// All of them, by name.
+pub const ALL: [ReadyMade; 8] = [
     ReadyMade {
         name: "compress-columns",
         description: "compresses the values of columns (zstd or gzip, in base64)",
         example: "[config]\ncolumns = [\"body\"]\ncodec = \"zstd\"\nmin_bytes = 1024\n\
                   only_oversize = false\n",
-        module: include_bytes!(concat!(env!("OUT_DIR"), "/sluicebox_compress_columns.wasm")),
+        module: module!("compress_columns"),
+    },
+    ReadyMade {
+        name: "filter",
+        description: "keeps or drops messages by the values of columns",
+        example: "[config]\nkeep = [{ column = \"status\", is = [\"active\", \"new\"] }]\n\
+                  drop = [{ column = \"internal\", is = true }]\nunknown = \"keep\"\n",
+        module: module!("filter"),
+    },
+    ReadyMade {
+        name: "keep-columns",
+        description: "takes all columns out of messages but the key and some",
+        example: "[config]\ncolumns = [\"title\"]\nonly_oversize = false\n",
+        module: module!("keep_columns"),
+    },
+    ReadyMade {
+        name: "mask-columns",
+        description: "hides the values of columns, by a text or a keyed hash",
+        example: "[config]\ncolumns = [\"email\"]\nmethod = \"redact\"\ntext = \"***\"\n",
+        module: module!("mask_columns"),
+    },
+    ReadyMade {
+        name: "route",
+        description: "sends messages to streams named by table, action or a column's value",
+        example: "[config]\nstream = \"cdc/{schema}.{table}\"\n",
+        module: module!("route"),
+    },
+    ReadyMade {
+        name: "split",
+        description: "cuts messages that are too large into numbered parts",
+        example: "[config]\npart_bytes = 0\n",
+        module: module!("split"),
+    },
+    ReadyMade {
+        name: "strip-columns",
+        description: "takes columns out of messages",
+        example: "[config]\ncolumns = [\"body\"]\nonly_oversize = false\n",
+        module: module!("strip_columns"),
+    },
+    ReadyMade {
+        name: "truncate-columns",
+        description: "cuts the texts of columns to a number of bytes",
+        example: "[config]\ncolumns = [\"body\"]\nmax_bytes = 10000\nonly_oversize = false\n",
+        module: module!("truncate_columns"),
     },
 ];
 
@@ -53,8 +99,10 @@ pub const ALL: [ReadyMade; 2] = [
 pub enum Error {
     #[error("there is no ready-made transform `{name}`; there are: {}", names())]
     Unknown { name: String },
-    #[error("the settings are not usable: {reason}")]
-    Settings { reason: String },
+    #[error("the settings of {name} are not usable: {reason}; such are:\n{example}")]
+    Settings { name: &'static str, reason: String, example: &'static str },
+    #[error("WebAssembly cannot run here: {reason}")]
+    Engine { reason: String },
     #[error("there is a file {} already; choose another number, or remove it", path.display())]
     Exists { path: PathBuf },
     #[error("could not write {}", path.display())]
@@ -85,7 +133,7 @@ pub fn find(name: &str) -> Result<&'static ReadyMade, Error> {
 ///
 /// # Errors
 ///
-/// When there is no such transform, the settings cannot be read, a file of that name is there
+/// When there is no such transform, the settings cannot be read or the module refuses them, a file of that name is there
 /// already, or the folder cannot be written to.
 pub fn install(
     dir: &Path,
@@ -94,7 +142,7 @@ pub fn install(
     number: Option<u32>,
 ) -> Result<PathBuf, Error> {
     let ready_made = find(name)?;
-    Settings::parse(settings).map_err(|error| Error::Settings { reason: error.to_string() })?;
+    try_out(ready_made, settings)?;
     let number = match number {
         Some(number) => number,
         None => next_number(dir).map_err(|source| Error::Write { path: dir.into(), source })?,
@@ -110,6 +158,24 @@ pub fn install(
     write(&settings_path, settings.as_bytes())?;
     write(&module_path, ready_made.module)?;
     Ok(module_path)
+}
+
+/// Starts the module with the settings, so that what it refuses is heard of before it is there.
+fn try_out(ready_made: &'static ReadyMade, settings: &str) -> Result<(), Error> {
+    let refused = |reason: String| Error::Settings {
+        name: ready_made.name,
+        reason,
+        example: ready_made.example,
+    };
+    let settings = Settings::parse(settings).map_err(|error| refused(error.to_string()))?;
+    let broken = |reason: String| Error::Engine { reason };
+    let engine = Engine::new().map_err(|error| broken(loader::chain(&error)))?;
+    let module = loader::load(&engine, ready_made.module, None)
+        .map_err(|error| broken(error.to_string()))?;
+    match Instance::start(&engine, &ready_made.name.into(), &module, &settings, true) {
+        Ok(_) => Ok(()),
+        Err(fault) => Err(refused(format!("it {}", fault.reason))),
+    }
 }
 
 /// The first multiple of ten above all numbers in the folder.
@@ -154,18 +220,39 @@ mod tests {
     }
 
     #[test]
+    fn every_example_works_and_every_one_has_its_page() {
+        for ready_made in &ALL {
+            try_out(ready_made, ready_made.example).unwrap();
+            let root = concat!(env!("CARGO_MANIFEST_DIR"), "/transforms");
+            let page = fs::read_to_string(format!("{root}/{}/README.md", ready_made.name)).unwrap();
+            assert!(page.starts_with(&format!("# {}\n", ready_made.name)), "{page}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_installed_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let error = install(dir.path(), "strip", "", None).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "there is no ready-made transform `strip`; there are: strip-columns, compress-columns"
+            "there is no ready-made transform `strip`; there are: compress-columns, filter, \
+             keep-columns, mask-columns, route, split, strip-columns, truncate-columns"
         );
         assert!(matches!(
             install(dir.path(), "strip-columns", "a", None),
             Err(Error::Settings { .. })
         ));
         let missing = dir.path().join("missing");
-        assert!(matches!(install(&missing, "strip-columns", "", None), Err(Error::Write { .. })));
+        let example = find("strip-columns").unwrap().example;
+        let error = install(&missing, "strip-columns", example, None).unwrap_err();
+        assert!(matches!(error, Error::Write { .. }));
+        let error = install(dir.path(), "split", "[config]\npart_bytes = 10", None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the settings of split are not usable: it refused its settings: `config.part_bytes` is \
+             less than 1024; leave it out for parts as large as they may be; such are:\n[config]\n\
+             part_bytes = 0\n"
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -140,7 +140,8 @@ mod tests {
         for language in [Language::Rust, Language::Js, Language::Python] {
             let files = files("my-name", language);
             for (path, text) in &files {
-                assert!(!text.contains("{{"), "{path}");
+                // Other braces are those of a format in the SDK.
+                assert!(!text.contains("{{name}}") && !text.contains("{{file}}"), "{path}");
                 assert!(!text.contains("../.."), "{path}");
             }
             let readme = files.iter().find(|(path, _)| path == "README.md").unwrap();

@@ -2,6 +2,7 @@
 
 mod calls;
 mod folder;
+mod frozen;
 #[path = "../../../tests/it/support/guest.rs"]
 #[expect(dead_code, reason = "the integration tests use the rest")]
 mod guest;

@@ -1,16 +1,4 @@
-//! Compresses the values of columns.
-//!
-//! ```toml
-//! [config]
-//! columns = ["body"]        # what to compress
-//! codec = "zstd"            # or "gzip"
-//! level = 3                 # the codec's usual one if left out
-//! min_bytes = 1024          # smaller values stay as they are
-//! only_oversize = false     # true: only in messages that S2 would not take
-//! ```
-//!
-//! The value becomes a base64 string, and `metadata.compressed_columns` says for each such column
-//! how to undo it: `{"codec", "encoding", "content", "bytes"}`.
+//! Compresses the values of columns. See `README.md`.
 
 use serde::Deserialize;
 use sluicebox_transform::{Change, Codec, Transform, Verdict, export};
@@ -78,3 +66,28 @@ impl Transform for CompressColumns {
 }
 
 export!(CompressColumns);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluicebox_transform::{Action, make};
+
+    #[test]
+    fn large_values_are_compressed_and_small_ones_stay() {
+        let change = Change::new(Action::Insert, "public", "t")
+            .with("large", "text", &format!("\"{}\"", "x".repeat(2000)))
+            .with("small", "text", "\"x\"");
+        let config = r#"{"columns": ["large", "small", "missing"], "codec": "gzip"}"#;
+        make::<CompressColumns>(config).unwrap().transform(&change).unwrap();
+        assert_eq!(change.get_text("small").unwrap().as_deref(), Some("x"));
+        let how = change.annotation("compressed_columns").unwrap();
+        assert!(how.contains("gzip") && how.contains("2000") && !how.contains("small"), "{how}");
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        assert!(make::<CompressColumns>(r#"{"columns": []}"#).is_err());
+        let level = r#"{"columns": ["a"], "codec": "gzip", "level": 12}"#;
+        assert!(make::<CompressColumns>(level).is_err());
+    }
+}

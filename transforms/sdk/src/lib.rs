@@ -23,6 +23,30 @@
 //! `cargo build --release --target wasm32-unknown-unknown`, and copy the `.wasm` file into the
 //! transforms folder. No further tool is needed.
 //!
+//! Tests of a transform need no WebAssembly: built for the machine itself, [`Change`] is one in
+//! memory, with the same functions. `make` takes the settings as the settings file has them:
+//!
+//! ```
+//! # use sluicebox_transform::{Change, NoConfig, Transform, Verdict};
+//! # struct Hide;
+//! # impl Transform for Hide {
+//! #     type Config = NoConfig;
+//! #     fn new(_: NoConfig) -> Result<Self, String> { Ok(Self) }
+//! #     fn transform(&mut self, change: &Change) -> Result<Verdict, String> {
+//! #         change.remove("password")?;
+//! #         Ok(Verdict::Keep)
+//! #     }
+//! # }
+//! use sluicebox_transform::{Action, make};
+//!
+//! let change = Change::new(Action::Insert, "public", "users")
+//!     .with_key("id", "int4", "1")
+//!     .with("password", "text", "\"secret\"");
+//! let mut hide: Hide = make("{}").unwrap();
+//! hide.transform(&change).unwrap();
+//! assert!(!change.message().unwrap().contains("secret"));
+//! ```
+//!
 //! A panic costs only the message that caused it, and its text is shown with that message. The
 //! types are those of `wit/transform.wit`, where each function is described.
 
@@ -48,9 +72,18 @@ pub mod bindings {
 #[doc(hidden)]
 pub use wit_bindgen;
 
+#[cfg(not(target_family = "wasm"))]
+mod native;
+
 pub use bindings::Verdict;
-pub use bindings::sluicebox::transform::logging::{Level, log};
-pub use bindings::sluicebox::transform::types::{Action, Algorithm, Change, Codec, Column};
+pub use bindings::sluicebox::transform::logging::Level;
+#[cfg(target_family = "wasm")]
+pub use bindings::sluicebox::transform::logging::log;
+#[cfg(target_family = "wasm")]
+pub use bindings::sluicebox::transform::types::Change;
+pub use bindings::sluicebox::transform::types::{Action, Algorithm, Codec, Column};
+#[cfg(not(target_family = "wasm"))]
+pub use native::{Change, log, take_logs};
 
 /// What shapes messages. One value is made for each instance of the module, and sees many changes.
 pub trait Transform: Sized + 'static {
@@ -78,10 +111,15 @@ pub trait Transform: Sized + 'static {
 #[serde(deny_unknown_fields)]
 pub struct NoConfig {}
 
-/// Makes a [`Transform`] the module's.
+/// Makes a [`Transform`] the module's. Where no WebAssembly is built it does nothing, so that the
+/// transform's tests are ordinary ones.
 #[macro_export]
 macro_rules! export {
     ($transform:ty) => {
+        // So that it counts as used there, too.
+        const _: fn(&str) -> ::core::result::Result<$transform, ::std::string::String> =
+            $crate::make::<$transform>;
+        #[cfg(target_family = "wasm")]
         const _: () = {
             // A module has one thread, but the language wants to be told.
             ::std::thread_local! {
@@ -120,10 +158,19 @@ macro_rules! export {
     };
 }
 
-/// Reads the settings and makes the transform; from then on panics are logged.
+/// [`make`], and from then on panics are logged.
 #[doc(hidden)]
 pub fn start<T: Transform>(config: &str) -> Result<T, String> {
     std::panic::set_hook(Box::new(|panic| log(Level::Error, &panic.to_string())));
+    make(config)
+}
+
+/// Makes a transform from its settings as JSON text, as Sluicebox does it.
+///
+/// # Errors
+///
+/// With what is wrong with the settings.
+pub fn make<T: Transform>(config: &str) -> Result<T, String> {
     let config = serde_json::from_str(config).map_err(|error| format!("`config`: {error}"))?;
     T::new(config)
 }

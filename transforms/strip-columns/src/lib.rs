@@ -1,13 +1,4 @@
-//! Takes columns out of messages.
-//!
-//! ```toml
-//! [config]
-//! columns = ["body"]        # what to take out
-//! only_oversize = false     # true: only out of messages that S2 would not take
-//! ```
-//!
-//! `metadata.stripped_columns` names what was taken out, so that a consumer can tell a stripped
-//! column from one that is not there.
+//! Takes columns out of messages. See `README.md`.
 
 use serde::Deserialize;
 use sluicebox_transform::{Change, Transform, Verdict, export};
@@ -55,3 +46,28 @@ impl Transform for StripColumns {
 }
 
 export!(StripColumns);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluicebox_transform::{Action, make};
+
+    #[test]
+    fn columns_are_taken_out_and_named() {
+        for (config, limit, columns) in [
+            (r#"{"columns": ["body", "missing"]}"#, 1000, 1),
+            (r#"{"columns": ["body"], "only_oversize": true}"#, 1000, 2),
+            (r#"{"columns": ["body"], "only_oversize": true}"#, 10, 1),
+        ] {
+            let change = Change::new(Action::Insert, "public", "t")
+                .with_key("id", "int4", "1")
+                .with("body", "text", "\"b\"")
+                .with_limit(limit);
+            make::<StripColumns>(config).unwrap().transform(&change).unwrap();
+            assert_eq!(change.column_names().len(), columns, "{config}");
+            let named = (columns == 1).then(|| r#"["body"]"#.to_owned());
+            assert_eq!(change.annotation("stripped_columns"), named, "{config}");
+        }
+        assert!(make::<StripColumns>(r#"{"columns": []}"#).is_err());
+    }
+}
