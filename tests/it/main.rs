@@ -12,6 +12,7 @@ mod cli;
 mod folder;
 mod groups;
 mod languages;
+mod provocations;
 mod restart;
 mod sink_faults;
 mod story;
