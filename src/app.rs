@@ -116,6 +116,11 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
             bytes_max: config.sink.in_flight_bytes_max as u64,
         },
         retry: Backoff { min: config.delivery.retry_min, max: config.delivery.retry_max },
+        bounds: driver::Bounds {
+            spill_after: config.delivery.spill_after,
+            spill_bytes_max: config.delivery.spill_bytes_max,
+            store_bytes_max: config.state.bytes_max,
+        },
         pipeline_name: config.source.slot.clone(),
         database_name: dsn.database().to_owned(),
         hostname: dsn.hostname(),
@@ -123,7 +128,12 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let source = source::start(
         source_settings(&config, dsn),
         Resume {
-            skip_through: checkpoint.map(|checkpoint| checkpoint.position),
+            // What is spilled is not read again.
+            skip_through: loaded
+                .spilled
+                .last()
+                .map(|chunk| chunk.last)
+                .max(checkpoint.map(|checkpoint| checkpoint.position)),
             // Nothing was confirmed yet, so nothing can be missing.
             cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
             system_identifier: loaded.source_identity.clone(),

@@ -57,6 +57,15 @@ pub struct Position {
 }
 
 impl Position {
+    /// The last position in front of this one.
+    #[must_use]
+    pub fn before(self) -> Self {
+        match self.index.checked_sub(1) {
+            Some(index) => Self { index, ..self },
+            None => Self::last_before(self.commit_lsn),
+        }
+    }
+
     /// The last position that may belong to a transaction which ended at or before `end`.
     ///
     /// The next transaction's commit record may begin where that one's ends: with concurrent

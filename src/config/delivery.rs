@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::document::{Complaint, Document, Entry, Located, Section};
-use super::{Delivery, Source, TableName, names};
+use super::{Delivery, Source, SpillAfter, TableName, names};
 use crate::group_by::{GroupBy, GroupBys};
 
 pub(super) fn delivery(document: &mut Document<'_>, source: Option<&Source>) -> Option<Delivery> {
@@ -12,13 +12,31 @@ pub(super) fn delivery(document: &mut Document<'_>, source: Option<&Source>) -> 
     let retry_min = section.parsed_or("retry_min", Duration::from_secs(1), names::duration);
     let retry_max = section.parsed_or(MAX, Duration::from_secs(300), names::duration);
     let group_by = group_by(&mut section, source);
+    let spill_after =
+        section.parsed_or("spill_after", SpillAfter::Bytes(SPILL_AFTER_BYTES), spill_after);
+    let spill_bytes_max = section.parsed_or("spill_max", SPILL_BYTES_MAX, names::bytes);
     let (retry_min, retry_max, group_by) = (retry_min?, retry_max?, group_by?);
+    let (spill_after, spill_bytes_max) = (spill_after?, spill_bytes_max?);
     if retry_min > retry_max {
         let mend = "make retry_max the larger one";
         section.complain_at(MAX, Complaint::new("is smaller than retry_min", mend));
         return None;
     }
-    Some(Delivery { retry_min, retry_max, group_by })
+    Some(Delivery { retry_min, retry_max, group_by, spill_after, spill_bytes_max })
+}
+
+/// Four segments of WAL: what a database notices little of.
+const SPILL_AFTER_BYTES: u64 = 64 * 1024 * 1024;
+const SPILL_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+fn spill_after(text: &str) -> Result<SpillAfter, Complaint> {
+    if let Ok(time) = names::duration(text) {
+        return Ok(SpillAfter::Time(time));
+    }
+    names::bytes(text).map(SpillAfter::Bytes).map_err(|_| {
+        let mend = "write a size such as \"64MiB\", or a time such as \"30s\"";
+        Complaint::new(format!("`{text}` is neither a size nor a time"), mend)
+    })
 }
 
 /// Nothing after a complaint.

@@ -123,6 +123,8 @@ pub struct Transforms {
 #[derive(Clone, Debug)]
 pub struct State {
     pub dir: PathBuf,
+    /// What the store's file may hold before nothing new is read.
+    pub bytes_max: u64,
 }
 
 /// `[console]`: the HTTP address of console and API.
@@ -141,6 +143,19 @@ pub struct Delivery {
     pub retry_max: Duration,
     /// Of some of [`Source::tables`].
     pub group_by: GroupBys,
+    /// When changes move on to disk while S2 is away.
+    pub spill_after: SpillAfter,
+    /// How many bytes of changes may be there. 0: none.
+    pub spill_bytes_max: u64,
+}
+
+/// When changes that S2 does not take move on to disk, so that Postgres may forget them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpillAfter {
+    /// S2 is away and so many bytes of WAL are not confirmed.
+    Bytes(u64),
+    /// S2 has been away for so long.
+    Time(Duration),
 }
 
 /// Why there is no configuration to work with. Holds no secret.
@@ -424,7 +439,12 @@ fn transforms(document: &mut Document<'_>) -> Option<Transforms> {
 }
 
 fn state(document: &mut Document<'_>) -> Option<State> {
-    Some(State { dir: document.section("state").path("dir", "state")? })
+    /// Twice what is spilled at most, by default.
+    const BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+    let mut section = document.section("state");
+    let dir = section.path("dir", "state");
+    let bytes_max = section.parsed_or("bytes_max", BYTES_MAX, names::bytes);
+    Some(State { dir: dir?, bytes_max: bytes_max? })
 }
 
 fn console(document: &mut Document<'_>) -> Option<Console> {

@@ -135,6 +135,22 @@ pub(super) fn duration(text: &str) -> Result<Duration, Complaint> {
         })
 }
 
+/// A number of bytes such as `64MiB`, `4GiB` or `1000`.
+pub(super) fn bytes(text: &str) -> Result<u64, Complaint> {
+    let units =
+        [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1_u64 << 40), ("", 1)];
+    units
+        .into_iter()
+        .find_map(|(unit, bytes)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(bytes)
+        })
+        .ok_or_else(|| {
+            let mend = "write a number with its unit, such as \"64MiB\" or \"4GiB\"";
+            Complaint::new(format!("`{text}` is no such size"), mend)
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +174,23 @@ mod tests {
         check("::1:7070", None);
         check("[x]:1", None);
         check("http://localhost:1", None);
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, expected) in [
+            ("64MiB", Some(64 << 20)),
+            ("4 GiB", Some(4 << 30)),
+            ("1000", Some(1000)),
+            ("0", Some(0)),
+            ("", None),
+            ("MiB", None),
+            ("1.5GiB", None),
+            ("64MB", None),
+            ("99999999999TiB", None),
+        ] {
+            assert_eq!(bytes(text).ok(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -146,6 +146,20 @@ pub struct Status {
     pub lag_bytes: Option<u64>,
     /// S2's next sequence number as we know it.
     pub stream_tail: Option<u64>,
+    /// Changes that wait on disk because S2 is away, or was.
+    pub spilled_changes: u64,
+    pub spilled_bytes: u64,
+    /// What the store holds, and may hold.
+    pub store_bytes: u64,
+    pub store_bytes_max: u64,
+    /// How much WAL Postgres keeps for the slot, asked every few seconds.
+    pub wal_kept_bytes: Option<u64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// How many bytes may still be written before Postgres may drop the slot, where that is limited.
+    pub wal_safe_bytes: Option<i64>,
+    /// What works and may stop working, one sentence each with its mend.
+    pub warnings: Vec<String>,
 }
 
 /// Why the process is not ready.

@@ -11,6 +11,8 @@ use crate::store::Failure;
 pub enum Origin {
     /// From the source, just now.
     Source { entry: EntryId },
+    /// From the source, and spilled to disk since.
+    Spilled { entry: EntryId },
     /// From the store, for another attempt.
     Store { id: MessageId },
 }

@@ -220,6 +220,33 @@ impl Outbox {
         std::mem::take(&mut self.queue)
     }
 
+    /// Takes parcels out, also those that were sent: the session is over, and whoever takes them finds
+    /// out what has landed.
+    pub fn take_out(
+        &mut self,
+        mut wanted: impl FnMut(&Parcel) -> bool,
+        now: Instant,
+    ) -> Vec<Parcel> {
+        let sent = std::mem::take(&mut self.in_flight).into_iter().flat_map(|batch| batch.parcels);
+        let queued = std::mem::take(&mut self.queue);
+        let mut taken = Vec::new();
+        let mut left = Vec::new();
+        for parcel in sent {
+            if wanted(&parcel) { taken.push(parcel) } else { left.push(parcel) }
+        }
+        let (mut out, stay): (Vec<_>, Vec<_>) = queued.into_iter().partition(wanted);
+        taken.append(&mut out);
+        self.in_flight_bytes = 0;
+        if !left.is_empty() {
+            let records = left.iter().map(|parcel| parcel.records.len() as u64).sum();
+            let metered_bytes = left.iter().map(Parcel::metered_bytes).sum();
+            self.in_flight_bytes = metered_bytes;
+            self.in_flight.push_back(Batch { parcels: left, records, metered_bytes });
+        }
+        self.replace_queue(stay.into(), now);
+        taken
+    }
+
     /// Puts a queue in the place of the present one.
     pub fn replace_queue(&mut self, queue: VecDeque<Parcel>, now: Instant) {
         self.queued_records = queue.iter().map(|parcel| parcel.records.len()).sum();

@@ -104,7 +104,7 @@ fn shape_all(runner: &mut Runner, job: Job) -> Done {
     let mut from_source = 0;
     let shape = |item: Item| {
         let shaped = shape(runner, &chain, &envelope, &item.change);
-        if let Origin::Source { .. } = item.origin {
+        if let Origin::Source { .. } | Origin::Spilled { .. } = item.origin {
             from_source += 1;
             note_failure(runner, &chain, &item, &shaped);
         }

@@ -19,6 +19,7 @@ use super::workload::{FailureClass, Fate};
 use super::world::{Fault, STREAM, World, lock};
 use crate::change::Lsn;
 use crate::clock::Clock;
+use crate::config::SpillAfter;
 use crate::message::Draft;
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, ErrorView, Status};
@@ -157,6 +158,12 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         settings: driver::Settings {
             window: world.workload.window,
             retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
+            // Spilling has its own tests; here nobody does.
+            bounds: driver::Bounds {
+                spill_after: SpillAfter::Time(Duration::MAX),
+                spill_bytes_max: 0,
+                store_bytes_max: u64::MAX,
+            },
             pipeline_name: "simulated".to_owned(),
             database_name: "simulated".to_owned(),
             hostname: "simulated".to_owned(),

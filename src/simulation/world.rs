@@ -305,7 +305,11 @@ impl World {
                             checkpoint.position, checkpoint.seq, checkpoint.confirm.0
                         );
                     }
-                    Write::Failed { .. } | Write::Chain { .. } | Write::SourceIdentity { .. } => {}
+                    Write::Failed { .. }
+                    | Write::Chain { .. }
+                    | Write::SourceIdentity { .. }
+                    | Write::Spill { .. }
+                    | Write::Unspill { .. } => {}
                 }
             }
         }

@@ -53,6 +53,8 @@ pub(super) const MESSAGE: &str = "id, commit_lsn, commit_idx, state, relation, a
      commit_timestamp_us, cells, key, table_group, group_a, group_b, bytes, attempts, \
      next_attempt_ms, stored_ms, failure";
 pub(super) const PIECE: &str = "message, number, data";
+pub(super) const SPILL: &str = "id, commit_lsn, commit_idx, changes, bytes, head";
+pub(super) const SPILL_PIECE: &str = "chunk, number, data";
 
 /// Finds a row whose checksum is not that of its values.
 ///

@@ -14,11 +14,11 @@ use crate::change::{Action, Cell, Change, Lsn, Position, Table, Tuple};
 use crate::pipeline::group::Groups;
 
 /// Large values are bound a piece at a time, so that a message never needs a second buffer of its size.
-const PIECE_BYTES: usize = 1024 * 1024;
+pub(super) const PIECE_BYTES: usize = 1024 * 1024;
 
 /// Where the values of a change lie in its pieces, put together.
 #[derive(Debug, Serialize, Deserialize)]
-struct Cells {
+pub(super) struct Cells {
     new: Option<Vec<Cell>>,
     old: Option<Vec<Cell>>,
     /// Both rows point into the same bytes; otherwise the old row's begin here.
@@ -107,22 +107,32 @@ pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, E
     let table: Table = from_json(&table)?;
     let cells: Cells = from_json(&cells)?;
     let data = pieces(connection, id)?;
+    let table = Arc::new(table);
+    restore(position, commit_timestamp_us, action, table, cells, data)
+        .map(Some)
+        .ok_or_else(|| Error::Content { text: format!("message {id} is shorter than it says") })
+}
+
+/// A change from its parts; nothing where the values are shorter than they say.
+pub(super) fn restore(
+    position: Position,
+    commit_timestamp_us: i64,
+    action: Action,
+    table: Arc<Table>,
+    cells: Cells,
+    data: Bytes,
+) -> Option<Change> {
     let tuple = |cells: Option<Vec<Cell>>, data: &Bytes| {
         cells.map(|cells| Tuple { data: data.clone(), cells: cells.into() })
     };
     let old_from = cells.old_from.and_then(|from| usize::try_from(from).ok()).unwrap_or(0);
     if old_from > data.len() {
-        return Err(Error::Content { text: format!("message {id} is shorter than it says") });
+        return None;
     }
     let old_data = data.slice(old_from..);
-    Ok(Some(Change {
-        position,
-        commit_timestamp_us,
-        action,
-        table: Arc::new(table),
-        new: tuple(cells.new, &data),
-        old: tuple(cells.old, &old_data),
-    }))
+    let new = tuple(cells.new, &data);
+    let old = tuple(cells.old, &old_data);
+    Some(Change { position, commit_timestamp_us, action, table, new, old })
 }
 
 fn pieces(connection: &Connection, id: u64) -> Result<Bytes, Error> {
@@ -148,7 +158,7 @@ fn pieces(connection: &Connection, id: u64) -> Result<Bytes, Error> {
 }
 
 /// The cells, and the bytes they point into, in the order in which they are stored.
-fn lay_out(change: &Change) -> (Cells, Vec<&Bytes>) {
+pub(super) fn lay_out(change: &Change) -> (Cells, Vec<&Bytes>) {
     let cells = |tuple: &Option<Tuple>| tuple.as_ref().map(|tuple| tuple.cells.to_vec());
     let (new, old) = (cells(&change.new), cells(&change.old));
     match (&change.new, &change.old) {
@@ -166,7 +176,7 @@ fn same(a: &Bytes, b: &Bytes) -> bool {
     a.as_ptr() == b.as_ptr() && a.len() == b.len()
 }
 
-fn relation(connection: &Connection, table: &Table) -> Result<i64, Error> {
+pub(super) fn relation(connection: &Connection, table: &Table) -> Result<i64, Error> {
     let description = to_json(table)?;
     let digest = digest_of(&description);
     let known = connection
@@ -185,7 +195,7 @@ fn relation(connection: &Connection, table: &Table) -> Result<i64, Error> {
     Ok(connection.last_insert_rowid())
 }
 
-fn digest_of(description: &str) -> [u8; 32] {
+pub(super) fn digest_of(description: &str) -> [u8; 32] {
     Sha256::digest(description.as_bytes()).into()
 }
 

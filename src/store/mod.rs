@@ -16,11 +16,13 @@
 mod checksum;
 mod codec;
 mod schema;
+mod spill;
 mod view;
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -34,6 +36,7 @@ use crate::pipeline::control::{self, ColumnBytes, ErrorView, MessageList, PageQu
 use crate::pipeline::group::{GroupId, Groups};
 
 pub use codec::primary_key;
+pub use spill::Chunk;
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +189,10 @@ pub enum Write {
     Acknowledge { id: u64 },
     /// How far everything is settled now.
     Checkpoint(Checkpoint),
+    /// Changes that wait behind all others until S2 is back.
+    Spill { id: u64, changes: Vec<Change> },
+    /// Every spilled chunk up to this one is through.
+    Unspill { through: u64 },
     /// A new chain is about to be used.
     Chain { generation: u64, digest: String },
     /// Which Postgres is read, by its `system_identifier`.
@@ -218,6 +225,8 @@ pub struct Loaded {
     pub source_identity: Option<String>,
     pub messages: Vec<Known>,
     pub next_id: u64,
+    /// Spilled changes, oldest first.
+    pub spilled: Vec<Chunk>,
 }
 
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
@@ -225,6 +234,7 @@ type Answer<T> = oneshot::Sender<Result<T, Error>>;
 enum Request {
     Write(Arc<[Write]>, Answer<()>),
     Read(Vec<u64>, usize, Answer<Vec<(u64, Change)>>),
+    ReadSpill(u64, Answer<Option<(u64, Vec<Change>)>>),
     NextEpoch(Answer<u64>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
     Show(u64, HashSet<u64>, oneshot::Sender<Result<view::Stored, control::Error>>),
@@ -236,6 +246,7 @@ enum Request {
 #[derive(Clone)]
 pub struct Store {
     hand_over: Arc<dyn Fn(Task) + Send + Sync>,
+    bytes: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Store {
@@ -279,6 +290,7 @@ impl Task {
             Request::Write(_, answer) => drop(answer.send(Err(error))),
             Request::NextEpoch(answer) => drop(answer.send(Err(error))),
             Request::Read(..)
+            | Request::ReadSpill(..)
             | Request::List(..)
             | Request::Show(..)
             | Request::Select(..)
@@ -306,6 +318,7 @@ impl Store {
     ) -> Result<(Self, Loaded), Error> {
         let mut database = Database::open(dir, connect)?;
         let loaded = database.load(&mut rand::rng())?;
+        let bytes = Arc::clone(&database.bytes);
         let (tasks, received) = mpsc::channel::<Task>();
         std::thread::Builder::new()
             .name("store".to_owned())
@@ -317,12 +330,20 @@ impl Store {
             .map_err(|source| Error::Open { path: dir.to_owned(), source })?;
         // The thread ends only when every handle is gone, or by a panic, and then the answer's
         // channel tells.
-        Ok((Self::over(move |task| drop(tasks.send(task))), loaded))
+        let hand_over = Arc::new(move |task| drop(tasks.send(task)));
+        Ok((Self { hand_over, bytes }, loaded))
     }
 
     /// A handle whose requests go to `hand_over`, which sees to it that each is carried out, in order.
     pub fn over(hand_over: impl Fn(Task) + Send + Sync + 'static) -> Self {
-        Self { hand_over: Arc::new(hand_over) }
+        Self { hand_over: Arc::new(hand_over), bytes: Arc::default() }
+    }
+
+    /// What of the file is in use, in bytes, as of the last write. Nothing for a handle over another
+    /// [`Database`].
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Carries all the writes out in one transaction, on disk when this returns.
@@ -342,6 +363,15 @@ impl Store {
     /// When the file cannot be read.
     pub async fn read(&self, ids: Vec<u64>, bytes_max: usize) -> Result<Vec<(u64, Change)>, Error> {
         self.ask(|answer| Request::Read(ids, bytes_max, answer)).await
+    }
+
+    /// The changes of the first spilled chunk behind this one, with its id.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub async fn read_spill(&self, after: u64) -> Result<Option<(u64, Vec<Change>)>, Error> {
+        self.ask(|answer| Request::ReadSpill(after, answer)).await
     }
 
     /// Draws the number of the next attempt to take the stream over, never given out before.
@@ -411,6 +441,8 @@ pub struct Database {
     connection: Connection,
     /// Nothing for a database in memory.
     _lock: Option<File>,
+    /// See [`Store::bytes`].
+    bytes: Arc<AtomicU64>,
 }
 
 impl Database {
@@ -428,7 +460,9 @@ impl Database {
         }
         let mut connection = connect(dir.join("sluicebox.db"))?;
         schema::prepare(&mut connection)?;
-        Ok(Self { connection, _lock: Some(lock) })
+        let database = Self { connection, _lock: Some(lock), bytes: Arc::default() };
+        database.measure()?;
+        Ok(database)
     }
 
     /// An empty one that lasts as long as this value.
@@ -439,7 +473,7 @@ impl Database {
     pub fn in_memory() -> Result<Self, Error> {
         let mut connection = Connection::open_in_memory()?;
         schema::prepare(&mut connection)?;
-        Ok(Self { connection, _lock: None })
+        Ok(Self { connection, _lock: None, bytes: Arc::default() })
     }
 
     fn answer(&mut self, request: Request) {
@@ -450,6 +484,9 @@ impl Database {
             }
             Request::Read(ids, bytes_max, answer) => {
                 drop(answer.send(self.read(&ids, bytes_max)));
+            }
+            Request::ReadSpill(after, answer) => {
+                drop(answer.send(spill::read(&self.connection, after)));
             }
             Request::NextEpoch(answer) => drop(answer.send(self.next_epoch())),
             Request::List(query, moving, answer) => {
@@ -514,6 +551,7 @@ impl Database {
             source_identity: self.fact("source_identity")?,
             messages: self.known()?,
             next_id: unsigned(next_id),
+            spilled: spill::chunks(&self.connection)?,
         })
     }
 
@@ -548,7 +586,10 @@ impl Database {
         let transaction = self.connection.transaction()?;
         let mut removed = false;
         for write in writes {
-            removed |= matches!(write, Write::Remove { .. } | Write::Acknowledge { .. });
+            removed |= matches!(
+                write,
+                Write::Remove { .. } | Write::Acknowledge { .. } | Write::Unspill { .. }
+            );
             carry_out(&transaction, write)?;
         }
         transaction.commit()?;
@@ -560,6 +601,22 @@ impl Database {
             let error = crate::error_chain::error_chain(&error);
             tracing::debug!(error, "could not give room of the message store back to the disk");
         }
+        // The same holds here.
+        if let Err(error) = self.measure() {
+            let error = crate::error_chain::error_chain(&error);
+            tracing::debug!(error, "could not measure the message store");
+        }
+        Ok(())
+    }
+
+    fn measure(&self) -> Result<(), Error> {
+        let number = |name: &str| -> Result<u64, Error> {
+            Ok(unsigned(
+                self.connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))?,
+            ))
+        };
+        let pages = number("page_count")?.saturating_sub(number("freelist_count")?);
+        self.bytes.store(pages * number("page_size")?, Ordering::Relaxed);
         Ok(())
     }
 
@@ -658,6 +715,8 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
                 .execute([signed(position.commit_lsn.0), signed(position.index)])?;
             Ok(())
         }
+        Write::Spill { id, changes } => spill::insert(connection, *id, changes),
+        Write::Unspill { through } => spill::remove(connection, *through),
         Write::Chain { generation, digest } => {
             set_fact(connection, "generation", &generation.to_string())?;
             set_fact(connection, "chain_digest", digest)

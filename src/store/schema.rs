@@ -12,7 +12,7 @@ use super::{Error, checksum};
 const VERSION: usize = STEPS.len();
 
 /// From each version to the next, beginning with an empty file. Write steps at the end.
-const STEPS: &[Step] = &[version_1, version_2];
+const STEPS: &[Step] = &[version_1, version_2, version_3];
 
 type Step = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -95,7 +95,7 @@ CREATE TABLE pieces (
 
 /// Rows have checksums. What an older release has written gets them as it is.
 fn version_2(transaction: &Transaction<'_>) -> Result<(), Error> {
-    for (table, columns) in CHECKED {
+    for (table, columns) in &CHECKED[..4] {
         transaction.execute_batch(&format!(
             "ALTER TABLE {table} ADD COLUMN sum INTEGER;
              UPDATE {table} SET sum = checksum({columns});"
@@ -104,12 +104,41 @@ fn version_2(transaction: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The tables whose rows have checksums, and what of a row they cover.
-const CHECKED: [(&str, &str); 4] = [
+/// Changes wait here while S2 is away.
+fn version_3(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch(
+        "
+-- Changes as they came from the source, many in a row, in the order of the ids.
+CREATE TABLE spill (
+    id INTEGER PRIMARY KEY,
+    -- Of the last change.
+    commit_lsn INTEGER NOT NULL,
+    commit_idx INTEGER NOT NULL,
+    changes INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    sum INTEGER
+) STRICT;
+CREATE TABLE spill_pieces (
+    chunk INTEGER NOT NULL REFERENCES spill (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    sum INTEGER,
+    PRIMARY KEY (chunk, number)
+) STRICT, WITHOUT ROWID;
+",
+    )?;
+    Ok(())
+}
+
+/// The tables whose rows have checksums, and what of a row they cover. New ones come last.
+const CHECKED: [(&str, &str); 6] = [
     ("facts", checksum::FACT),
     ("checkpoints", checksum::CHECKPOINT),
     ("messages", checksum::MESSAGE),
     ("pieces", checksum::PIECE),
+    ("spill", checksum::SPILL),
+    ("spill_pieces", checksum::SPILL_PIECE),
 ];
 
 /// A file up to this size is looked through as a whole at each start, with all its values: 0.2 s a
@@ -179,7 +208,7 @@ fn check_structure(connection: &Connection) -> Result<(), Error> {
 fn check_rows(connection: &Connection) -> Result<(), Error> {
     let large = is_large(connection)?;
     for (table, columns) in CHECKED {
-        if !(large && columns == checksum::PIECE) {
+        if !(large && [checksum::PIECE, checksum::SPILL_PIECE].contains(&columns)) {
             checksum::verify(connection, table, columns)?;
         }
     }

@@ -15,6 +15,7 @@ mod languages;
 mod provocations;
 mod restart;
 mod sink_faults;
+mod spill;
 mod story;
 mod support;
 mod tools;

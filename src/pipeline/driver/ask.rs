@@ -109,11 +109,16 @@ impl Driver {
         let counts = self.holds.counts();
         let source = self.source.status.borrow().clone();
         let confirmed = self.saved.lsn;
-        let reasons: Vec<Reason> = [&self.source_reason, &self.sink_reason, &self.store_reason]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let reasons: Vec<Reason> =
+            [self.source_reason.as_ref(), self.sink_reason.as_ref(), self.store_reason.as_ref()]
+                .into_iter()
+                .chain([self.spill.reason()])
+                .flatten()
+                .cloned()
+                .collect();
+        let (spilled_changes, spilled_bytes) = self.spill.size();
+        let slot = source.slot.as_ref();
+        let warnings = source.warnings.iter().cloned().chain(self.store_warning()).collect();
         let status = Status {
             ready: reasons.is_empty(),
             reasons,
@@ -132,6 +137,16 @@ impl Driver {
             confirmed: (confirmed > Lsn(0)).then(|| confirmed.to_string()),
             lag_bytes: (confirmed > Lsn(0)).then(|| source.wal_end.0.saturating_sub(confirmed.0)),
             stream_tail: self.acknowledged,
+            spilled_changes,
+            spilled_bytes,
+            store_bytes: self.store.bytes(),
+            store_bytes_max: self.settings.bounds.store_bytes_max,
+            wal_kept_bytes: slot
+                .and_then(|slot| slot.restart_lsn)
+                .map(|lsn| source.wal_end.0.saturating_sub(lsn.0)),
+            wal_status: slot.and_then(|slot| slot.wal_status.clone()),
+            wal_safe_bytes: slot.and_then(|slot| slot.safe_wal_bytes),
+            warnings,
         };
         self.status.send_if_modified(|published| {
             let changed = *published != status;

@@ -98,9 +98,8 @@ impl Driver {
             .map(crate::pipeline::size_gate::SizedRecord::metered_bytes)
             .sum::<u64>();
         match parcel.item.origin {
-            Origin::Source { entry } => {
-                self.tracker.settle(entry, Some(seq));
-                self.budget.release(parcel.item.change.bytes());
+            origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => {
+                self.settle(origin, parcel.item.change.bytes(), Some(seq));
             }
             Origin::Store { id } => {
                 self.off_the_way(&parcel.item);
@@ -139,12 +138,13 @@ impl Driver {
             self.established = true;
             self.apply_landed(&landed);
         }
+        self.landed_before_spilling(&landed);
         self.after_refusal(now);
     }
 
     /// At start: what the stream holds is not sent again, and messages that are in it leave the store.
     pub(super) fn apply_landed(&mut self, landed: &HashMap<Position, u64>) {
-        let through = self.tracker.progress().position;
+        let through = self.delivered_position();
         let beyond = landed.iter().filter(|(position, _)| **position > through);
         self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
         let delivered: Vec<MessageId> = self
@@ -163,7 +163,7 @@ impl Driver {
     pub(super) fn after_refusal(&mut self, now: Instant) {
         let Some((parcel, failure)) = self.refused.take() else { return };
         match parcel.item.origin {
-            Origin::Source { entry } => self.park(parcel.item, entry, failure),
+            Origin::Source { .. } | Origin::Spilled { .. } => self.park(parcel.item, failure),
             Origin::Store { id } => {
                 self.off_the_way(&parcel.item);
                 self.failed_again(id, failure);
@@ -175,7 +175,7 @@ impl Driver {
         for parcel in self.outbox.take_queue() {
             let change = &parcel.item.change;
             let held = match parcel.item.origin {
-                Origin::Source { .. } => {
+                Origin::Source { .. } | Origin::Spilled { .. } => {
                     self.holds.holds(change.position, &self.holds.groups_of(change))
                 }
                 Origin::Store { id } => self.holds.is_held(id),
@@ -195,7 +195,7 @@ impl Driver {
     /// What was ready to be sent waits in the store.
     fn hold_back(&mut self, parcel: Parcel) {
         match parcel.item.origin {
-            Origin::Source { entry } => self.store_waiting(parcel.item, entry),
+            Origin::Source { .. } | Origin::Spilled { .. } => self.store_waiting(parcel.item),
             Origin::Store { id } => {
                 self.off_the_way(&parcel.item);
                 self.holds.back(id, false, Due::Now);

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::change::Change;
 use crate::mutation::{self, Rule};
-use crate::pipeline::ack::{EntryId, Progress};
+use crate::pipeline::ack::Progress;
 use crate::pipeline::control::Reason;
 use crate::pipeline::holds::{Due, MessageId};
 use crate::pipeline::item::{Item, Origin};
@@ -19,22 +19,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 impl Driver {
-    pub(super) fn park(&mut self, item: Item, entry: EntryId, failure: Failure) {
+    pub(super) fn park(&mut self, item: Item, failure: Failure) {
         let (state, next_attempt, due) = self.next_attempt(&failure, 1);
         let id = self.next_id;
         log_failure(id, &item, &failure);
-        self.insert(item, entry, state, 1, next_attempt, Some(failure), due);
+        self.insert(item, state, 1, next_attempt, Some(failure), due);
     }
 
-    pub(super) fn store_waiting(&mut self, item: Item, entry: EntryId) {
-        self.insert(item, entry, StoredState::Waiting, 0, None, None, Due::Now);
+    pub(super) fn store_waiting(&mut self, item: Item) {
+        self.insert(item, StoredState::Waiting, 0, None, None, Due::Now);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "they are the columns of one row")]
     pub(super) fn insert(
         &mut self,
         item: Item,
-        entry: EntryId,
         state: StoredState,
         attempts: u64,
         next_attempt: Option<SystemTime>,
@@ -43,15 +41,14 @@ impl Driver {
     ) {
         let id = self.next_id;
         self.next_id += 1;
-        let change = item.change;
+        let Item { change, origin } = item;
         let groups = self.holds.groups_of(&change);
         self.holds.insert(id, change.position, groups, failure.is_some(), due);
         self.attempts.insert(id, attempts);
         if mutation::broken(Rule::StoreWithCheckpoint) {
-            self.tracker.settle(entry, None);
-            self.budget.release(change.bytes());
+            self.settle(origin, change.bytes(), None);
         } else {
-            self.effects.settled.push((entry, change.bytes()));
+            self.effects.settled.push((origin, change.bytes()));
         }
         self.writes.push(Write::Insert {
             id,
@@ -83,6 +80,21 @@ impl Driver {
                 let at = self.clock.time_of_day() + delay;
                 (StoredState::Retrying, Some(at), Due::At(self.clock.now() + delay))
             }
+        }
+    }
+
+    /// A change that came from the source is through. `seq` is its first record's number.
+    pub(super) fn settle(&mut self, origin: Origin, bytes: usize, seq: Option<u64>) {
+        match origin {
+            Origin::Source { entry } => {
+                self.tracker.settle(entry, seq);
+                self.budget.release(bytes);
+            }
+            Origin::Spilled { entry } => {
+                self.spill.settle(entry, bytes, seq);
+                self.delivered = true;
+            }
+            Origin::Store { .. } => {}
         }
     }
 
@@ -182,16 +194,18 @@ impl Driver {
         self.delivered = false;
         if let Some(acknowledged) = self.acknowledged {
             let replayed = self.replayed.values().copied().flatten().min();
-            let beyond = [self.tracker.seq_beyond(), replayed].into_iter().flatten().min();
+            let beyond = [self.tracker.seq_beyond(), self.spill.seq_beyond(), replayed];
+            let beyond = beyond.into_iter().flatten().min();
             let seq = match beyond {
                 Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
                 _ => acknowledged,
             };
             writes.push(Write::Checkpoint(Checkpoint {
-                position: progress.position,
+                position: self.delivered_position(),
                 seq,
                 confirm: progress.lsn,
             }));
+            writes.extend(self.unspill());
             effects.confirm = Some(progress);
         }
         self.start_writing(writes.into(), effects);
@@ -250,13 +264,20 @@ impl Driver {
         }
         self.store_failures = 0;
         for write in &*writes {
-            if let Write::Insert { id, .. } = write {
-                self.stored = self.stored.max(*id);
+            match write {
+                Write::Insert { id, .. } => self.stored = self.stored.max(*id),
+                Write::Spill { id, changes } => self.spilled(*id, changes),
+                Write::Failed { .. }
+                | Write::Remove { .. }
+                | Write::Acknowledge { .. }
+                | Write::Checkpoint(_)
+                | Write::Unspill { .. }
+                | Write::Chain { .. }
+                | Write::SourceIdentity { .. } => {}
             }
         }
-        for (entry, bytes) in effects.settled {
-            self.tracker.settle(entry, None);
-            self.budget.release(bytes);
+        for (origin, bytes) in effects.settled {
+            self.settle(origin, bytes, None);
         }
         if let Some(progress) = effects.confirm {
             self.saved = progress;

@@ -31,6 +31,9 @@ mod ask;
 mod deliver;
 mod keep;
 mod shape;
+mod spill;
+
+pub use spill::Bounds;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -46,10 +49,11 @@ use crate::change::{Change, Position};
 use crate::clock::Clock;
 use crate::message::{Envelope, EnvelopeSettings};
 use crate::mutation::{self, Rule};
-use crate::pipeline::ack::{AckTracker, EntryId, Progress};
+use crate::pipeline::ack::{AckTracker, Progress};
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{self, Changed, Filter, Reason, Request, Status};
 use crate::pipeline::holds::{Due, Holds, MessageId};
+use crate::pipeline::item::Origin;
 use crate::pipeline::link::{self, Established, Line};
 use crate::pipeline::outbox::{Outbox, Parcel, Window};
 use crate::pipeline::sample::Sampler;
@@ -59,6 +63,8 @@ use crate::sink::client::Client;
 use crate::source::Source;
 use crate::store::{self, Failure, Loaded, Store, StoredState, Write};
 use crate::transform::Chain;
+
+use spill::{Spill, spill_read};
 
 /// How often the checkpoint follows what is settled. A restart reads at most this much of the stream
 /// again, and each one is a sync of the disk.
@@ -127,6 +133,7 @@ pub struct Settings {
     pub window: Window,
     /// Between attempts of a failed message.
     pub retry: Backoff,
+    pub bounds: Bounds,
     pub pipeline_name: String,
     pub database_name: String,
     pub hostname: String,
@@ -160,7 +167,7 @@ struct Reading {
 /// What becomes true once a write is on disk.
 #[derive(Default)]
 struct Effects {
-    settled: Vec<(EntryId, usize)>,
+    settled: Vec<(Origin, usize)>,
     confirm: Option<Progress>,
     answers: Vec<(oneshot::Sender<Result<Changed, control::Error>>, Changed)>,
     /// Its number is on disk, so that records may carry it.
@@ -220,6 +227,7 @@ struct Driver {
     replayed: HashMap<Position, Option<u64>>,
     retry_bytes: usize,
     reading: Option<Reading>,
+    spill: Spill,
 
     outbox: Outbox,
     sink: Sink,
@@ -273,6 +281,7 @@ impl Driver {
         let now = clock.now();
         let checkpoint = loaded.checkpoint.unwrap_or_default();
         let progress = Progress { position: checkpoint.position, lsn: checkpoint.confirm };
+        let read = Progress { position: Spill::through(&loaded.spilled, checkpoint), ..progress };
         let mut holds = Holds::new(checkpoint.position);
         let mut replayed = HashMap::new();
         let mut attempts = HashMap::new();
@@ -318,7 +327,7 @@ impl Driver {
             workers,
             next_job: 0,
             jobs: VecDeque::new(),
-            tracker: AckTracker::new(progress),
+            tracker: AckTracker::new(read),
             holds,
             attempts,
             next_id: loaded.next_id,
@@ -326,6 +335,7 @@ impl Driver {
             replayed,
             retry_bytes: 0,
             reading: None,
+            spill: Spill::new(loaded.spilled, checkpoint),
             sink: Sink::Waiting { until: now },
             sink_reason: Some(Reason {
                 part: "sink".to_owned(),
@@ -345,7 +355,7 @@ impl Driver {
             writing: None,
             store_reason: None,
             store_failures: 0,
-            saved: progress,
+            saved: read,
             saved_at: now,
             selected,
             counters: Counters::default(),
@@ -395,6 +405,7 @@ impl Driver {
                 result = read(&mut self.reading), if self.reading.is_some() => {
                     self.on_read(result)?;
                 }
+                result = spill_read(&mut self.spill) => self.on_spill_read(result)?,
                 Ok(()) = self.chains.changed() => {
                     let chain = Arc::clone(&self.chains.borrow_and_update());
                     self.announce_chain(chain);
@@ -427,16 +438,9 @@ impl Driver {
         self.open_sink(now);
         self.send(now)?;
         self.read_due(now);
+        self.spill_step(now);
         self.write(now);
         Ok(())
-    }
-
-    /// Whether there is room for more from the source.
-    fn takes(&self) -> bool {
-        self.draining.is_none()
-            && self.established
-            && self.chain_stored
-            && self.jobs.len() < self.workers.jobs_max()
     }
 
     /// When something has to be looked at again, whatever else happens.

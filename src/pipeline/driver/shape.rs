@@ -16,6 +16,10 @@ use std::sync::Arc;
 
 impl Driver {
     pub(super) fn on_batch(&mut self, batch: source::Batch) -> Result<(), Error> {
+        if self.spill.is_on() {
+            self.spill_batch(batch);
+            return Ok(());
+        }
         let mut items: Vec<Item> = Vec::with_capacity(batch.items.len());
         for item in batch.items {
             match item {
@@ -141,7 +145,7 @@ impl Driver {
     /// Order is restored here, so holds are decided here.
     pub(super) fn on_shaped(&mut self, item: Item, shaped: Shaped) -> Result<(), Error> {
         let held = match item.origin {
-            Origin::Source { .. } => {
+            Origin::Source { .. } | Origin::Spilled { .. } => {
                 let position = item.change.position;
                 !self.holds.is_empty()
                     && self.holds.holds(position, &self.holds.groups_of(&item.change))
@@ -149,17 +153,16 @@ impl Driver {
             Origin::Store { id } => self.holds.is_held(id),
         };
         match item.origin {
-            Origin::Source { entry } => match shaped {
-                _ if held => self.store_waiting(item, entry),
+            origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => match shaped {
+                _ if held => self.store_waiting(item),
                 Shaped::Records(records) => {
                     self.outbox.push(Parcel::new(item, records), self.clock.now())
                 }
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
-                    self.tracker.settle(entry, None);
-                    self.budget.release(item.change.bytes());
+                    self.settle(origin, item.change.bytes(), None);
                 }
-                Shaped::Failed(failure) => self.park(item, entry, *failure),
+                Shaped::Failed(failure) => self.park(item, *failure),
                 Shaped::Halt(failure) => return Err(Error::Halted { text: failure.error.text }),
             },
             Origin::Store { id } => match shaped {

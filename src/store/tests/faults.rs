@@ -10,6 +10,7 @@ use super::*;
 struct Model {
     messages: BTreeMap<u64, (String, Change)>,
     checkpoint: Option<Checkpoint>,
+    spilled: BTreeMap<u64, Vec<Change>>,
 }
 
 impl Model {
@@ -28,13 +29,22 @@ impl Model {
                     self.messages.remove(id);
                 }
                 Write::Checkpoint(checkpoint) => self.checkpoint = Some(*checkpoint),
+                Write::Spill { id, changes } => {
+                    self.spilled.insert(*id, changes.clone());
+                }
+                Write::Unspill { through } => self.spilled.retain(|id, _| id > through),
                 Write::Chain { .. } | Write::SourceIdentity { .. } => {}
             }
         }
     }
 
     async fn of(store: &Store, loaded: &Loaded) -> Result<Self, Error> {
-        let mut model = Self { messages: BTreeMap::new(), checkpoint: loaded.checkpoint };
+        let mut model = Self { checkpoint: loaded.checkpoint, ..Self::default() };
+        for chunk in &loaded.spilled {
+            let read = store.read_spill(chunk.id - 1).await?.unwrap();
+            assert_eq!(*chunk, Chunk::of(chunk.id, &read.1));
+            model.spilled.insert(read.0, read.1);
+        }
         for known in &loaded.messages {
             for (id, change) in store.read(vec![known.id], usize::MAX).await? {
                 model.messages.insert(id, (format!("{:?}", known.state), change));
@@ -65,7 +75,22 @@ impl Work {
                 let index = usize::try_from(random.below(known.len() as u64)).unwrap();
                 known[index]
             };
-            match self.random.below(6) {
+            match self.random.below(8) {
+                6 => {
+                    let id = self.next_id;
+                    self.next_id += 1;
+                    let changes = (0..self.random.below(20) + 1)
+                        .map(|index| {
+                            let body = vec![b'a'; usize::try_from(self.random.below(900)).unwrap()];
+                            insert_of(index, at(id * 10, index), &body)
+                        })
+                        .collect();
+                    writes.push(Write::Spill { id, changes });
+                }
+                7 => {
+                    let first = self.model.spilled.keys().next().copied().unwrap_or(0);
+                    writes.push(Write::Unspill { through: first + self.random.below(10) });
+                }
                 0 if !known.is_empty() => {
                     writes.push(Write::Remove { id: any(&mut self.random) });
                 }

@@ -190,3 +190,36 @@ impl Random {
         (z ^ (z >> 31)) % end
     }
 }
+
+#[tokio::test]
+async fn spilled_changes_come_back_as_they_went_in_across_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let large: Vec<u8> = (0..3_500_000_u32).map(|byte| byte.to_le_bytes()[0]).collect();
+    let both = change(at(20, 1), Action::Update, Some(row(2, None)), Some(row(2, Some(b"old"))));
+    let truncate = change(at(20, 2), Action::Truncate, None, None);
+    let chunks = [
+        vec![insert_of(1, at(10, 0), b"one"), insert_of(2, at(20, 0), &large), both, truncate],
+        vec![insert_of(3, at(30, 0), b"three")],
+    ];
+    let spill =
+        |id: u64| Write::Spill { id, changes: chunks[usize::try_from(id - 1).unwrap()].clone() };
+    with_store(dir.path(), async |store, _| {
+        store.write(vec![spill(1), spill(2)].into()).await.unwrap();
+    })
+    .await;
+    let (store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.spilled, [Chunk::of(1, &chunks[0]), Chunk::of(2, &chunks[1])]);
+    for (after, id) in [(0, 1), (1, 2)] {
+        let (found, changes) = store.read_spill(after).await.unwrap().unwrap();
+        assert_eq!(found, id);
+        let wanted = &chunks[usize::try_from(id - 1).unwrap()];
+        assert_eq!(
+            changes.iter().map(values).collect::<Vec<_>>(),
+            wanted.iter().map(values).collect::<Vec<_>>()
+        );
+        assert!(Arc::ptr_eq(&changes[0].table, &changes[changes.len() - 1].table));
+    }
+    assert_eq!(store.read_spill(2).await.unwrap(), None);
+    store.write(vec![Write::Unspill { through: 1 }].into()).await.unwrap();
+    assert_eq!(store.read_spill(0).await.unwrap().unwrap().0, 2);
+}

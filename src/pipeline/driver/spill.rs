@@ -1,0 +1,515 @@
+//! While S2 is away, changes move on to disk, so that Postgres may forget them.
+//!
+//! ```text
+//! Off ── S2 away, and too much WAL kept ──▶ Gathering ── workers are done ──▶ On
+//!  ▲                  what is in memory goes to disk first, in its order ──────▲│
+//!  └──────────── S2 is back, and all of it has been read again ◀────────────────┘
+//! ```
+//!
+//! Two marks: *durable* is what the tracker of the source says, and may be confirmed; *delivered* is
+//! how far what was spilled has got to S2, and is the checkpoint's position. The argument:
+//!
+//! - When spilling begins, everything unsettled that is in memory is spilled, in order and before
+//!   anything newer. So all that was read is on disk or settled, without a gap: after a restart the
+//!   source leaves out everything up to the last spilled change.
+//! - What had been sent without an answer is spilled too. The stream is read before anything is sent
+//!   again, at a restart as after a broken session, and what is in it is left out when it comes out
+//!   of the spill.
+//! - While something is spilled, whatever comes from the source goes behind it. So order holds as if
+//!   it had come from the source later; parking and holding happen behind, where they always do.
+//! - A chunk leaves the disk in the transaction whose checkpoint has passed its last change.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{Driver, Error, Pending, Sink};
+use crate::change::{Change, Lsn, Position};
+use crate::config::SpillAfter;
+use crate::pipeline::ack::{AckTracker, EntryId, Progress};
+use crate::pipeline::control::Reason;
+use crate::pipeline::item::{Item, Origin};
+use crate::policy;
+use crate::source;
+use crate::store::{self, Checkpoint, Chunk, Write};
+
+/// Bounds of what the store may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub spill_after: SpillAfter,
+    /// What may be spilled, in bytes as [`Change::bytes`] counts them. 0: nothing is.
+    pub spill_bytes_max: u64,
+    /// What the store's file may hold before nothing new is read.
+    pub store_bytes_max: u64,
+}
+
+/// A chunk is written when it has so many changes or bytes, or as soon as the disk is free.
+const CHUNK_CHANGES_MAX: usize = 1024;
+const CHUNK_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What may wait in memory to be spilled, and what may be in memory that came out of the spill.
+const PENDING_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// S2 is away only after so long: a new session takes a moment.
+const AWAY_MIN: Duration = Duration::from_secs(2);
+
+/// Once so little is left, the source pauses until it is through: a trickle would never end otherwise.
+const CLOSING_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Changes of a job for the workers, as a batch of the source has them.
+const JOB_CHANGES: usize = 256;
+
+/// From this share of a bound on, it is said.
+const NEAR: f64 = 0.8;
+
+/// A chunk's changes, with its id.
+type Read = Result<Option<(u64, Vec<Change>)>, store::Error>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Off,
+    Gathering,
+    On,
+}
+
+/// What is spilled, and how far it has got.
+pub(super) struct Spill {
+    mode: Mode,
+    away_since: Option<Instant>,
+    /// Not yet passed by a checkpoint, oldest first.
+    chunks: VecDeque<Chunk>,
+    next_id: u64,
+    /// Chunks up to this one are on disk, and have been read again.
+    durable: u64,
+    read: u64,
+    /// The last change that was read again.
+    read_through: Position,
+    delivered: AckTracker,
+    /// The lowest number of a record that was acknowledged out of turn when spilling began.
+    seq_floor: Option<u64>,
+    /// All that is spilled, and what of it has not been read again, in bytes.
+    changes: u64,
+    bytes: u64,
+    left_bytes: u64,
+    /// In memory: not yet on disk, and read again.
+    pending_bytes: u64,
+    drain_bytes: usize,
+    reading: Option<Pending<Read>>,
+    read_again_at: Option<Instant>,
+    failures: u64,
+    reason: Option<Reason>,
+    is_near: bool,
+}
+
+impl Spill {
+    /// Goes on with what an earlier run has left.
+    pub(super) fn new(chunks: Vec<Chunk>, checkpoint: Checkpoint) -> Self {
+        let last = chunks.last().map_or(0, |chunk| chunk.id);
+        let first = chunks.first().map_or(last + 1, |chunk| chunk.id);
+        let bytes = chunks.iter().map(|chunk| chunk.bytes).sum();
+        if let Some(chunk) = chunks.last() {
+            tracing::info!(bytes, through = %chunk.last, "spilled changes wait on disk for S2");
+        }
+        Self {
+            mode: if chunks.is_empty() { Mode::Off } else { Mode::On },
+            away_since: None,
+            seq_floor: None,
+            changes: chunks.iter().map(|chunk| chunk.changes).sum(),
+            bytes,
+            left_bytes: bytes,
+            chunks: chunks.into(),
+            next_id: last + 1,
+            durable: last,
+            read: first - 1,
+            read_through: checkpoint.position,
+            delivered: AckTracker::new(Progress { position: checkpoint.position, lsn: Lsn(0) }),
+            pending_bytes: 0,
+            drain_bytes: 0,
+            reading: None,
+            read_again_at: None,
+            failures: 0,
+            reason: None,
+            is_near: false,
+        }
+    }
+
+    /// Everything up to here was read from the source and is on disk or settled.
+    pub(super) fn through(chunks: &[Chunk], checkpoint: Checkpoint) -> Position {
+        chunks.last().map_or(checkpoint.position, |chunk| chunk.last.max(checkpoint.position))
+    }
+
+    /// What comes from the source has to go behind what is spilled.
+    pub(super) fn is_on(&self) -> bool {
+        self.mode == Mode::On
+    }
+
+    /// How many changes are spilled and not yet delivered, by chunks, and their bytes.
+    pub(super) fn size(&self) -> (u64, u64) {
+        (self.changes, self.bytes)
+    }
+
+    pub(super) fn reason(&self) -> Option<&Reason> {
+        self.reason.as_ref()
+    }
+
+    pub(super) fn seq_beyond(&self) -> Option<u64> {
+        [self.delivered.seq_beyond(), self.seq_floor].into_iter().flatten().min()
+    }
+
+    pub(super) fn settle(&mut self, entry: EntryId, bytes: usize, seq: Option<u64>) {
+        self.delivered.settle(entry, seq);
+        self.drain_bytes = self.drain_bytes.saturating_sub(bytes);
+    }
+}
+
+pub(super) async fn spill_read(spill: &mut Spill) -> Read {
+    match &mut spill.reading {
+        Some(reading) => reading.await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Driver {
+    /// Whether there is room for more from the source.
+    pub(super) fn takes(&self) -> bool {
+        if self.draining.is_some() || self.spill.reason.is_some() {
+            return false;
+        }
+        match self.spill.mode {
+            Mode::Off => {
+                self.established && self.chain_stored && self.jobs.len() < self.workers.jobs_max()
+            }
+            Mode::Gathering => false,
+            Mode::On => {
+                let closing = self.drains() && self.spill.left_bytes < CLOSING_BYTES;
+                self.spill.pending_bytes < PENDING_BYTES_MAX && !closing
+            }
+        }
+    }
+
+    fn drains(&self) -> bool {
+        self.established
+            && self.chain_stored
+            && matches!(self.sink, Sink::Open(_))
+            && !self.reconnecting
+    }
+
+    /// How far everything is in S2, in the store as a message, dropped or given up.
+    pub(super) fn delivered_position(&self) -> Position {
+        let read = self.tracker.progress().position;
+        if self.spill.chunks.is_empty() {
+            return read;
+        }
+        read.min(self.spill.delivered.progress().position)
+    }
+
+    /// The next step of spilling and of reading again, if it is time for one. The tick that publishes
+    /// the status makes sure that time is looked at.
+    pub(super) fn spill_step(&mut self, now: Instant) {
+        let is_away = !matches!(self.sink, Sink::Open(_));
+        let since = match (is_away, self.spill.away_since) {
+            (true, Some(since)) => since,
+            (true, None) | (false, _) => now,
+        };
+        self.spill.away_since = is_away.then_some(since);
+        self.check_bounds();
+        match self.spill.mode {
+            Mode::Off if is_away && self.is_time_to_spill(now, since) => {
+                self.spill.mode = Mode::Gathering;
+            }
+            Mode::Gathering if !is_away => self.spill.mode = Mode::Off,
+            Mode::Gathering if self.jobs.is_empty() => self.begin_to_spill(),
+            // A checkpoint has passed all of it: nothing goes past what is spilled.
+            Mode::On if !is_away && self.spill.chunks.is_empty() && self.writing.is_none() => {
+                self.spill.mode = Mode::Off;
+                tracing::info!("what was spilled has been read again; the source goes on directly");
+            }
+            Mode::Off | Mode::Gathering | Mode::On => {}
+        }
+        self.read_spill(now);
+    }
+
+    fn may_spill(&self) -> bool {
+        // Before the first session of a store it is not known where the stream has to be read from.
+        self.acknowledged.is_some()
+            && self.settings.bounds.spill_bytes_max > 0
+            && self.draining.is_none()
+            && self.spill.reason.is_none()
+    }
+
+    fn is_time_to_spill(&self, now: Instant, since: Instant) -> bool {
+        self.may_spill()
+            && match self.settings.bounds.spill_after {
+                SpillAfter::Bytes(bytes) => {
+                    let wal_end = self.source.status.borrow().wal_end;
+                    let lag = wal_end.0.saturating_sub(self.saved.lsn.0);
+                    lag >= bytes && now >= since + AWAY_MIN
+                }
+                SpillAfter::Time(time) => now >= since + time,
+            }
+    }
+
+    /// Spills everything unsettled that is in memory. Nobody shapes anything at this moment.
+    fn begin_to_spill(&mut self) {
+        let from_source = |parcel: &crate::pipeline::outbox::Parcel| {
+            matches!(parcel.item.origin, Origin::Source { .. })
+        };
+        let mut items: Vec<Item> = self
+            .outbox
+            .take_out(from_source, self.clock.now())
+            .into_iter()
+            .map(|p| p.item)
+            .collect();
+        if self.refused.as_ref().is_some_and(|(parcel, _)| from_source(parcel))
+            && let Some((parcel, _)) = self.refused.take()
+        {
+            // It is refused again when it comes out.
+            items.push(parcel.item);
+        }
+        items.sort_by_key(|item| item.change.position);
+        self.spill.mode = Mode::On;
+        self.spill.seq_floor = self.tracker.seq_beyond();
+        let (text, bytes) =
+            (self.sink_reason.as_ref().map(|reason| &reason.text), self.lag_bytes());
+        tracing::warn!(
+            wal_bytes = bytes,
+            reason = text,
+            "S2 is away: changes are spilled to disk, so that the database need not keep them"
+        );
+        for item in items {
+            let bytes = item.change.bytes();
+            self.effects.settled.push((item.origin, bytes));
+            self.spill_change(item.change, bytes);
+        }
+    }
+
+    fn lag_bytes(&self) -> u64 {
+        self.source.status.borrow().wal_end.0.saturating_sub(self.saved.lsn.0)
+    }
+
+    /// A batch of the source, behind everything that is spilled.
+    pub(super) fn spill_batch(&mut self, batch: source::Batch) {
+        for item in batch.items {
+            match item {
+                source::Item::Change(change) => {
+                    self.counters.changes += 1;
+                    let entry = self.tracker.read(change.position);
+                    let bytes = change.bytes();
+                    self.effects.settled.push((Origin::Source { entry }, bytes));
+                    self.spill_change(change, bytes);
+                }
+                source::Item::Commit { end_lsn: lsn } | source::Item::Idle { wal_end: lsn } => {
+                    self.tracker.mark(lsn);
+                }
+            }
+        }
+    }
+
+    fn spill_change(&mut self, change: Change, bytes: usize) {
+        let (position, bytes) = (change.position, bytes as u64);
+        if self.spill.chunks.is_empty() {
+            // Whatever is before it is settled or in the same transaction.
+            let before = position.before();
+            self.spill.delivered = AckTracker::new(Progress { position: before, lsn: Lsn(0) });
+            self.spill.read_through = before;
+        }
+        self.spill.pending_bytes += bytes;
+        self.spill.left_bytes += bytes;
+        self.spill.bytes += bytes;
+        self.spill.changes += 1;
+        // The last write, which has not begun, may have room.
+        if let (Some(Write::Spill { changes, .. }), Some(chunk)) =
+            (self.writes.last_mut(), self.spill.chunks.back_mut())
+            && changes.len() < CHUNK_CHANGES_MAX
+            && chunk.bytes + bytes <= CHUNK_BYTES_MAX
+        {
+            changes.push(change);
+            *chunk = Chunk {
+                last: position,
+                changes: chunk.changes + 1,
+                bytes: chunk.bytes + bytes,
+                ..*chunk
+            };
+            return;
+        }
+        let id = self.spill.next_id;
+        self.spill.next_id += 1;
+        let changes = vec![change];
+        self.spill.chunks.push_back(Chunk::of(id, &changes));
+        self.writes.push(Write::Spill { id, changes });
+    }
+
+    /// A chunk is on disk.
+    pub(super) fn spilled(&mut self, id: u64, changes: &[Change]) {
+        self.spill.durable = self.spill.durable.max(id);
+        let bytes: u64 = changes.iter().map(|change| change.bytes() as u64).sum();
+        self.spill.pending_bytes = self.spill.pending_bytes.saturating_sub(bytes);
+    }
+
+    /// Forgets the chunks that the checkpoint passes, which is about to be written.
+    pub(super) fn unspill(&mut self) -> Option<Write> {
+        let through = self.spill.delivered.progress().position;
+        let mut passed = None;
+        while let Some(chunk) = self.spill.chunks.front()
+            && chunk.last <= through
+            && chunk.id <= self.spill.read
+        {
+            passed = Some(chunk.id);
+            self.spill.bytes -= chunk.bytes;
+            self.spill.changes -= chunk.changes;
+            self.spill.chunks.pop_front();
+        }
+        if self.spill.chunks.is_empty() {
+            self.spill.seq_floor = None;
+        }
+        passed.map(|through| Write::Unspill { through })
+    }
+
+    fn read_spill(&mut self, now: Instant) {
+        let spill = &self.spill;
+        let waits = spill.read_again_at.is_some_and(|at| at > now);
+        if spill.reading.is_some()
+            || waits
+            || spill.read >= spill.durable
+            || spill.drain_bytes >= DRAIN_BYTES_MAX
+            || self.draining.is_some()
+            || !self.drains()
+            || self.jobs.len() >= self.workers.jobs_max()
+        {
+            return;
+        }
+        let (store, after) = (self.store.clone(), spill.read);
+        self.spill.read_again_at = None;
+        self.spill.reading = Some(Box::pin(async move { store.read_spill(after).await }));
+    }
+
+    pub(super) fn on_spill_read(&mut self, result: Read) -> Result<(), Error> {
+        self.spill.reading = None;
+        let (id, changes) = match result {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => {
+                let text = "spilled changes are gone from it".to_owned();
+                return Err(store::Error::Corrupt { text }.into());
+            }
+            Err(error) if error.heals() => {
+                self.spill.failures += 1;
+                let delay = policy::STORE.delay(self.spill.failures, &mut self.rng);
+                let error = crate::error_chain::error_chain(&error);
+                tracing::error!(error, "what was spilled cannot be read; waiting");
+                self.spill.read_again_at = Some(self.clock.now() + delay);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.spill.failures = 0;
+        self.spill.read = id;
+        let bytes: u64 = changes.iter().map(|change| change.bytes() as u64).sum();
+        self.spill.left_bytes = self.spill.left_bytes.saturating_sub(bytes);
+        // Of the first chunk after a restart, the checkpoint may have passed a part.
+        let settled = self.spill.delivered.progress().position;
+        let mut items = Vec::with_capacity(JOB_CHANGES);
+        for change in changes.into_iter().filter(|change| change.position > settled) {
+            let position = change.position;
+            self.spill.read_through = position;
+            self.holds.pass(position);
+            let entry = self.spill.delivered.read(position);
+            if let Some(seq) = self.replayed.remove(&position) {
+                self.spill.settle(entry, 0, seq);
+                self.delivered = true;
+                continue;
+            }
+            self.spill.drain_bytes += change.bytes();
+            items.push(Item { change, origin: Origin::Spilled { entry } });
+            if items.len() == JOB_CHANGES {
+                self.dispatch(std::mem::take(&mut items))?;
+            }
+        }
+        if !self.replayed.is_empty() {
+            let through = self.spill.read_through;
+            self.replayed.retain(|position, _| *position > through);
+        }
+        self.dispatch(items)
+    }
+
+    /// After a broken session, changes that were sent before they were spilled may be in the stream.
+    pub(super) fn landed_before_spilling(
+        &mut self,
+        landed: &std::collections::HashMap<Position, u64>,
+    ) {
+        if self.spill.mode != Mode::On {
+            return;
+        }
+        let read = self.spill.read_through;
+        let beyond = landed.iter().filter(|(position, _)| **position > read);
+        self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
+    }
+
+    /// Says when a bound is near or reached.
+    fn check_bounds(&mut self) {
+        let bounds = self.settings.bounds;
+        let (stored, spilled) = (self.store.bytes(), self.spill.size().1);
+        let full = if stored >= bounds.store_bytes_max {
+            Some(Reason {
+                part: "store".to_owned(),
+                code: "store_full".to_owned(),
+                text: format!(
+                    "the message store holds {stored} bytes, and state.bytes_max is {}: nothing new \
+                     is read from Postgres, which keeps its WAL meanwhile, until messages have left \
+                     it; mend or give up what is parked, or raise the bound",
+                    bounds.store_bytes_max
+                ),
+            })
+        } else if self.spill.mode == Mode::On && spilled >= bounds.spill_bytes_max {
+            Some(Reason {
+                part: "store".to_owned(),
+                code: "spill_full".to_owned(),
+                text: format!(
+                    "{} bytes of changes wait on disk for S2, which is delivery.spill_max: nothing \
+                     new is read from Postgres, which keeps its WAL meanwhile, until S2 is back; make \
+                     sure that its disk has room",
+                    bounds.spill_bytes_max
+                ),
+            })
+        } else {
+            None
+        };
+        let code = |reason: &Option<Reason>| reason.as_ref().map(|reason| reason.code.clone());
+        if code(&full) != code(&self.spill.reason) {
+            match &full {
+                Some(reason) => tracing::error!(code = reason.code, "{}", reason.text),
+                None => tracing::info!("there is room in the message store again"),
+            }
+        }
+        // The text's numbers move: one line for each reason, not for each step.
+        if code(&full) != code(&self.spill.reason) {
+            self.spill.reason = full;
+        }
+        let near = |used: u64, max: u64| used as f64 >= max as f64 * NEAR;
+        let is_near = near(stored, bounds.store_bytes_max)
+            || (bounds.spill_bytes_max > 0 && near(spilled, bounds.spill_bytes_max));
+        if is_near && !self.spill.is_near {
+            tracing::warn!(
+                store_bytes = stored,
+                store_bytes_max = bounds.store_bytes_max,
+                spilled_bytes = spilled,
+                spill_bytes_max = bounds.spill_bytes_max,
+                "the message store nears its bound; at it, nothing new is read from Postgres"
+            );
+        }
+        self.spill.is_near = is_near;
+    }
+
+    /// One sentence while a bound is near.
+    pub(super) fn store_warning(&self) -> Option<String> {
+        self.spill.is_near.then(|| {
+            format!(
+                "the message store nears its bound: {} of {} bytes (state.bytes_max), {} of {} spilled \
+                 (delivery.spill_max)",
+                self.store.bytes(),
+                self.settings.bounds.store_bytes_max,
+                self.spill.size().1,
+                self.settings.bounds.spill_bytes_max
+            )
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! S2 is away for long: the database is let go, what waits for S2 is on disk and bounded, and nothing is
+//! lost, doubled or out of order, whoever is killed meanwhile. And the disk is full.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::oracle::{Order, TABLES, Workload, judge};
+use crate::support::postgres::Cluster;
+use crate::support::s2::Server;
+use crate::support::sluicebox::Running;
+use crate::support::world::World;
+use crate::support::{Random, until};
+
+/// A world whose S2 keeps its streams on disk, with more settings.
+async fn world(test: &str, dir: &Path, sections: &str) -> World<'static> {
+    let database = Cluster::shared().await.database(test).await;
+    let s2 = Server::on_disk(dir).await;
+    let mut world = World::of(database, s2, TABLES, &["public.items"]).await;
+    world.home.settings.sections = sections.to_owned();
+    world.home.write_config();
+    world
+}
+
+fn workload(world: &World<'_>) -> Workload {
+    let url = world.database.url();
+    Workload {
+        url,
+        seed: Random::seed(),
+        writers: 3,
+        rows: 40,
+        oversize_one_in: 0,
+        more_tables: false,
+    }
+}
+
+async fn spilled(world: &World<'_>) -> Result<u64, String> {
+    let status = world.status().await?;
+    status["spilled_changes"].as_u64().ok_or_else(|| status.to_string())
+}
+
+async fn until_spilled(running: &mut Running<'_>, world: &World<'_>) {
+    until("changes to be spilled", async || {
+        running.assert_alive();
+        match spilled(world).await? {
+            0 => Err("none is".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
+
+async fn until_nothing_is_spilled(world: &World<'_>) {
+    until("what was spilled to be delivered", async || match spilled(world).await? {
+        0 => Ok(()),
+        changes => Err(format!("{changes} changes are spilled")),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_is_let_go_while_s2_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world("spill", dir.path(), "[delivery]\nspill_after = \"1s\"").await;
+    let mut running = world.start().ready().await;
+    let work = workload(&world).start();
+    for _ in 0..2 {
+        work.commits(100).await;
+        world.s2.kill().await;
+        running.unready("sink_unreachable").await;
+        until_spilled(&mut running, &world).await;
+        work.commits(200).await;
+        // Nothing but the disk can have taken them.
+        world.until_confirmed().await;
+        world.s2.up().await;
+        running = running.ready().await;
+        work.commits(100).await;
+    }
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    until_nothing_is_spilled(&world).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_spilled_survives_a_kill_at_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world("spill_kill", dir.path(), "[delivery]\nspill_after = \"500ms\"").await;
+    let load = workload(&world);
+    let mut random = Random::new(load.seed);
+    let mut running = world.start().ready().await;
+    let work = load.start();
+    for round in 0..4 {
+        work.commits(60).await;
+        world.s2.kill().await;
+        // The kill falls before, into and after the first steps of spilling.
+        tokio::time::sleep(Duration::from_millis(random.below(1_500))).await;
+        if round > 0 {
+            until_spilled(&mut running, &world).await;
+            work.commits(random.below(200)).await;
+        }
+        running.kill().await;
+        running = world.start();
+        until_spilled(&mut running, &world).await;
+        work.commits(100).await;
+        world.s2.up().await;
+        // And this one into reading it again.
+        tokio::time::sleep(Duration::from_millis(random.below(1_000))).await;
+        running.kill().await;
+        running = world.start().ready().await;
+    }
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    until_nothing_is_spilled(&world).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_rows_keep_their_order_among_spilled_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world("spill_parked", dir.path(), "[delivery]\nspill_after = \"500ms\"").await;
+    let load = Workload { oversize_one_in: 12, ..workload(&world) };
+    let mut random = Random::new(load.seed);
+    let mut running = world.start().ready().await;
+    let work = load.start();
+    for _ in 0..2 {
+        work.commits(60).await;
+        world.s2.kill().await;
+        until_spilled(&mut running, &world).await;
+        work.commits(150).await;
+        world.s2.up().await;
+        tokio::time::sleep(Duration::from_millis(random.below(1_000))).await;
+        running.kill().await;
+        running = world.start().ready().await;
+    }
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    work.stop().await;
+    judge(&world, Order::PerRow).await;
+    world.until_no_messages().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spill_stops_reading_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let sections = "[delivery]\nspill_after = \"500ms\"\nspill_max = \"150KiB\"";
+    let world = world("spill_full", dir.path(), sections).await;
+    let mut running = world.start().ready().await;
+    let work = workload(&world).start();
+    work.commits(20).await;
+    world.s2.kill().await;
+    let text = running.unready("spill_full").await;
+    assert!(text.contains("delivery.spill_max"), "{text}");
+    work.commits(100).await;
+    running.kill().await;
+    let mut running = world.start();
+    running.unready("spill_full").await;
+    world.s2.up().await;
+    let running = running.ready().await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_stops_reading_until_messages_leave_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world("store_full", dir.path(), "").await;
+    world.home.settings.state = "state\"\nbytes_max = \"2MiB".to_owned();
+    world.home.write_config();
+    let mut running = world.start().ready().await;
+    let row = |id: u64, bytes: u64| {
+        format!("insert into items values ({id}, {id}, 'r0wv4lue', repeat('x', {bytes}))")
+    };
+    for id in 1..=2 {
+        world.sql(&row(id, 1_200_000)).await;
+    }
+    let text = running.unready("store_full").await;
+    assert!(text.contains("state.bytes_max"), "{text}");
+    world.sql(&row(3, 10)).await;
+    world.ok(&["messages", "ack", "--all"]).await;
+    let running = running.ready().await;
+    world.until_records(1).await;
+    running.stop().await;
+}
+
+/// A small file system of its own, gone when this is dropped.
+struct SmallDisk<'a>(&'a Path);
+
+impl SmallDisk<'_> {
+    fn mount(&self, options: &str) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "sluicebox-it"]).arg(self.0);
+        mount.output().is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.0).output());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_and_outlasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world("disk_full", dir.path(), "").await;
+    let state = world.path("state");
+    std::fs::create_dir(&state).unwrap();
+    let disk = SmallDisk(&state);
+    if !disk.mount("size=3m") {
+        eprintln!(
+            "skipped: only root may mount a small disk; the store's own tests have a full one"
+        );
+        return;
+    }
+    let mut running = world.start().ready().await;
+    let work = workload(&world).start();
+    work.commits(20).await;
+    let rows = "insert into items select n, n, 'r0wv4lue', repeat('x', 1200000)
+                from generate_series(1, 3) n;
+                insert into ledger (op, id, action) select n, n, 'insert' from generate_series(1, 3) n;";
+    world.sql(rows).await;
+    let text = running.unready("store_failed").await;
+    assert!(text.contains("is full") && text.contains("make room"), "{text}");
+    work.commits(20).await;
+    assert!(disk.mount("remount,size=64m"), "the disk grows");
+    running = running.ready().await;
+    world.until_messages("parked", 3).await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    work.stop().await;
+    judge(&world, Order::PerRow).await;
+    running.stop().await;
+}
