@@ -97,7 +97,6 @@ async fn wrong_usage_is_told_with_code_2() {
         &["messages"],
         &["messages", "retry"],
         &["messages", "list", "--state", "sideways"],
-        &["transforms", "add"],
         &["transforms", "add", "strip-colums", "--column", "x"],
     ] {
         let output = home.cli(args).await;
