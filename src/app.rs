@@ -17,6 +17,7 @@ use crate::message::EnvelopeSettings;
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, Status};
 use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::grants::Grants;
 use crate::pipeline::outbox::Window;
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::vetting::Vetting;
@@ -76,11 +77,15 @@ impl Running {
 /// # Errors
 ///
 /// What has to be mended before anything can run.
-pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+pub async fn start(
+    config: Config,
+    grants: Grants,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Running> {
     let server = admin::Server::bind(&config.console).await?;
     let console = server.address();
     let dsn = dsn(&config)?;
-    let (store, loaded) = Store::open(&config.state.dir)?;
+    let (store, loaded) = Store::open_from(&config.state.dir, grants.take_over)?;
     let sample = Sample::default();
     let envelope = EnvelopeSettings {
         pipeline_id: loaded.pipeline_id.clone(),
@@ -115,6 +120,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
             linger: config.sink.linger,
             bytes_max: config.sink.in_flight_bytes_max as u64,
         },
+        grants,
         retry: Backoff { min: config.delivery.retry_min, max: config.delivery.retry_max },
         bounds: driver::Bounds {
             spill_after: config.delivery.spill_after,
@@ -137,6 +143,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
             // Nothing was confirmed yet, so nothing can be missing.
             cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
             system_identifier: loaded.source_identity.clone(),
+            take_over: grants.take_over,
         },
         Arc::clone(&budget),
         &shutdown,

@@ -31,6 +31,7 @@ use self::workload::{LARGE_COLUMNS, Ledger, SCHEMA, TABLE, Workload, lock};
 use crate::app::{self, Running};
 use crate::config::Config;
 use crate::pipeline::control::{Control, Filter, MessageList, MessageView, PageQuery, Status};
+use crate::pipeline::grants::Grants;
 use crate::sink::embedded::{Embedded, EmbeddedSettings, Storage};
 use crate::sink::{self, Client, ReadRecord};
 use crate::throwaway::{self, Postgres, Shutdown};
@@ -179,7 +180,7 @@ async fn story(stage: &mut Stage, options: Options, narrator: &Narrator) -> anyh
     let config = Config::load(&config_path)?;
     let transforms_dir = config.transforms.dir.clone();
     let source = app::source_settings(&config, app::dsn(&config)?);
-    let running = Box::pin(app::start(config, stage.shutdown.clone())).await?;
+    let running = Box::pin(app::start(config, Grants::default(), stage.shutdown.clone())).await?;
     let control = stage.running.insert(running).control.clone();
     let mut workload = Workload::connect(&url, rows, options.seed).await?;
     let shared_ledger = workload.shared_ledger();

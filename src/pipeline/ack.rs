@@ -55,6 +55,11 @@ impl AckTracker {
         id
     }
 
+    /// Everything at or below this position counts as settled, whether it was read or will be.
+    pub fn skip_through(&mut self, position: Position) {
+        self.progress.position = self.progress.position.max(position);
+    }
+
     /// Everything before `lsn` was read.
     pub fn mark(&mut self, lsn: Lsn) {
         if let Some(Entry::Mark { lsn: last }) = self.entries.back_mut() {

@@ -4,27 +4,39 @@
 //! earlier ones, and reads the stream from the last acknowledged record to the fence. After that
 //! nothing of an earlier session can land, and it is known what has.
 //!
+//! The stream is only taken from whom this store knows, or an operator granted it: see
+//! [`grants`](super::grants).
+//!
 //! Why both guards, and why this is enough: a batch of an earlier session carries an older token, so S2
 //! refuses it once the fence is in; whatever it took before the fence lies in front of it, where it is
 //! read. A batch of this session carries the number that its first record must get, so nothing that
 //! somebody else appends in between can shift it unnoticed.
+//!
+//! Others may append to the stream, with no token. Each of their records makes one batch of ours miss
+//! its number; the line is then opened again. Where they append all the time, nothing would ever get
+//! through, so a line can do without numbers. That is safe while the token is this session's own: a
+//! batch that carries it was sent on this session, in its order, and is applied in that order or not
+//! at all; the next session's fence ends its time, and everything in front of that fence is read. What
+//! is given up is only the guard against a proxy that plays one request twice.
 
 use std::collections::HashMap;
 
 use base64::Engine as _;
 
+use super::grants::{Grants, LostRecords, Owner, refusal};
 use super::size_gate::SizedRecord;
 use crate::change::{Lsn, Position};
 use crate::message::header;
+use crate::sink;
 use crate::sink::client::{Client, Mode};
 use crate::sink::open::{Guarantee, Opened, open};
 use crate::sink::read::ReadRecord;
 use crate::sink::session::{Ack, Append, Session};
-use crate::store::{Checkpoint, Store, Write};
+use crate::store::{Checkpoint, Store, Tokens, Write};
 
-/// How many of this store's earlier tokens are recognised. One is drawn at each start and after each
-/// session, so that this is years of them.
-const TOKENS_KNOWN: u64 = 10_000;
+/// How often the stream may turn out to be another one than what was just granted: each time it is
+/// looked at anew.
+const GRANTS_USED_MAX: usize = 4;
 
 /// Why the line could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +45,9 @@ pub enum Error {
     Sink(#[from] crate::sink::error::Error),
     #[error(transparent)]
     Store(#[from] crate::store::Error),
+    /// The stream is another's, and only an operator can know whether it may be taken.
+    #[error("{text}")]
+    Owned { text: String },
 }
 
 /// What opening needs to know.
@@ -43,15 +58,19 @@ pub struct Opening {
     pub pipeline_id: String,
     /// The number after the last acknowledged record; nothing before the first session of this store.
     pub read_from: Option<u64>,
-    /// Drawn for this opening; the same one may be tried again after a failure.
-    pub epoch: u64,
+    /// Drawn for this opening; the same may be tried again after a failure.
+    pub tokens: Tokens,
+    /// For the first opening of a process.
+    pub grants: Grants,
+    /// Whether batches carry their numbers. Without a fencing token they always do.
+    pub numbers: bool,
 }
 
 /// An open line.
 #[derive(Debug)]
 pub struct Line {
     session: Session,
-    /// The number that the next record gets, where the token lets us know.
+    /// The number that the next batch is guarded by.
     next_seq: Option<u64>,
     fencing_token: Option<String>,
     pub guarantee: Guarantee,
@@ -63,8 +82,10 @@ pub struct Established {
     pub line: Line,
     /// The first record of each change of this pipeline, by the change's position.
     pub landed: HashMap<Position, u64>,
-    /// Where reading began.
-    pub read_from: u64,
+    /// What of ours lies before this number is known.
+    pub known_to: u64,
+    /// Records after the checkpoint were gone, and this is to be done about them.
+    pub lost: Option<LostRecords>,
 }
 
 /// Opens the line.
@@ -73,7 +94,7 @@ pub struct Established {
 ///
 /// What S2 or the store said.
 pub async fn establish(opening: Opening) -> Result<Established, Error> {
-    let Opening { client, store, pipeline_id, read_from, epoch } = opening;
+    let Opening { client, store, pipeline_id, read_from, tokens, grants, numbers } = opening;
     if client.settings().mode == Mode::Discard {
         let line = Line {
             session: Session::open(&client),
@@ -81,33 +102,61 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
             fencing_token: None,
             guarantee: Guarantee::AtLeastOnce,
         };
-        let read_from = read_from.unwrap_or_default();
-        return Ok(Established { line, landed: HashMap::new(), read_from });
+        let known_to = read_from.unwrap_or_default();
+        return Ok(Established { line, landed: HashMap::new(), known_to, lost: None });
     }
-    let read_from = match read_from {
+    let mut read_from = match read_from {
         Some(read_from) => read_from,
         None => first_read_from(&client, &store).await?,
     };
-    let token = |epoch: u64| format!("sb-{pipeline_id}-{epoch}");
-    // The token of this opening is among the known ones: an earlier try of it may have landed
-    // without an answer.
-    let known: Vec<String> =
-        (epoch.saturating_sub(TOKENS_KNOWN)..=epoch).rev().filter(|n| *n > 0).map(token).collect();
-    // The one that is most likely in force comes first.
-    let previous: Vec<String> = known.iter().skip(1).chain(known.first()).cloned().collect();
-    let mut landed = HashMap::new();
-    let on_record = |record: ReadRecord| {
-        if let Some(position) = ours(&record, &pipeline_id) {
-            landed.entry(position).or_insert(record.seq);
+    // The one that is most likely in force comes first. The newest is among them: an earlier try of
+    // it may have landed without an answer.
+    let Tokens { next, known } = tokens;
+    let mut previous: Vec<String> = known.iter().rev().skip(1).cloned().collect();
+    previous.push(next.clone());
+    let mut lost = None;
+    let mut used = 0;
+    loop {
+        let mut landed = HashMap::new();
+        let on_record = |record: ReadRecord| {
+            if let Some(position) = ours(&record, &pipeline_id) {
+                landed.entry(position).or_insert(record.seq);
+            }
+        };
+        let opened = Box::pin(open(&client, &previous, &next, read_from, on_record)).await;
+        used += 1;
+        let error = match opened {
+            Ok(Opened { next_seq, fencing_token, guarantee, session }) => {
+                let known_to = next_seq.unwrap_or(read_from);
+                let guarded = numbers || fencing_token.is_none();
+                let next_seq = next_seq.filter(|_| guarded);
+                let line = Line { session, next_seq, fencing_token, guarantee };
+                return Ok(Established { line, landed, known_to, lost });
+            }
+            Err(error) => error,
+        };
+        match (&error, grants.lost_records) {
+            _ if used > GRANTS_USED_MAX => {}
+            (sink::error::Error::Fenced { place, actual }, _) => {
+                let owner = Owner::of(actual, &pipeline_id);
+                if !grants.covers(owner) {
+                    return Err(Error::Owned { text: refusal(place, actual, &pipeline_id) });
+                }
+                tracing::warn!(token = actual, "the stream is taken over, as was granted");
+                previous.insert(0, actual.clone());
+                continue;
+            }
+            (sink::error::Error::StreamTrimmed { first: from, .. }, Some(choice))
+            | (sink::error::Error::StreamRecreated { tail: from, .. }, Some(choice)) => {
+                tracing::warn!(read_from, from, ?choice, "records after the checkpoint are gone");
+                read_from = *from;
+                lost = Some(choice);
+                continue;
+            }
+            _ => {}
         }
-    };
-    let Opened { next_seq, fencing_token, guarantee, session } =
-        Box::pin(open(&client, &previous, &token(epoch), read_from, on_record)).await?;
-    Ok(Established {
-        line: Line { session, next_seq, fencing_token, guarantee },
-        landed,
-        read_from,
-    })
+        return Err(error.into());
+    }
 }
 
 /// Before the first session of a store, nothing of it is in the stream: reading begins at the end. The
@@ -141,10 +190,10 @@ fn ours(record: &ReadRecord, pipeline_id: &str) -> Option<Position> {
 }
 
 impl Line {
-    /// The number that the next record gets, where the access token lets us know.
+    /// The token that the stream has now, if it is fenced.
     #[must_use]
-    pub fn next_seq(&self) -> Option<u64> {
-        self.next_seq
+    pub fn fencing_token(&self) -> Option<&str> {
+        self.fencing_token.as_deref()
     }
 
     /// Sends a batch. Its acknowledgement, or why the line broke, comes out of [`Self::next_ack`].

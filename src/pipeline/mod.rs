@@ -5,6 +5,7 @@
 //! | `driver` | the one task that owns a running pipeline |
 //! | `workers` | the threads that run the transforms, and the size gate behind them |
 //! | `outbox`, `link` | what is on its way to S2, and the line there |
+//! | `grants` | what only an operator can know at a start |
 //! | `ack` | what may be confirmed to Postgres |
 //! | `group`, `holds` | which changes keep their order, and which wait in the store |
 //! | `size_gate` | the only maker of a record that the sink takes |
@@ -16,6 +17,7 @@ pub mod ack;
 pub mod budget;
 pub mod control;
 pub mod driver;
+pub mod grants;
 pub mod group;
 pub mod holds;
 pub mod item;

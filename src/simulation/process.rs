@@ -24,6 +24,7 @@ use crate::message::Draft;
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, ErrorView, Status};
 use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::grants::Grants;
 use crate::pipeline::item::{Item, Shaped};
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::workers::{self, Done, Job, Workers};
@@ -146,6 +147,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         skip_through: checkpoint.map(|checkpoint| checkpoint.position),
         cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
         system_identifier: None,
+        take_over: false,
     };
     let source = postgres::start(world, &process, &resume, Arc::clone(&budget), shutdown.clone());
     let (workers, finished) = workers(world, &process);
@@ -157,6 +159,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     let parts = Parts {
         settings: driver::Settings {
             window: world.workload.window,
+            grants: Grants::default(),
             retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
             // Spilling has its own tests; here nobody does.
             bounds: driver::Bounds {

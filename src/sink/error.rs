@@ -192,23 +192,26 @@ pub enum Error {
     SeqMismatch { place: Arc<Place>, next: u64 },
     /// An append was guarded by a token that is no longer the stream's. Nothing landed.
     #[error(
-        "stream `{}` in basin `{}` was taken over by another writer (fencing token `{actual}`): only \
-         one Sluicebox may write to a stream; stop the other one, or restart this one to take the \
-         stream back", place.stream, place.basin
+        "stream `{}` in basin `{}` was taken over by another writer (fencing token `{actual}`): this \
+         process writes nothing more, because only one may write to a stream", place.stream,
+        place.basin
     )]
     Fenced { place: Arc<Place>, actual: String },
     /// The stream ends before the checkpoint: it was deleted and created again.
     #[error(
         "stream `{}` in basin `{}` ends at record {tail}, before record {read_from} that this \
-         pipeline has to read from: it was deleted and created again; choose whether to send \
-         everything since the checkpoint again or to go on from here", place.stream, place.basin
+         pipeline has to read from: it was deleted and created again; start once with \
+         `sluicebox run --lost-records resend` to send everything since the checkpoint into it, or with \
+         `skip` to begin with what is committed from now on", place.stream, place.basin
     )]
     StreamRecreated { place: Arc<Place>, read_from: u64, tail: u64 },
     /// Records after the checkpoint are gone, so that nobody can say which of them arrived.
     #[error(
         "stream `{}` in basin `{}` begins at record {first}, after record {read_from} that this \
-         pipeline has to read from: the records between were trimmed or have expired; choose whether \
-         to send everything since the checkpoint again or to go on from here",
+         pipeline has to read from: the records between were trimmed or have expired; start once \
+         with `sluicebox run --lost-records resend` to send again what cannot be found (some changes come \
+         twice, none is missing), or with `skip` to take it as delivered (none comes twice, some may be \
+         missing)",
         place.stream, place.basin
     )]
     StreamTrimmed {

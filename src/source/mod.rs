@@ -82,6 +82,8 @@ pub struct Resume {
     pub cursor: Option<Lsn>,
     /// Of the cluster that the earlier run read; another one is refused.
     pub system_identifier: Option<String>,
+    /// End the connection of another Sluicebox that still has the slot, once.
+    pub take_over: bool,
 }
 
 /// What comes out of the slot, in its order.

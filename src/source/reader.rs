@@ -27,7 +27,7 @@ use super::preflight::{self, Health, Prepared};
 use super::seen::Seen;
 use super::sql::{Ended, Session, Sql};
 use super::transport::{Identity, Replication};
-use super::{Batch, Item, Resume, Settings, SourceStatus, State};
+use super::{APPLICATION_NAME, Batch, Item, Resume, Settings, SourceStatus, State};
 use crate::change::{Change, Lsn};
 use crate::decode::{Decoded, Decoder, Relation};
 use crate::pipeline::budget::ByteBudget;
@@ -84,6 +84,8 @@ pub(super) struct Reader {
     /// The code that was last logged.
     logged: Option<&'static str>,
     silent_losses: u32,
+    /// See [`Resume::take_over`].
+    take_over: bool,
 }
 
 /// How streaming ended without an error.
@@ -121,6 +123,7 @@ impl Reader {
             publication: None,
             logged: None,
             silent_losses: 0,
+            take_over: resume.take_over,
         }
     }
 
@@ -218,6 +221,7 @@ impl Reader {
         if let Err(error) = started {
             return Err(self.explain_start(&session, error).await);
         }
+        self.take_over = false;
         self.mark = self.mark.max(Some(prepared.confirmed));
         self.publication = Some(prepared.publication);
         self.system_identifier = Some(identity.system_identifier.clone());
@@ -322,6 +326,13 @@ impl Reader {
         let pid: i32 = row.try_get(0).unwrap_or_default();
         let name: Option<String> = row.try_get(1).unwrap_or_default();
         let from: Option<String> = row.try_get(2).unwrap_or_default();
+        if self.take_over && name.as_deref() == Some(APPLICATION_NAME) {
+            tracing::warn!(pid, "ending the connection of the Sluicebox that has the slot");
+            let ended = session.first("SELECT pg_terminate_backend($1)", &[&pid]).await;
+            if let Err(error) = ended {
+                tracing::warn!(error = chain(&error), "it was not ended");
+            }
+        }
         Error::Unmet {
             code: "source_slot_active",
             text: format!(

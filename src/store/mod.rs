@@ -15,12 +15,13 @@
 
 mod checksum;
 mod codec;
+mod owner;
 mod schema;
 mod spill;
 mod view;
 
 use std::collections::HashSet;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -44,11 +45,27 @@ pub enum Error {
     #[error("could not open the message store {}", path.display())]
     Open { path: PathBuf, source: std::io::Error },
     #[error(
-        "the state folder {} is in use by another sluicebox: stop it, or give this one a folder of \
-         its own (state.dir)",
-        path.display()
+        "the state folder {} is in use by another sluicebox{}: stop it, or give this one a folder of \
+         its own (state.dir); if that one is frozen, or was on another machine that is gone, start \
+         once with `sluicebox run --take-over`",
+        path.display(),
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
-    Locked { path: PathBuf },
+    Locked {
+        path: PathBuf,
+        /// Of whoever holds the lock, if it said so.
+        pid: Option<u32>,
+    },
+    #[error(
+        "another sluicebox stands still in the middle of a write to the message store: end it (kill \
+         -9), or let it go on"
+    )]
+    Busy,
+    #[error(
+        "the message store was taken over by another sluicebox: this one has stopped and writes \
+         nothing more"
+    )]
+    TakenOver,
     #[error(
         "the message store in the state folder is of a newer release (version {found}; this one knows \
          up to {known}) and is left as it is: go on with that release, or give this one an empty \
@@ -99,6 +116,8 @@ impl Error {
             Self::Full | Self::Sqlite(_) => true,
             Self::Open { .. }
             | Self::Locked { .. }
+            | Self::Busy
+            | Self::TakenOver
             | Self::Version { .. }
             | Self::Corrupt { .. }
             | Self::Refused(_)
@@ -217,8 +236,6 @@ pub struct Loaded {
     pub pipeline_id: String,
     /// Nothing before the first checkpoint.
     pub checkpoint: Option<Checkpoint>,
-    /// How often a writer of this store has taken the stream over.
-    pub epoch: u64,
     pub generation: u64,
     pub chain_digest: Option<String>,
     /// `system_identifier` of the Postgres that was read, once one was.
@@ -229,13 +246,26 @@ pub struct Loaded {
     pub spilled: Vec<Chunk>,
 }
 
+/// Fencing tokens, at most 36 bytes each.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// The one that was just drawn.
+    pub next: String,
+    /// It and those drawn before it, oldest first, one of which the stream may have.
+    pub known: Vec<String>,
+}
+
+/// How many tokens are remembered. Each start draws one, and so does each lost connection until the
+/// stream is known to have a newer one.
+const TOKENS_MAX: usize = 1000;
+
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Request {
     Write(Arc<[Write]>, Answer<()>),
     Read(Vec<u64>, usize, Answer<Vec<(u64, Change)>>),
     ReadSpill(u64, Answer<Option<(u64, Vec<Change>)>>),
-    NextEpoch(Answer<u64>),
+    DrawToken(u32, Option<String>, Answer<Tokens>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
     Show(u64, HashSet<u64>, oneshot::Sender<Result<view::Stored, control::Error>>),
     Select(control::Filter, oneshot::Sender<Result<Vec<u64>, control::Error>>),
@@ -268,7 +298,7 @@ impl Task {
     /// Whether it changes the file.
     #[must_use]
     pub fn writes(&self) -> bool {
-        matches!(self.0, Request::Write(..) | Request::NextEpoch(_))
+        matches!(self.0, Request::Write(..) | Request::DrawToken(..))
     }
 
     /// The transaction that it asks for, if it does.
@@ -288,7 +318,7 @@ impl Task {
         // A caller that no longer waits does not matter.
         match self.0 {
             Request::Write(_, answer) => drop(answer.send(Err(error))),
-            Request::NextEpoch(answer) => drop(answer.send(Err(error))),
+            Request::DrawToken(_, _, answer) => drop(answer.send(Err(error))),
             Request::Read(..)
             | Request::ReadSpill(..)
             | Request::List(..)
@@ -308,15 +338,26 @@ impl Store {
     ///
     /// When the folder cannot be made or is in use, or the file is damaged or of a newer release.
     pub fn open(dir: &Path) -> Result<(Self, Loaded), Error> {
-        Self::open_by(dir, Connection::open)
+        Self::open_from(dir, false)
     }
 
-    /// As [`Self::open`], with the file opened by somebody else: tests put a layer under SQLite.
+    /// As [`Self::open`]. With `take_over` the folder may still be in use by a process that is frozen
+    /// or out of reach, which can write nothing more from here on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], and when that process stands in the middle of a write.
+    pub fn open_from(dir: &Path, take_over: bool) -> Result<(Self, Loaded), Error> {
+        Self::open_by(dir, take_over, Connection::open)
+    }
+
+    /// As [`Self::open_from`], with the file opened by somebody else: tests put a layer under SQLite.
     fn open_by(
         dir: &Path,
+        take_over: bool,
         connect: impl FnOnce(PathBuf) -> rusqlite::Result<Connection>,
     ) -> Result<(Self, Loaded), Error> {
-        let mut database = Database::open(dir, connect)?;
+        let mut database = Database::open(dir, take_over, connect)?;
         let loaded = database.load(&mut rand::rng())?;
         let bytes = Arc::clone(&database.bytes);
         let (tasks, received) = mpsc::channel::<Task>();
@@ -374,13 +415,15 @@ impl Store {
         self.ask(|answer| Request::ReadSpill(after, answer)).await
     }
 
-    /// Draws the number of the next attempt to take the stream over, never given out before.
+    /// Draws a fencing token that was never drawn before, and remembers it. `nonce` keeps a process on
+    /// a copy of this store from drawing the same one; those from before `in_force`, the one that the
+    /// stream is known to have, are forgotten.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
-    pub async fn next_epoch(&self) -> Result<u64, Error> {
-        self.ask(Request::NextEpoch).await
+    pub async fn draw_token(&self, nonce: u32, in_force: Option<String>) -> Result<Tokens, Error> {
+        self.ask(|answer| Request::DrawToken(nonce, in_force, answer)).await
     }
 
     /// A page of messages; `moving` are those on their way at this moment.
@@ -440,7 +483,9 @@ impl Store {
 pub struct Database {
     connection: Connection,
     /// Nothing for a database in memory.
-    _lock: Option<File>,
+    _lock: Option<owner::Lock>,
+    /// The name under which this process writes, once it has loaded what is there.
+    owner: String,
     /// See [`Store::bytes`].
     bytes: Arc<AtomicU64>,
 }
@@ -448,19 +493,15 @@ pub struct Database {
 impl Database {
     fn open(
         dir: &Path,
+        take_over: bool,
         connect: impl FnOnce(PathBuf) -> rusqlite::Result<Connection>,
     ) -> Result<Self, Error> {
-        let open = |source| Error::Open { path: dir.to_owned(), source };
-        create_dir(dir).map_err(open)?;
-        let lock = File::create(dir.join("lock")).map_err(open)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: dir.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(open(source)),
-        }
+        create_dir(dir).map_err(|source| Error::Open { path: dir.to_owned(), source })?;
+        let lock = owner::Lock::take(dir, take_over)?;
         let mut connection = connect(dir.join("sluicebox.db"))?;
         schema::prepare(&mut connection)?;
-        let database = Self { connection, _lock: Some(lock), bytes: Arc::default() };
+        let database =
+            Self { connection, _lock: Some(lock), owner: String::new(), bytes: Arc::default() };
         database.measure()?;
         Ok(database)
     }
@@ -473,7 +514,7 @@ impl Database {
     pub fn in_memory() -> Result<Self, Error> {
         let mut connection = Connection::open_in_memory()?;
         schema::prepare(&mut connection)?;
-        Ok(Self { connection, _lock: None, bytes: Arc::default() })
+        Ok(Self { connection, _lock: None, owner: String::new(), bytes: Arc::default() })
     }
 
     fn answer(&mut self, request: Request) {
@@ -488,7 +529,9 @@ impl Database {
             Request::ReadSpill(after, answer) => {
                 drop(answer.send(spill::read(&self.connection, after)));
             }
-            Request::NextEpoch(answer) => drop(answer.send(self.next_epoch())),
+            Request::DrawToken(nonce, in_force, answer) => {
+                drop(answer.send(self.draw_token(nonce, in_force.as_deref())));
+            }
             Request::List(query, moving, answer) => {
                 drop(answer.send(view::list(&self.connection, &query, &moving)));
             }
@@ -510,6 +553,8 @@ impl Database {
     ///
     /// When the file cannot be read, or holds what this release does not know.
     pub fn load(&mut self, rng: &mut impl rand::Rng) -> Result<Loaded, Error> {
+        self.owner = format!("{:016x}", rng.random::<u64>());
+        owner::claim(&mut self.connection, &self.owner)?;
         let pipeline_id = match self.fact("pipeline_id")? {
             Some(id) => id,
             None => {
@@ -545,7 +590,6 @@ impl Database {
         Ok(Loaded {
             pipeline_id,
             checkpoint,
-            epoch: number(self.fact("epoch")?),
             generation: number(self.fact("generation")?),
             chain_digest: self.fact("chain_digest")?,
             source_identity: self.fact("source_identity")?,
@@ -583,7 +627,7 @@ impl Database {
     }
 
     fn write(&mut self, writes: &[Write]) -> Result<(), Error> {
-        let transaction = self.connection.transaction()?;
+        let transaction = owner::begin(&mut self.connection, &self.owner)?;
         let mut removed = false;
         for write in writes {
             removed |= matches!(
@@ -635,25 +679,42 @@ impl Database {
         Ok(changes)
     }
 
-    fn next_epoch(&self) -> Result<u64, Error> {
-        let epoch = self.fact("epoch")?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) + 1;
-        self.set_fact("epoch", &epoch.to_string())?;
-        Ok(epoch)
+    fn draw_token(&mut self, nonce: u32, in_force: Option<&str>) -> Result<Tokens, Error> {
+        let id = self.fact("pipeline_id")?.unwrap_or_default();
+        let transaction = owner::begin(&mut self.connection, &self.owner)?;
+        let drawn = fact(&transaction, "epoch")?.and_then(|text| text.parse::<u64>().ok());
+        let epoch = drawn.unwrap_or(0) + 1;
+        let mut known: Vec<String> = match fact(&transaction, "tokens")? {
+            Some(tokens) => tokens.split_whitespace().map(str::to_owned).collect(),
+            // Stores of earlier releases numbered them only.
+            None => {
+                let first = epoch.saturating_sub(TOKENS_MAX as u64).max(1);
+                (first..epoch).map(|number| format!("sb-{id}-{number}")).collect()
+            }
+        };
+        let place = in_force.and_then(|in_force| known.iter().position(|token| token == in_force));
+        known.drain(..place.unwrap_or(0).max((known.len() + 1).saturating_sub(TOKENS_MAX)));
+        let next = format!("sb-{id}-{epoch:x}-{nonce:08x}");
+        known.push(next.clone());
+        set_fact(&transaction, "epoch", &epoch.to_string())?;
+        set_fact(&transaction, "tokens", &known.join(" "))?;
+        transaction.commit()?;
+        Ok(Tokens { next, known })
     }
 
     fn fact(&self, name: &str) -> Result<Option<String>, Error> {
-        let fact = self
-            .connection
-            .query_row("SELECT CAST(value AS TEXT) FROM facts WHERE name = ?1", [name], |row| {
-                row.get(0)
-            })
-            .optional()?;
-        Ok(fact)
+        fact(&self.connection, name)
     }
 
     fn set_fact(&self, name: &str, value: &str) -> Result<(), Error> {
         set_fact(&self.connection, name, value)
     }
+}
+
+fn fact(connection: &Connection, name: &str) -> Result<Option<String>, Error> {
+    let mut statement =
+        connection.prepare_cached("SELECT CAST(value AS TEXT) FROM facts WHERE name = ?1")?;
+    Ok(statement.query_row([name], |row| row.get(0)).optional()?)
 }
 
 fn set_fact(connection: &Connection, name: &str, value: &str) -> Result<(), Error> {

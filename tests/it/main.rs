@@ -18,6 +18,7 @@ mod sink_faults;
 mod spill;
 mod story;
 mod support;
+mod takeover;
 mod tools;
 mod torture;
 mod transforms;

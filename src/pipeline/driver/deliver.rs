@@ -6,6 +6,7 @@ use crate::message::Draft;
 use crate::mutation::{self, Rule};
 use crate::pipeline::control;
 use crate::pipeline::control::{ErrorView, Reason};
+use crate::pipeline::grants::Grants;
 use crate::pipeline::holds::{Due, MessageId};
 use crate::pipeline::item::Origin;
 use crate::pipeline::link;
@@ -13,10 +14,12 @@ use crate::pipeline::link::{Established, Opening, establish};
 use crate::pipeline::outbox::Parcel;
 use crate::policy;
 use crate::sink::error::{Class, Refusal};
-use crate::store::Failure;
+use crate::store::{Failure, Tokens};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
 
 impl Driver {
     pub(super) fn open_sink(&mut self, now: Instant) {
@@ -26,17 +29,27 @@ impl Driver {
         }
         let (store, client) = (self.store.clone(), self.client.clone());
         let (pipeline_id, read_from) = (self.pipeline_id.clone(), self.acknowledged);
-        let epoch = if mutation::broken(Rule::FreshToken) { Some(1) } else { self.epoch };
+        let tokens = if mutation::broken(Rule::FreshToken) {
+            let one = format!("sb-{pipeline_id}-1");
+            Some(Tokens { next: one.clone(), known: vec![one] })
+        } else {
+            self.tokens.take()
+        };
+        let in_force = self.in_force.clone();
+        let (nonce, grants) = (self.rng.random(), self.grants);
+        let numbers = self.others.leave_numbers(now);
         self.sink = Sink::Opening(Box::pin(async move {
-            let epoch = match epoch {
-                Some(epoch) => epoch,
-                None => match store.next_epoch().await {
-                    Ok(epoch) => epoch,
+            let tokens = match tokens {
+                Some(tokens) => tokens,
+                None => match store.draw_token(nonce, in_force).await {
+                    Ok(tokens) => tokens,
                     Err(error) => return (None, Err(error.into())),
                 },
             };
-            let opening = Opening { client, store, pipeline_id, read_from, epoch };
-            (Some(epoch), establish(opening).await)
+            let again = tokens.clone();
+            let opening =
+                Opening { client, store, pipeline_id, read_from, tokens, grants, numbers };
+            (Some(again), establish(opening).await)
         }));
     }
 
@@ -59,11 +72,10 @@ impl Driver {
     pub(super) fn on_sink(&mut self, event: SinkEvent) -> Result<(), Error> {
         match event {
             SinkEvent::Opened(_, Ok(established)) => {
-                self.epoch = None;
                 self.on_established(*established);
             }
-            SinkEvent::Opened(epoch, Err(error)) => {
-                self.epoch = epoch;
+            SinkEvent::Opened(tokens, Err(error)) => {
+                self.tokens = tokens;
                 match error {
                     link::Error::Sink(error) => self.on_sink_error(&error)?,
                     link::Error::Store(error) if error.heals() => {
@@ -74,6 +86,7 @@ impl Driver {
                         );
                     }
                     link::Error::Store(error) => return Err(error.into()),
+                    link::Error::Owned { text } => return Err(Error::Sink(text)),
                 }
             }
             SinkEvent::Ack(Ok(ack)) => {
@@ -110,11 +123,16 @@ impl Driver {
     }
 
     pub(super) fn on_established(&mut self, established: Established) {
-        let Established { line, landed, read_from } = established;
+        let Established { line, landed, known_to, lost } = established;
         let now = self.clock.now();
         // Everything in front of the fence was read: what of it is ours is settled below, with its
         // numbers.
-        self.acknowledged = Some(line.next_seq().unwrap_or(read_from));
+        self.acknowledged = Some(known_to);
+        self.in_force = line.fencing_token().map(str::to_owned).or(self.in_force.take());
+        self.grants = Grants::default();
+        if let Some(choice) = lost {
+            self.on_lost_records(choice, &landed);
+        }
         let place = self.client.place();
         if !self.established || self.sink_reason.is_some() {
             tracing::info!(
@@ -210,6 +228,7 @@ impl Driver {
             }
             Class::SeqMismatch { next } => {
                 tracing::info!(next, "somebody else appends to the stream too; reading its end");
+                self.others.missed(self.clock.now());
                 self.sink = Sink::Waiting { until: self.clock.now() };
             }
             Class::Oversize(refusal) => self.on_refused("oversize", &refusal),

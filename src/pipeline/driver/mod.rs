@@ -30,7 +30,9 @@
 mod ask;
 mod deliver;
 mod keep;
+mod others;
 mod shape;
+mod skip;
 mod spill;
 
 pub use spill::Bounds;
@@ -52,6 +54,7 @@ use crate::mutation::{self, Rule};
 use crate::pipeline::ack::{AckTracker, Progress};
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{self, Changed, Filter, Reason, Request, Status};
+use crate::pipeline::grants::Grants;
 use crate::pipeline::holds::{Due, Holds, MessageId};
 use crate::pipeline::item::Origin;
 use crate::pipeline::link::{self, Established, Line};
@@ -61,9 +64,10 @@ use crate::pipeline::workers::{Done, Workers};
 use crate::policy::Backoff;
 use crate::sink::client::Client;
 use crate::source::Source;
-use crate::store::{self, Failure, Loaded, Store, StoredState, Write};
+use crate::store::{self, Failure, Loaded, Store, StoredState, Tokens, Write};
 use crate::transform::Chain;
-
+use others::OtherWriters;
+use skip::Skipping;
 use spill::{Spill, spill_read};
 
 /// How often the checkpoint follows what is settled. A restart reads at most this much of the stream
@@ -134,6 +138,8 @@ pub struct Settings {
     /// Between attempts of a failed message.
     pub retry: Backoff,
     pub bounds: Bounds,
+    /// For this start.
+    pub grants: Grants,
     pub pipeline_name: String,
     pub database_name: String,
     pub hostname: String,
@@ -143,7 +149,7 @@ type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The line to S2, and what to do where there is none.
 enum Sink {
-    Opening(Pending<(Option<u64>, Result<Established, link::Error>)>),
+    Opening(Pending<(Option<Tokens>, Result<Established, link::Error>)>),
     Open(Box<Line>),
     /// In trouble, until the next attempt.
     Waiting {
@@ -233,7 +239,14 @@ struct Driver {
     sink: Sink,
     sink_reason: Option<Reason>,
     sink_failures: u64,
-    epoch: Option<u64>,
+    tokens: Option<Tokens>,
+    /// The newest token that the stream is known to have had.
+    in_force: Option<String>,
+    /// Used up by the first line.
+    grants: Grants,
+    others: OtherWriters,
+    /// Changes that are taken as delivered, because nobody can know.
+    skipping: Skipping,
     /// Where the stream has to be read from after a broken session.
     acknowledged: Option<u64>,
     /// The stream has been read once, so that it is known what not to send.
@@ -310,6 +323,7 @@ impl Driver {
             pipeline_id: loaded.pipeline_id,
             envelope: Arc::new(Envelope::new(envelope(&settings, "", ""))),
             outbox: Outbox::new(settings.window),
+            grants: settings.grants,
             settings,
             clock,
             rng,
@@ -343,7 +357,10 @@ impl Driver {
                 text: "connecting to S2".to_owned(),
             }),
             sink_failures: 0,
-            epoch: None,
+            tokens: None,
+            in_force: None,
+            others: OtherWriters::default(),
+            skipping: Skipping::Nothing,
             acknowledged: loaded.checkpoint.map(|checkpoint| checkpoint.seq),
             established: false,
             guarantee: "",
@@ -486,8 +503,8 @@ impl Driver {
 
 /// What comes from the sink.
 enum SinkEvent {
-    /// With the number that was drawn for it, which a failed attempt leaves to the next.
-    Opened(Option<u64>, Result<Box<Established>, link::Error>),
+    /// With the token that was drawn for it, which a failed attempt leaves to the next.
+    Opened(Option<Tokens>, Result<Box<Established>, link::Error>),
     Ack(Result<crate::sink::session::Ack, crate::sink::error::Error>),
 }
 
@@ -496,8 +513,8 @@ impl Sink {
     async fn event(&mut self) -> SinkEvent {
         match self {
             Self::Opening(opening) => {
-                let (epoch, result) = opening.await;
-                SinkEvent::Opened(epoch, result.map(Box::new))
+                let (tokens, result) = opening.await;
+                SinkEvent::Opened(tokens, result.map(Box::new))
             }
             Self::Open(line) => SinkEvent::Ack(line.next_ack().await),
             Self::Waiting { .. } => std::future::pending().await,

@@ -28,7 +28,9 @@ impl Driver {
                     let entry = self.tracker.read(change.position);
                     self.holds.pass(change.position);
                     let replayed = self.replayed.remove(&change.position);
-                    match replayed.filter(|_| !mutation::broken(Rule::SkipReplayed)) {
+                    let replayed = replayed.filter(|_| !mutation::broken(Rule::SkipReplayed));
+                    let skipped = || self.skips(change.position).then_some(None);
+                    match replayed.or_else(skipped) {
                         Some(seq) => {
                             self.tracker.settle(entry, seq);
                             self.budget.release(change.bytes());

@@ -127,7 +127,7 @@ impl Work {
 }
 
 fn open(dir: &Path) -> Result<(Store, Loaded), Error> {
-    Store::open_by(dir, connect)
+    Store::open_by(dir, false, connect)
 }
 
 /// Memory where there is such a folder: thousands of files are made.

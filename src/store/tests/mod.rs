@@ -4,6 +4,7 @@ mod damage;
 mod faults;
 mod vfs;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
 
+use base64::Engine as _;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -84,6 +85,53 @@ impl Server {
         let request = self.http.post(format!("{}/v1/streams", self.endpoint()));
         let answer = request.header("s2-basin", basin).json(&body).send().await.unwrap();
         assert!(answer.status().is_success(), "creating a stream: {}", answer.status());
+    }
+
+    /// Deletes a stream and waits until it is gone.
+    pub async fn delete_stream(&self, basin: &str, stream: &str) {
+        let url = format!("{}/v1/streams/{stream}", self.endpoint());
+        let answer = self.http.delete(url).header("s2-basin", basin).send().await.unwrap();
+        assert!(answer.status().is_success(), "deleting a stream: {}", answer.status());
+        super::until("the stream to be gone", async || {
+            let body = json!({ "stream": stream });
+            let request = self.http.post(format!("{}/v1/streams", self.endpoint())).json(&body);
+            let answer = request.header("s2-basin", basin).send().await.unwrap();
+            if answer.status().is_success() { Ok(()) } else { Err(answer.text().await.unwrap()) }
+        })
+        .await;
+    }
+
+    /// Appends a record of somebody else, who knows of no token and no number.
+    pub async fn append_foreign(&self, basin: &str, stream: &str) {
+        let record = json!({ "headers": [["foreign", "yes"]], "body": "of somebody else" });
+        self.append(basin, stream, "raw", record).await;
+    }
+
+    /// Has everything before this number removed, and waits until it is.
+    pub async fn trim(&self, basin: &str, stream: &str, first: u64) {
+        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        let record = json!({
+            "headers": [["", encode(b"trim")]], "body": encode(&first.to_be_bytes()),
+        });
+        self.append(basin, stream, "base64", record).await;
+        super::until("the stream to be trimmed", async || {
+            let url = format!("{}?seq_num=0&count=1", self.records_url(stream));
+            let request = self.http.get(url).header("s2-basin", basin);
+            let answer = request.header("s2-format", "raw").send().await.unwrap();
+            let page: Page = answer.json().await.unwrap();
+            match page.records.first() {
+                Some(record) if record.seq_num < first => Err(record.seq_num.to_string()),
+                Some(_) | None => Ok(()),
+            }
+        })
+        .await;
+    }
+
+    async fn append(&self, basin: &str, stream: &str, format: &str, record: Value) {
+        let request = self.http.post(self.records_url(stream)).header("s2-basin", basin);
+        let request = request.header("s2-format", format).json(&json!({ "records": [record] }));
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success(), "appending: {}", answer.status());
     }
 
     /// The number that the next record will have, or the status of a refusal.
@@ -190,7 +238,9 @@ impl Record {
     }
 }
 
-/// Without the commands.
+/// Without the commands, and without what others have appended.
 pub fn data(records: &[Record]) -> Vec<&Record> {
-    records.iter().filter(|record| !record.is_command()).collect()
+    let is_ours =
+        |record: &&Record| !record.is_command() && record.find_header("foreign").is_none();
+    records.iter().filter(is_ours).collect()
 }

@@ -262,6 +262,10 @@ impl Running<'_> {
         self.child.id().expect("the process runs")
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Fails the test if the process has ended.
     pub fn assert_alive(&mut self) {
         if let Some(status) = self.child.try_wait().unwrap() {

@@ -1,0 +1,54 @@
+//! Changes that an operator told us to take as delivered, because the records that could tell are gone.
+
+use std::collections::HashMap;
+
+use super::Driver;
+use crate::change::Position;
+use crate::pipeline::grants::LostRecords;
+
+/// How far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Skipping {
+    Nothing,
+    /// To the end of Postgres's log as it is when the first change comes.
+    ToEndOfLog,
+    To(Position),
+}
+
+impl Driver {
+    /// Records after the checkpoint are gone. The next start must not ask again, so that what is
+    /// known now goes into the next checkpoint.
+    pub(super) fn on_lost_records(&mut self, choice: LostRecords, landed: &HashMap<Position, u64>) {
+        self.delivered = true;
+        self.skipping = match (choice, landed.keys().max()) {
+            (LostRecords::Resend, _) => Skipping::Nothing,
+            (LostRecords::Skip, Some(newest)) => Skipping::To(*newest),
+            (LostRecords::Skip, None) => Skipping::ToEndOfLog,
+        };
+        if let Skipping::To(through) = self.skipping {
+            self.tracker.skip_through(through);
+        }
+    }
+
+    /// Whether a change from the source is taken as delivered.
+    pub(super) fn skips(&mut self, position: Position) -> bool {
+        let through = match self.skipping {
+            Skipping::Nothing => return false,
+            Skipping::To(through) => through,
+            Skipping::ToEndOfLog => {
+                // Whoever has read a change knows the server.
+                let identity = self.source.status.borrow().identity.clone();
+                let Some(identity) = identity else { return false };
+                let through = Position::last_before(identity.wal_end);
+                self.tracker.skip_through(through);
+                self.skipping = Skipping::To(through);
+                through
+            }
+        };
+        if position > through {
+            tracing::warn!(%through, "changes up to here were taken as delivered, as was chosen");
+            self.skipping = Skipping::Nothing;
+        }
+        position <= through
+    }
+}

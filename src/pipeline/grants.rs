@@ -1,0 +1,143 @@
+//! What an operator grants for one start, because nobody else can know it: whether another writer is
+//! gone for good, and what to do about records that nobody can read any more.
+//!
+//! A fencing token is `sb-STORE-NUMBER-NONCE`. The store's id says whose parked messages and whose
+//! checkpoint belong to the stream; number and nonce make it a token that nobody else draws, not even
+//! a process on a copy of the same store. So the stream's token says who wrote last:
+//!
+//! | the stream's token | what it means | without a grant | with one |
+//! | --- | --- | --- | --- |
+//! | one that this store has drawn | an earlier session of this store | taken over | |
+//! | this store's id, never drawn here | the state folder was copied, or is an older copy | refused | `--take-over` |
+//! | another store's id | the store is new, lost or another's | refused | `--abandon-parked` |
+//! | anything else | another program | refused | `--take-over` |
+//! | none | nobody has fenced it | taken over | |
+//!
+//! A process that is fenced out stops. It never takes the stream back by itself: two that do would
+//! fence each other out for ever.
+
+use crate::sink::error::Place;
+
+/// What an operator grants. Each holds until the stream was opened once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// The process that holds the state folder or the stream is dead or frozen.
+    pub take_over: bool,
+    /// The store that belongs to the stream is lost, and what it held is given up.
+    pub abandon_parked: bool,
+    /// What to do where records after the checkpoint are gone from the stream.
+    pub lost_records: Option<LostRecords>,
+}
+
+/// What becomes of the changes that may have been among records that are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LostRecords {
+    /// Every change since the checkpoint that is not in what can still be read is sent: none is
+    /// missing, and those that were in the lost records come a second time.
+    Resend,
+    /// Changes up to the newest of ours that can still be read are taken as delivered or, where none
+    /// can, all that Postgres has committed by now: none comes twice, and those that had not arrived
+    /// are missing. Messages in the store are sent in any case.
+    Skip,
+}
+
+/// Who drew a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    ThisStore,
+    /// By its id.
+    OtherStore(&'a str),
+    OtherProgram,
+}
+
+impl<'a> Owner<'a> {
+    /// Of a token that this store does not remember.
+    #[must_use]
+    pub fn of(token: &'a str, pipeline_id: &str) -> Self {
+        let store = token.strip_prefix("sb-").and_then(|rest| rest.split_once('-'));
+        match store {
+            Some((id, _)) if id == pipeline_id => Self::ThisStore,
+            Some((id, _)) if !id.is_empty() => Self::OtherStore(id),
+            Some(_) | None => Self::OtherProgram,
+        }
+    }
+}
+
+impl Grants {
+    /// Whether the stream may be taken from this owner.
+    #[must_use]
+    pub fn covers(self, owner: Owner<'_>) -> bool {
+        match owner {
+            Owner::ThisStore | Owner::OtherProgram => self.take_over,
+            Owner::OtherStore(_) => self.abandon_parked,
+        }
+    }
+}
+
+/// Why the stream is not taken from this owner, and what an operator can do.
+#[must_use]
+pub fn refusal(place: &Place, token: &str, pipeline_id: &str) -> String {
+    let Place { basin, stream, .. } = place;
+    let stream = format!("stream `{stream}` in basin `{basin}`");
+    match Owner::of(token, pipeline_id) {
+        Owner::ThisStore => format!(
+            "{stream} was taken over by another process with a copy of this state folder (fencing \
+             token `{token}`): this one writes nothing. Only one may go on: stop the other one, and if \
+             it is dead or frozen and this folder is the newer one, start once with `sluicebox run \
+             --take-over`"
+        ),
+        Owner::OtherStore(id) => format!(
+            "{stream} belongs to another Sluicebox, whose store is {id} and not {pipeline_id} (fencing \
+             token `{token}`): what that one has delivered and what it still holds is known only to its \
+             state folder, so nothing is written. Start with that folder (state.dir), or stop that \
+             Sluicebox or give this one a stream of its own. If the folder is lost: `sluicebox run \
+             --abandon-parked` once. The messages that were parked or waiting there are then never \
+             delivered, and changes that it had delivered and not yet confirmed to Postgres come twice"
+        ),
+        Owner::OtherProgram => format!(
+            "{stream} is fenced by another program (fencing token `{token}`): nothing is written. \
+             Stop that program or give Sluicebox a stream of its own; if it is gone for good, start \
+             once with `sluicebox run --take-over`"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_owner_asks_for_its_grant() {
+        #[track_caller]
+        fn check(token: &str, owner: Owner<'_>, grant: Grants, says: &[&str]) {
+            assert_eq!(Owner::of(token, "00ff"), owner);
+            assert!(grant.covers(owner) && !Grants::default().covers(owner));
+            let other = Grants {
+                take_over: !grant.take_over,
+                abandon_parked: !grant.abandon_parked,
+                lost_records: Some(LostRecords::Resend),
+            };
+            assert!(!other.covers(owner), "{token}");
+            let place = Place {
+                endpoint: String::new(),
+                basin: "my-basin".to_owned(),
+                stream: "products".to_owned(),
+            };
+            let text = refusal(&place, token, "00ff");
+            for part in ["`products`", "`my-basin`", token].iter().chain(says) {
+                assert!(text.contains(part), "{text}");
+            }
+        }
+        let take_over = Grants { take_over: true, ..Grants::default() };
+        let abandon = Grants { abandon_parked: true, ..Grants::default() };
+        check("sb-00ff-3-1234", Owner::ThisStore, take_over, &["copy", "--take-over"]);
+        check(
+            "sb-00aa-3-1234",
+            Owner::OtherStore("00aa"),
+            abandon,
+            &["--abandon-parked", "never delivered", "twice"],
+        );
+        check("sb--1", Owner::OtherProgram, take_over, &["--take-over"]);
+        check("flink", Owner::OtherProgram, take_over, &["another program", "--take-over"]);
+    }
+}
