@@ -1,6 +1,7 @@
-//! Everything that can go wrong between us and S2, and the one table that says what it means.
+//! Everything that can go wrong between us and S2.
 //!
-//! [`Error`] says what happened and where; [`Error::class`] says whose trouble it is: the sink's as a
+//! [`Error`] says what happened and where; [`Error::class`] says by the table in
+//! [`outcomes`](crate::policy::outcomes) whose trouble it is: the sink's as a
 //! whole (wait, say so, go on by itself), a record's (park it), or the stream's (an operator must
 //! decide). Nothing here decides what to do about it.
 //!
@@ -12,6 +13,8 @@ use std::{
 };
 
 use serde::Deserialize;
+
+use crate::policy::outcomes::{self, Happens};
 
 /// The most bytes of an answer that are read and kept for an error: S2's are a few hundred, a
 /// proxy's page may be of any size.
@@ -106,7 +109,7 @@ pub struct Answer {
 
 impl Answer {
     /// Reads what can be read of an answer; anything else is kept as text.
-    pub(super) fn new(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
+    pub(crate) fn new(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
         #[derive(Deserialize)]
         struct Info {
             code: String,
@@ -159,10 +162,10 @@ pub enum Error {
         source: io::Error,
     },
     /// S2, or something in front of it, refused.
-    #[error("{}", refusal_text(place, *operation, answer))]
+    #[error("{}", outcomes::of_answer(*operation, answer).sentence(place, *operation, answer))]
     Refused { place: Arc<Place>, operation: Operation, answer: Answer },
     /// No answer, or none that is whole.
-    #[error("{}", connection_text(place, *operation, *fault))]
+    #[error("{}", outcomes::of_fault(place, *operation, *fault).1)]
     Connection {
         place: Arc<Place>,
         operation: Operation,
@@ -271,23 +274,20 @@ pub struct Refusal {
 }
 
 impl Error {
-    /// What the error means. Every outcome of every operation is in this one table.
+    /// What the error means.
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
             Self::Refused { operation, answer, .. } => self.class_of_answer(*operation, answer),
-            Self::Connection { fault, ambiguous, .. } => Class::Sink(Trouble {
-                code: Cow::Borrowed(match fault {
-                    Fault::Dns => "sink_dns",
-                    Fault::Connect => "sink_unreachable",
-                    Fault::Tls => "sink_tls",
-                    Fault::TimeOut => "sink_timeout",
-                    Fault::Cut => "sink_cut",
-                }),
-                text: self.to_string(),
-                retry_after: None,
-                ambiguous: *ambiguous,
-            }),
+            Self::Connection { place, operation, fault, ambiguous, .. } => {
+                let (code, text) = outcomes::of_fault(place, *operation, *fault);
+                Class::Sink(Trouble {
+                    code: Cow::Borrowed(code),
+                    text,
+                    retry_after: None,
+                    ambiguous: *ambiguous,
+                })
+            }
             Self::Protocol { operation, .. } => Class::Sink(Trouble {
                 code: Cow::Borrowed("sink_protocol"),
                 text: self.to_string(),
@@ -322,36 +322,17 @@ impl Error {
 
     fn class_of_answer(&self, operation: Operation, answer: &Answer) -> Class {
         let refusal = || Refusal { status: answer.status, body: answer.body.clone() };
-        // Only an append carries records, so only an append can be refused for one.
-        if operation == Operation::Append {
-            match (answer.status, answer.code()) {
-                (413, _) => return Class::Oversize(refusal()),
-                (422, _) if answer.body.contains("metered size") => {
-                    return Class::Oversize(refusal());
-                }
-                (400, _) if answer.body.contains("length limit exceeded") => {
-                    return Class::Oversize(refusal());
-                }
-                (400, "bad_frame") if answer.body.contains("exceeds decode limit") => {
-                    return Class::Oversize(refusal());
-                }
-                (422, _) | (400, "bad_proto") => return Class::Refused(refusal()),
-                _ => {}
-            }
+        let row = outcomes::of_answer(operation, answer);
+        match row.happens {
+            Happens::MessageParks => Class::Oversize(refusal()),
+            Happens::MessageRetries => Class::Refused(refusal()),
+            Happens::SinkWaits => Class::Sink(Trouble {
+                code: Cow::Owned(row.code(answer)),
+                text: self.to_string(),
+                retry_after: answer.retry_after,
+                ambiguous: operation.appends() && row.may_have_landed,
+            }),
         }
-        let code = match (answer.status, answer.code()) {
-            (403, "quota_exhausted") => Cow::Borrowed("sink_403_quota"),
-            (404, "basin_not_found") => Cow::Borrowed("sink_404_basin"),
-            (404, "stream_not_found") => Cow::Borrowed("sink_404_stream"),
-            (404, "access_token_not_found") => Cow::Borrowed("sink_404_token"),
-            (status, _) => Cow::Owned(format!("sink_{status}")),
-        };
-        Class::Sink(Trouble {
-            code,
-            text: self.to_string(),
-            retry_after: answer.retry_after,
-            ambiguous: operation.appends() && may_have_landed(answer),
-        })
     }
 
     /// The HTTP status of a refusal.
@@ -388,117 +369,6 @@ impl Error {
     pub fn is_forbidden_to(&self, what: Operation) -> bool {
         matches!(self, Self::Refused { operation, .. } if *operation == what && self.is_forbidden())
     }
-}
-
-/// Whether an append that got this answer may be in the stream all the same. After
-/// `api/src/v1/error.rs` of s2-streamstore/s2, except that `unavailable` counts as uncertain. A
-/// status without a code that we know came from something in front of S2, which cannot know.
-fn may_have_landed(answer: &Answer) -> bool {
-    match answer.code() {
-        "access_token_not_found"
-        | "authn"
-        | "bad_frame"
-        | "bad_header"
-        | "bad_json"
-        | "bad_path"
-        | "bad_proto"
-        | "bad_query"
-        | "basin_deletion_pending"
-        | "basin_not_found"
-        | "decryption_failed"
-        | "hot_server"
-        | "invalid"
-        | "not_implemented"
-        | "permission_denied"
-        | "quota_exhausted"
-        | "rate_limited"
-        | "resource_already_exists"
-        | "server_draining"
-        | "stream_deletion_pending"
-        | "stream_not_found"
-        | "transaction_conflict" => false,
-        _ => !matches!(answer.status, 300..=407 | 409..=498),
-    }
-}
-
-fn refusal_text(place: &Place, operation: Operation, answer: &Answer) -> String {
-    let Place { endpoint, basin, stream } = place;
-    let status = answer.status;
-    let what = format!("could not {operation} stream `{stream}` in basin `{basin}` at {endpoint}");
-    let message = answer.message();
-    let said = if message.is_empty() { String::new() } else { format!(" ({message})") };
-    let reason = match (status, answer.code()) {
-        (401, _) => "S2 does not know the access token (401); put a valid one into \
-             `sink.access_token` or the file named by `sink.access_token_file`, or issue a new one at \
-             https://s2.dev/dashboard"
-            .to_owned(),
-        (403, "quota_exhausted") => {
-            format!("the account's quota is used up (403){said}; raise it at https://s2.dev/dashboard")
-        }
-        (403, _) => format!(
-            "the access token does not allow it (403){said}; issue one whose scope holds this basin \
-             and stream with the operations `append`, `check-tail`, `read` and `fence` (this was \
-             `{}`)",
-            operation.permission()
-        ),
-        (404, "basin_not_found") => format!(
-            "there is no such basin (404); correct `sink.basin`, create it (`s2 create-basin \
-             {basin}`), or set `sink.create = true`"
-        ),
-        (404, "stream_not_found") => format!(
-            "there is no such stream (404); correct `sink.stream`, create it (`s2 create-stream \
-             s2://{basin}/{stream}`), or set `sink.create = true`"
-        ),
-        (404, "access_token_not_found") => {
-            "the access token was revoked or never existed (404); put a valid one into \
-             `sink.access_token` or the file named by `sink.access_token_file`"
-                .to_owned()
-        }
-        (404, _) => format!(
-            "what answers there does not know S2's paths (404){said}; check `sink.endpoint`"
-        ),
-        (409, "basin_deletion_pending") => {
-            "the basin is being deleted (409); wait until it is gone, or choose another".to_owned()
-        }
-        (409, "stream_deletion_pending") => {
-            "the stream is being deleted (409); wait until it is gone, or choose another".to_owned()
-        }
-        (407, _) => "the HTTP proxy wants credentials (407); put them into the proxy's URL".to_owned(),
-        (408 | 504, _) => format!("S2 ran out of time ({status}){said}; it is tried again"),
-        (413, _) => "the request is too large (413) for S2 or for a proxy in front of it".to_owned(),
-        (429, _) => format!("S2 asks us to send less often (429){said}; it is tried again more slowly"),
-        (502 | 503, _) => {
-            format!("S2 or a proxy in front of it is unavailable ({status}){said}; it is tried again")
-        }
-        (500..=599, _) => format!("S2 has a fault of its own ({status}){said}; it is tried again"),
-        (300..=399, _) => {
-            format!("it redirects elsewhere ({status}); set `sink.endpoint` to where S2 itself is")
-        }
-        _ => format!("it answered {status}{said}"),
-    };
-    format!("{what}: {reason}")
-}
-
-fn connection_text(place: &Place, operation: Operation, fault: Fault) -> String {
-    let Place { endpoint, basin, stream } = place;
-    let reason = match fault {
-        Fault::Dns => "its name has no address; check `sink.endpoint` and the network's DNS",
-        Fault::Connect => {
-            "nothing answers there; check `sink.endpoint`, that the server is up, and \
-             that a firewall lets this machine through"
-        }
-        Fault::Tls => {
-            "the TLS handshake failed; check that the certificate is valid for this name \
-             and signed by an authority that this machine knows"
-        }
-        Fault::TimeOut if operation == Operation::Append => {
-            "no acknowledgement came in time; it is tried again. If that goes on and a proxy is in \
-             between, it may not let a session through: set `sink.mode = \"unary\"`"
-        }
-        Fault::TimeOut => "no answer came in time; it is tried again",
-        Fault::Cut => "the connection broke; it is tried again",
-    };
-    format!("could not {operation} stream `{stream}` in basin `{basin}` at {endpoint}: {reason}")
 }
 
 /// How a request failed, as far as its chain of causes tells.
@@ -550,203 +420,4 @@ pub(super) fn fault_of(error: &(dyn StdError + 'static)) -> Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn place() -> Arc<Place> {
-        Arc::new(Place {
-            endpoint: "http://127.0.0.1:8080".to_owned(),
-            basin: "my-basin".to_owned(),
-            stream: "products".to_owned(),
-        })
-    }
-
-    fn refused(operation: Operation, status: u16, body: &str) -> Error {
-        let answer = Answer::new(status, body.as_bytes(), None);
-        Error::Refused { place: place(), operation, answer }
-    }
-
-    fn standard(code: &str, message: &str) -> String {
-        format!(r#"{{"code":"{code}","message":"{message}"}}"#)
-    }
-
-    #[test]
-    fn every_code_of_s2_has_its_class() {
-        fn check(status: u16, code: &str, expected: &str, ambiguous: bool) {
-            let error = refused(Operation::Append, status, &standard(code, "said so"));
-            let Class::Sink(trouble) = error.class() else {
-                panic!("{status} {code}: {:?}", error.class())
-            };
-            assert_eq!(trouble.code, expected, "{status} {code}");
-            assert_eq!(trouble.ambiguous, ambiguous, "{status} {code}");
-            for name in ["my-basin", "products", "http://127.0.0.1:8080"] {
-                assert!(trouble.text.contains(name), "{}", trouble.text);
-            }
-        }
-        check(400, "bad_header", "sink_400", false);
-        check(400, "bad_json", "sink_400", false);
-        check(400, "bad_frame", "sink_400", false);
-        check(400, "bad_path", "sink_400", false);
-        check(400, "bad_query", "sink_400", false);
-        check(400, "decryption_failed", "sink_400", false);
-        check(401, "authn", "sink_401", false);
-        check(403, "permission_denied", "sink_403", false);
-        check(403, "quota_exhausted", "sink_403_quota", false);
-        check(404, "basin_not_found", "sink_404_basin", false);
-        check(404, "stream_not_found", "sink_404_stream", false);
-        check(404, "access_token_not_found", "sink_404_token", false);
-        check(408, "request_timeout", "sink_408", true);
-        check(409, "resource_already_exists", "sink_409", false);
-        check(409, "basin_deletion_pending", "sink_409", false);
-        check(409, "stream_deletion_pending", "sink_409", false);
-        check(409, "transaction_conflict", "sink_409", false);
-        check(429, "rate_limited", "sink_429", false);
-        check(499, "client_hangup", "sink_499", true);
-        check(500, "other", "sink_500", true);
-        check(500, "storage", "sink_500", true);
-        check(501, "not_implemented", "sink_501", false);
-        check(502, "hot_server", "sink_502", false);
-        check(503, "server_draining", "sink_503", false);
-        check(503, "unavailable", "sink_503", true);
-        check(504, "upstream_timeout", "sink_504", true);
-    }
-
-    #[test]
-    fn what_stands_in_front_of_s2_cannot_know_whether_an_append_landed() {
-        fn check(status: u16, code: &str, ambiguous: bool) {
-            let error = refused(Operation::Append, status, "<html>\nno\n</html>");
-            let Class::Sink(trouble) = error.class() else { panic!("{:?}", error.class()) };
-            assert_eq!((&*trouble.code, trouble.ambiguous), (code, ambiguous), "{status}");
-        }
-        check(301, "sink_301", false);
-        check(401, "sink_401", false);
-        check(403, "sink_403", false);
-        check(404, "sink_404", false);
-        check(407, "sink_407", false);
-        check(408, "sink_408", true);
-        check(429, "sink_429", false);
-        check(500, "sink_500", true);
-        check(502, "sink_502", true);
-        check(503, "sink_503", true);
-        check(504, "sink_504", true);
-        check(520, "sink_520", true);
-    }
-
-    #[test]
-    fn a_record_is_to_blame_for_an_append_alone() {
-        fn check(status: u16, body: &str, oversize: bool) {
-            let refusal = Refusal { status, body: body.to_owned() };
-            let expected =
-                if oversize { Class::Oversize(refusal) } else { Class::Refused(refusal) };
-            assert_eq!(refused(Operation::Append, status, body).class(), expected);
-            for operation in [Operation::Fence, Operation::Tail, Operation::Read] {
-                let class = refused(operation, status, body).class();
-                let Class::Sink(trouble) = class else { panic!("{operation:?}: {class:?}") };
-                assert_eq!(trouble.code, format!("sink_{status}"));
-                assert!(!trouble.ambiguous);
-            }
-        }
-        check(413, "<html>413 Request Entity Too Large</html>", true);
-        check(413, "", true);
-        let text = "record must have metered size less than 1 MiB";
-        check(422, &standard("invalid", text), true);
-        let text = "record batch must not exceed a metered size of 1 MiB";
-        check(422, &standard("invalid", text), true);
-        let text = "Failed to buffer the request body: length limit exceeded";
-        check(400, &standard("bad_json", text), true);
-        check(400, &standard("bad_proto", text), true);
-        check(400, &standard("bad_frame", "frame exceeds decode limit"), true);
-        check(422, &standard("invalid", "record batch must not exceed 1000 records"), false);
-        check(422, &standard("invalid", "unknown command"), false);
-        check(422, &standard("invalid", "record timestamp was missing"), false);
-        check(422, "", false);
-        check(400, &standard("bad_proto", "failed to decode Protobuf message"), false);
-    }
-
-    #[test]
-    fn the_rest_of_the_table() {
-        let connection = |fault, ambiguous| Error::Connection {
-            place: place(),
-            operation: Operation::Append,
-            fault,
-            ambiguous,
-            source: None,
-        };
-        for (fault, code) in [
-            (Fault::Dns, "sink_dns"),
-            (Fault::Connect, "sink_unreachable"),
-            (Fault::Tls, "sink_tls"),
-            (Fault::TimeOut, "sink_timeout"),
-            (Fault::Cut, "sink_cut"),
-        ] {
-            for ambiguous in [false, true] {
-                let class = connection(fault, ambiguous).class();
-                let Class::Sink(trouble) = class else { panic!("{class:?}") };
-                assert_eq!((&*trouble.code, trouble.ambiguous), (code, ambiguous));
-                assert!(trouble.text.contains("http://127.0.0.1:8080"));
-            }
-        }
-        let error = Error::SeqMismatch { place: place(), next: 7 };
-        assert_eq!(error.class(), Class::SeqMismatch { next: 7 });
-        let error = Error::Fenced { place: place(), actual: "theirs".to_owned() };
-        assert_eq!(error.class(), Class::Fenced { actual: "theirs".to_owned() });
-        let error = Error::StreamRecreated { place: place(), read_from: 9, tail: 3 };
-        assert!(matches!(error.class(), Class::Stream { code: "sink_stream_recreated", .. }));
-        let error = Error::StreamTrimmed { place: place(), read_from: 9, first: 12 };
-        assert!(matches!(error.class(), Class::Stream { code: "sink_stream_trimmed", .. }));
-        let error = Error::Batch { what: "it is empty".to_owned() };
-        assert!(matches!(error.class(), Class::Fatal { .. }));
-    }
-
-    #[test]
-    fn an_answer_is_cut_and_its_wait_is_kept() {
-        let body = "é".repeat(ANSWER_BYTES_MAX);
-        let answer = Answer::new(503, body.as_bytes(), Some(Duration::from_millis(250)));
-        assert_eq!(answer.body.len(), ANSWER_BYTES_MAX);
-        let error = Error::Refused { place: place(), operation: Operation::Tail, answer };
-        let Class::Sink(trouble) = error.class() else { panic!("{error}") };
-        assert_eq!(trouble.retry_after, Some(Duration::from_millis(250)));
-        assert!(trouble.text.len() < 1000, "{}", trouble.text);
-    }
-
-    #[test]
-    fn sentences_name_the_mend() {
-        fn check(error: &Error, mends: &[&str]) {
-            let text = error.to_string();
-            for mend in mends {
-                assert!(text.contains(mend), "{text}");
-            }
-        }
-        check(&refused(Operation::Tail, 401, "{}"), &["sink.access_token", "401"]);
-        check(
-            &refused(Operation::Fence, 403, &standard("permission_denied", "no")),
-            &["`fence`", "check-tail", "(no)"],
-        );
-        check(
-            &refused(Operation::Tail, 404, &standard("stream_not_found", "")),
-            &["s2 create-stream s2://my-basin/products", "sink.create = true"],
-        );
-        check(
-            &refused(Operation::Tail, 404, &standard("basin_not_found", "")),
-            &["s2 create-basin my-basin", "sink.basin"],
-        );
-        check(&refused(Operation::Tail, 404, "nginx"), &["sink.endpoint", "(nginx)"]);
-    }
-
-    #[test]
-    fn a_fault_is_found_in_the_chain() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("outer")]
-        struct Outer(#[source] io::Error);
-        fn check(error: io::Error, expected: Fault) {
-            assert_eq!(fault_of(&Outer(error)), expected);
-        }
-        check(io::ErrorKind::ConnectionRefused.into(), Fault::Connect);
-        check(io::ErrorKind::HostUnreachable.into(), Fault::Connect);
-        check(io::ErrorKind::TimedOut.into(), Fault::TimeOut);
-        check(io::ErrorKind::ConnectionReset.into(), Fault::Cut);
-        check(io::ErrorKind::UnexpectedEof.into(), Fault::Cut);
-        check(io::Error::other(rustls::Error::DecryptError), Fault::Tls);
-        check(io::Error::other("dns error: no such host"), Fault::Dns);
-    }
-}
+mod tests;

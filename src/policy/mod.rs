@@ -1,11 +1,8 @@
 //! Every decision about failure: what is tried again, when, and what an operator can do about it.
 //!
-//! ```text
-//! the message's own trouble      parked; only its group waits
-//!   oversize                     the same bytes stay too large: on a new chain, or by hand
-//!   everything else              1 s, doubling to 5 min, with jitter, for ever; a new chain at once
-//! the sink's, source's, store's  everything waits at the head, says why, and goes on when mended
-//! ```
+//! What each outcome means is the table in [`outcomes`]; how long to wait is here.
+
+pub mod outcomes;
 
 use std::time::Duration;
 
@@ -13,6 +10,7 @@ use rand::{Rng, RngExt as _};
 
 use crate::store::Failure;
 use crate::transform::Tally;
+use outcomes::Happens;
 
 /// When a failed message is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +49,9 @@ impl Backoff {
 /// When to try a message again that failed `attempts` times by now.
 #[must_use]
 pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff, rng: &mut impl Rng) -> Retry {
-    match failure.error.class.as_str() {
-        "oversize" => Retry::OnRequest,
-        _ => Retry::After(backoff.delay(attempts, rng)),
+    match outcomes::of_message(&failure.error.class) {
+        Happens::MessageParks => Retry::OnRequest,
+        Happens::MessageRetries | Happens::SinkWaits => Retry::After(backoff.delay(attempts, rng)),
     }
 }
 
@@ -107,29 +105,10 @@ pub fn hint(id: &str, failure: Option<&Failure>) -> String {
             "It follows by itself once the message in front of it is through; {give_up}"
         );
     };
-    match failure.error.class.as_str() {
-        "oversize" => match failure.columns.first() {
-            Some(column) => format!(
-                "Remove or compress its largest column by a transform, and it is delivered at once: \
-                 sluicebox transforms add strip-columns --column {} (or compress-columns); {give_up}",
-                column.name
-            ),
-            None => format!(
-                "A transform made its body; put one into the folder that makes a smaller one; {give_up}"
-            ),
-        },
-        "refused" => format!(
-            "S2 does not take this record; change the transforms so that they make another, then: \
-             sluicebox messages retry {id}; {give_up}"
-        ),
-        _ => match &failure.error.transform {
-            Some(file) => format!(
-                "Replace {file} in the transforms folder by a version that handles it, and it is tried \
-                 at once; {give_up}"
-            ),
-            None => format!("Try it again: sluicebox messages retry {id}; {give_up}"),
-        },
-    }
+    let column = failure.columns.first().map(|column| column.name.as_str());
+    let transform = failure.error.transform.as_deref();
+    let mend = outcomes::hint(&failure.error.class, id, column, transform);
+    format!("{mend}; {give_up}")
 }
 
 #[cfg(test)]

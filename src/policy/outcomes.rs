@@ -1,0 +1,421 @@
+//! Every outcome of S2 and of the chain: what happens, and the sentence that an operator reads.
+//!
+//! - *The sink waits*: everything stays at the head, the reason is shown, and it goes on by itself once
+//!   it is mended; `retry-after` is the least that it waits. No message is marked as failed for it.
+//! - *The message parks*: it alone, holding its group, until the chain changes or an operator asks; the
+//!   same bytes would meet the same answer. A batch that is refused for one record goes again with each
+//!   of its changes alone, so that it costs that one.
+//! - *The message is retried*: the same, and it is tried by itself as well, with a growing delay.
+//!
+//! *Landed* says whether an append with that outcome may be in the stream all the same. Nothing rests on
+//! it: after whatever failure the stream is fenced and its end is read before anything is sent again.
+//! The first row that fits counts. What S2 says by a number or a token (412 with a reason) is not a
+//! failure but an answer: the line is opened anew, or the process stands down
+//! ([`grants`](crate::pipeline::grants)).
+//!
+//! | outcome | what happens | landed | code |
+//! | --- | --- | --- | --- |
+//! | 413, to an append | the message parks | no | `oversize` |
+//! | 422 “metered size”, to an append | the message parks | no | `oversize` |
+//! | 400 “length limit exceeded”, to an append | the message parks | no | `oversize` |
+//! | 400 `bad_frame` “exceeds decode limit”, to an append | the message parks | no | `oversize` |
+//! | 422, to an append | the message is retried | no | `refused` |
+//! | 400 `bad_proto`, to an append | the message is retried | no | `refused` |
+//! | 401 | the sink waits | no | `sink_401` |
+//! | 403 `quota_exhausted` | the sink waits | no | `sink_403_quota` |
+//! | 403 | the sink waits | no | `sink_403` |
+//! | 404 `basin_not_found` | the sink waits | no | `sink_404_basin` |
+//! | 404 `stream_not_found` | the sink waits | no | `sink_404_stream` |
+//! | 404 `access_token_not_found` | the sink waits | no | `sink_404_token` |
+//! | 404 | the sink waits | no | `sink_404` |
+//! | 407 | the sink waits | no | `sink_407` |
+//! | 408 | the sink waits | perhaps | `sink_408` |
+//! | 409 `basin_deletion_pending` | the sink waits | no | `sink_409` |
+//! | 409 `stream_deletion_pending` | the sink waits | no | `sink_409` |
+//! | 409 | the sink waits | no | `sink_409` |
+//! | 412 | the sink waits | no | `sink_412` |
+//! | 413 | the sink waits | no | `sink_413` |
+//! | 429 | the sink waits | no | `sink_429` |
+//! | 501 `not_implemented` | the sink waits | no | `sink_501` |
+//! | 502 `hot_server` | the sink waits | no | `sink_502` |
+//! | 503 `server_draining` | the sink waits | no | `sink_503` |
+//! | 502–503 | the sink waits | perhaps | `sink_{status}` |
+//! | 504 | the sink waits | perhaps | `sink_504` |
+//! | 500–599 | the sink waits | perhaps | `sink_{status}` |
+//! | 300–399 | the sink waits | no | `sink_{status}` |
+//! | 400–498 | the sink waits | no | `sink_{status}` |
+//! | any other | the sink waits | perhaps | `sink_{status}` |
+//! | no address | the sink waits | no | `sink_dns` |
+//! | connection refused | the sink waits | no | `sink_unreachable` |
+//! | TLS failure | the sink waits | no | `sink_tls` |
+//! | time-out | the sink waits | perhaps | `sink_timeout` |
+//! | cut in the middle | the sink waits | perhaps | `sink_cut` |
+//! | the chain: `oversize` with a column to blame | the message parks | no | |
+//! | the chain: `oversize` | the message parks | no | |
+//! | the chain: `refused` | the message is retried | no | |
+//! | the chain: anything else of a transform | the message is retried | no | |
+//! | the chain: anything else | the message is retried | no | |
+
+use crate::sink::error::{Answer, Fault, Operation, Place};
+
+/// What happens after an outcome. See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happens {
+    SinkWaits,
+    MessageParks,
+    MessageRetries,
+}
+
+/// What was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// For anything.
+    Anything,
+    /// For an append, which alone carries records, so that only it can be refused for one.
+    Append,
+}
+
+/// A row for an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerRow {
+    asked: Asked,
+    /// First and last status.
+    status: (u16, u16),
+    /// S2's code; empty for any, also where the answer is not S2's.
+    s2: &'static str,
+    /// What the answer contains.
+    said: &'static str,
+    pub happens: Happens,
+    pub may_have_landed: bool,
+    /// For machines; a message's class where a message is to blame.
+    code: &'static str,
+    sentence: &'static str,
+}
+
+/// A row for a connection that failed.
+#[derive(Clone, Copy, Debug)]
+struct FaultRow {
+    fault: Fault,
+    code: &'static str,
+    sentence: &'static str,
+}
+
+/// What has to be known of a failure for a row to fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Column,
+    Transform,
+    Nothing,
+}
+
+/// A row for a message of its own trouble.
+#[derive(Clone, Copy, Debug)]
+struct MessageRow {
+    /// Empty for any.
+    class: &'static str,
+    known: Known,
+    happens: Happens,
+    sentence: &'static str,
+}
+
+#[rustfmt::skip]
+const ANSWERS: &[AnswerRow] = &[
+    AnswerRow {
+        asked: Asked::Append, status: (413, 413), s2: "", said: "",
+        happens: Happens::MessageParks, may_have_landed: false, code: "oversize",
+        sentence: "S2, or a proxy in front of it, takes no record of this size (413)",
+    },
+    AnswerRow {
+        asked: Asked::Append, status: (422, 422), s2: "", said: "metered size",
+        happens: Happens::MessageParks, may_have_landed: false, code: "oversize",
+        sentence: "the record is larger than S2 takes (422){said}",
+    },
+    AnswerRow {
+        asked: Asked::Append, status: (400, 400), s2: "", said: "length limit exceeded",
+        happens: Happens::MessageParks, may_have_landed: false, code: "oversize",
+        sentence: "the record is larger than S2 takes in one request (400){said}",
+    },
+    AnswerRow {
+        asked: Asked::Append, status: (400, 400), s2: "bad_frame", said: "exceeds decode limit",
+        happens: Happens::MessageParks, may_have_landed: false, code: "oversize",
+        sentence: "the record is larger than S2 takes in one frame (400){said}",
+    },
+    AnswerRow {
+        asked: Asked::Append, status: (422, 422), s2: "", said: "",
+        happens: Happens::MessageRetries, may_have_landed: false, code: "refused",
+        sentence: "S2 does not take this record (422){said}",
+    },
+    AnswerRow {
+        asked: Asked::Append, status: (400, 400), s2: "bad_proto", said: "",
+        happens: Happens::MessageRetries, may_have_landed: false, code: "refused",
+        sentence: "S2 cannot read this record (400){said}",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (401, 401), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_401",
+        sentence: "S2 does not know the access token (401); put a valid one into \
+                    `sink.access_token` or the file named by `sink.access_token_file`, or issue \
+                    a new one at https://s2.dev/dashboard",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (403, 403), s2: "quota_exhausted", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_403_quota",
+        sentence: "the account's quota is used up (403){said}; raise it at \
+                    https://s2.dev/dashboard",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (403, 403), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_403",
+        sentence: "the access token does not allow it (403){said}; issue one whose scope holds \
+                    this basin and stream with the operations `append`, `check-tail`, `read` and \
+                    `fence` (this was `{permission}`)",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (404, 404), s2: "basin_not_found", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_404_basin",
+        sentence: "there is no such basin (404); correct `sink.basin`, create it (`s2 \
+                    create-basin {basin}`), or set `sink.create = true`",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (404, 404), s2: "stream_not_found", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_404_stream",
+        sentence: "there is no such stream (404); correct `sink.stream`, create it (`s2 \
+                    create-stream s2://{basin}/{stream}`), or set `sink.create = true`",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (404, 404), s2: "access_token_not_found", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_404_token",
+        sentence: "the access token was revoked or never existed (404); put a valid one into \
+                    `sink.access_token` or the file named by `sink.access_token_file`",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (404, 404), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_404",
+        sentence: "what answers there does not know S2's paths (404){said}; check \
+                    `sink.endpoint`",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (407, 407), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_407",
+        sentence: "the HTTP proxy wants credentials (407); put them into the proxy's URL",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (408, 408), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: true, code: "sink_408",
+        sentence: "S2 ran out of time (408){said}; it is tried again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (409, 409), s2: "basin_deletion_pending", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_409",
+        sentence: "the basin is being deleted (409); wait until it is gone, or choose another",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (409, 409), s2: "stream_deletion_pending", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_409",
+        sentence: "the stream is being deleted (409); wait until it is gone, or choose another",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (409, 409), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_409",
+        sentence: "S2 was busy with something that excludes it (409){said}; it is tried again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (412, 412), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_412",
+        sentence: "S2 refused a condition of ours without naming it (412){said}; the end of the \
+                    stream is read again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (413, 413), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_413",
+        sentence: "the request is too large (413) for S2 or for a proxy in front of it",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (429, 429), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_429",
+        sentence: "S2 asks us to send less often (429){said}; it is tried again more slowly",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (501, 501), s2: "not_implemented", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_501",
+        sentence: "this server does not do that (501){said}; check `sink.endpoint`, or try \
+                    `sink.mode = \"unary\"`",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (502, 502), s2: "hot_server", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_502",
+        sentence: "S2's server is overloaded (502){said}; it is tried again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (503, 503), s2: "server_draining", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_503",
+        sentence: "S2's server is about to stop (503){said}; it is tried again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (502, 503), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: true, code: "sink_{status}",
+        sentence: "S2 or a proxy in front of it is unavailable ({status}){said}; it is tried \
+                    again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (504, 504), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: true, code: "sink_504",
+        sentence: "S2 ran out of time (504){said}; it is tried again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (500, 599), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: true, code: "sink_{status}",
+        sentence: "S2 has a fault of its own ({status}){said}; it is tried again",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (300, 399), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_{status}",
+        sentence: "it redirects elsewhere ({status}); set `sink.endpoint` to where S2 itself is",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (400, 498), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: false, code: "sink_{status}",
+        sentence: "it answered {status}{said}",
+    },
+    AnswerRow {
+        asked: Asked::Anything, status: (0, 65535), s2: "", said: "",
+        happens: Happens::SinkWaits, may_have_landed: true, code: "sink_{status}",
+        sentence: "it answered {status}{said}",
+    },
+];
+
+#[rustfmt::skip]
+const FAULTS: &[FaultRow] = &[
+    FaultRow {
+        fault: Fault::Dns, code: "sink_dns",
+        sentence: "its name has no address; check `sink.endpoint` and the network's DNS",
+    },
+    FaultRow {
+        fault: Fault::Connect, code: "sink_unreachable",
+        sentence: "nothing answers there; check `sink.endpoint`, that the server is up, and \
+                    that a firewall lets this machine through",
+    },
+    FaultRow {
+        fault: Fault::Tls, code: "sink_tls",
+        sentence: "the TLS handshake failed; check that the certificate is valid for this name \
+                    and signed by an authority that this machine knows",
+    },
+    FaultRow {
+        fault: Fault::TimeOut, code: "sink_timeout",
+        sentence: "no answer came in time; it is tried again. If that goes on for appends and a \
+                    proxy is in between, it may not let a session through: set `sink.mode = \
+                    \"unary\"`",
+    },
+    FaultRow {
+        fault: Fault::Cut, code: "sink_cut",
+        sentence: "the connection broke; it is tried again",
+    },
+];
+
+#[rustfmt::skip]
+const MESSAGES: &[MessageRow] = &[
+    MessageRow {
+        class: "oversize", known: Known::Column, happens: Happens::MessageParks,
+        sentence: "Remove or compress its largest column by a transform, and it is delivered at \
+                    once: sluicebox transforms add strip-columns --column {column} (or \
+                    compress-columns)",
+    },
+    MessageRow {
+        class: "oversize", known: Known::Nothing, happens: Happens::MessageParks,
+        sentence: "A transform made its body; put one into the folder that makes a smaller one",
+    },
+    MessageRow {
+        class: "refused", known: Known::Nothing, happens: Happens::MessageRetries,
+        sentence: "S2 does not take this record; change the transforms so that they make \
+                    another, then: sluicebox messages retry {id}",
+    },
+    MessageRow {
+        class: "", known: Known::Transform, happens: Happens::MessageRetries,
+        sentence: "Replace {transform} in the transforms folder by a version that handles it, \
+                    and it is tried at once",
+    },
+    MessageRow {
+        class: "", known: Known::Nothing, happens: Happens::MessageRetries,
+        sentence: "Try it again: sluicebox messages retry {id}",
+    },
+];
+
+/// The row of an answer.
+#[must_use]
+pub fn of_answer(operation: Operation, answer: &Answer) -> &'static AnswerRow {
+    let code = answer.code.as_deref().unwrap_or("");
+    let fits = |row: &&AnswerRow| {
+        (row.asked == Asked::Anything || operation == Operation::Append)
+            && (row.status.0..=row.status.1).contains(&answer.status)
+            && (row.s2.is_empty() || row.s2 == code)
+            && answer.body.contains(row.said)
+    };
+    ANSWERS.iter().find(fits).unwrap_or(&ANSWERS[ANSWERS.len() - 1])
+}
+
+impl AnswerRow {
+    /// For machines: scripts and alerts match on it.
+    #[must_use]
+    pub fn code(&self, answer: &Answer) -> String {
+        self.code.replace("{status}", &answer.status.to_string())
+    }
+
+    /// What an operator reads: where, what, and what mends it.
+    #[must_use]
+    pub fn sentence(&self, place: &Place, operation: Operation, answer: &Answer) -> String {
+        let message = answer.message();
+        let said = if message.is_empty() { String::new() } else { format!(" ({message})") };
+        let reason = self
+            .sentence
+            .replace("{status}", &answer.status.to_string())
+            .replace("{basin}", &place.basin)
+            .replace("{stream}", &place.stream)
+            .replace("{permission}", operation.permission())
+            // Last, since it is not ours.
+            .replace("{said}", &said);
+        at(place, operation, &reason)
+    }
+}
+
+/// The code and the sentence of a connection that failed.
+#[must_use]
+pub fn of_fault(place: &Place, operation: Operation, fault: Fault) -> (&'static str, String) {
+    let row = FAULTS.iter().find(|row| row.fault == fault);
+    let (code, sentence) = row.map_or(("sink_cut", ""), |row| (row.code, row.sentence));
+    (code, at(place, operation, sentence))
+}
+
+fn at(place: &Place, operation: Operation, reason: &str) -> String {
+    let Place { endpoint, basin, stream } = place;
+    format!("could not {operation} stream `{stream}` in basin `{basin}` at {endpoint}: {reason}")
+}
+
+/// What becomes of a message of this class.
+#[must_use]
+pub fn of_message(class: &str) -> Happens {
+    let fits = |row: &&MessageRow| row.class.is_empty() || row.class == class;
+    MESSAGES.iter().find(fits).map_or(Happens::MessageRetries, |row| row.happens)
+}
+
+/// What an operator can do about a message of this class: `column` is its largest one, `transform` the
+/// file that failed it.
+#[must_use]
+pub fn hint(class: &str, id: &str, column: Option<&str>, transform: Option<&str>) -> String {
+    let fits = |row: &&MessageRow| {
+        let known = match row.known {
+            Known::Column => column.is_some(),
+            Known::Transform => transform.is_some(),
+            Known::Nothing => true,
+        };
+        known && (row.class.is_empty() || row.class == class)
+    };
+    let sentence = MESSAGES.iter().find(fits).map_or("", |row| row.sentence);
+    sentence
+        .replace("{id}", id)
+        .replace("{transform}", transform.unwrap_or_default())
+        // Last, since a column may have any name.
+        .replace("{column}", column.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;
