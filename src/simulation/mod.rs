@@ -44,6 +44,8 @@ use rand::RngExt as _;
 use tokio::time::sleep;
 
 use crate::mutation::{self, Rule};
+use crate::pipeline::grants::Grants;
+use crate::store::Tokens;
 use world::{Fault, STREAM, World, lock};
 
 /// How long a world without faults may take to come to rest.
@@ -160,7 +162,9 @@ async fn intrude(world: &Arc<World>) {
         store: process::store_of_its_own(),
         pipeline_id: "intruder".to_owned(),
         read_from: None,
-        epoch: number,
+        tokens: Tokens { next: format!("sb-intruder-{number}"), known: Vec::new() },
+        grants: Grants::default(),
+        numbers: true,
     };
     if ours {
         let entered = establish(opening).await.is_ok();

@@ -17,7 +17,14 @@ async fn items(test: &str) -> World<'static> {
 
 fn work(world: &World<'_>) -> Work {
     let url = world.database.url();
-    let load = Workload { url, seed: Random::seed(), writers: 2, rows: 40, oversize_one_in: 0 };
+    let load = Workload {
+        url,
+        seed: Random::seed(),
+        writers: 2,
+        rows: 40,
+        oversize_one_in: 0,
+        more_tables: false,
+    };
     load.start()
 }
 
