@@ -119,7 +119,7 @@ struct MessageRow {
 }
 
 #[rustfmt::skip]
-const ANSWERS: &[AnswerRow] = &[
+static ANSWERS: &[AnswerRow] = &[
     AnswerRow {
         asked: Asked::Append, status: (413, 413), s2: "", said: "",
         happens: Happens::MessageParks, may_have_landed: false, code: "oversize",
