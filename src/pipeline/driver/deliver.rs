@@ -165,12 +165,13 @@ impl Driver {
         let through = self.delivered_position();
         let beyond = landed.iter().filter(|(position, _)| **position > through);
         self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
-        let delivered: Vec<MessageId> = self
+        let mut delivered: Vec<MessageId> = self
             .holds
             .positions()
             .filter(|(position, _)| landed.contains_key(position))
             .map(|(_, id)| id)
             .collect();
+        delivered.sort_unstable();
         for id in delivered {
             self.forget(id);
             self.delivered = true;
