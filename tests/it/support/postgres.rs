@@ -20,8 +20,8 @@ pub const PASSWORD: &str = "pg-s3cret-p4ss";
 /// Enough slots for every test at once, and defaults of the session that would spoil each value
 /// that Sluicebox does not pin.
 const SETTINGS: &[(&str, &str)] = &[
-    ("max_wal_senders", "60"),
-    ("max_replication_slots", "60"),
+    ("max_wal_senders", "200"),
+    ("max_replication_slots", "200"),
     ("max_connections", "200"),
     ("timezone", "Europe/Helsinki"),
     ("datestyle", "SQL, DMY"),
