@@ -4,6 +4,10 @@
 //! It knows what the client uses: appends with their two conditions, fences, tails, pages of records,
 //! and whether streams exist. An append lands as a whole or not at all.
 
+#[cfg(feature = "embedded-s2")]
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
