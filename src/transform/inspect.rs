@@ -11,8 +11,7 @@ use super::engine::Engine;
 use super::loader;
 
 /// The custom section in which a module may describe its settings: a JSON Schema of the table
-/// `config`, as UTF-8 text. The SDK's macro `settings_schema!` writes it; `wasm-tools` and other
-/// tools can add it to any module. It is only shown.
+/// `config`, as UTF-8 text. Tools for WebAssembly can add one to any module. It is only shown.
 pub(crate) const SCHEMA_SECTION: &str = "sluicebox:settings";
 
 /// What the bytes are.
@@ -28,7 +27,7 @@ pub struct Inspection {
     /// What it needs from the host, the transform interface included.
     pub imports: Vec<String>,
     pub exports: Vec<String>,
-    /// Where it says how it can be set. See the SDK's `settings_schema!`.
+    /// How it can be set, where it says so: the custom section `sluicebox:settings`.
     pub settings_schema: Option<serde_json::Value>,
     /// Whether it would be taken up from a transforms folder, as far as its settings allow.
     pub loads: bool,
