@@ -62,6 +62,8 @@ pub struct Opening {
     pub tokens: Tokens,
     /// For the first opening of a process.
     pub grants: Grants,
+    /// What this process has promised so far.
+    pub least: Guarantee,
     /// Whether batches carry their numbers. Without a fencing token they always do.
     pub numbers: bool,
 }
@@ -94,7 +96,7 @@ pub struct Established {
 ///
 /// What S2 or the store said.
 pub async fn establish(opening: Opening) -> Result<Established, Error> {
-    let Opening { client, store, pipeline_id, read_from, tokens, grants, numbers } = opening;
+    let Opening { client, store, pipeline_id, read_from, tokens, grants, least, numbers } = opening;
     if client.settings().mode == Mode::Discard {
         let line = Line {
             session: Session::open(&client),
@@ -123,7 +125,7 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                 landed.entry(position).or_insert(record.seq);
             }
         };
-        let opened = Box::pin(open(&client, &previous, &next, read_from, on_record)).await;
+        let opened = Box::pin(open(&client, &previous, &next, read_from, least, on_record)).await;
         used += 1;
         let error = match opened {
             Ok(Opened { next_seq, fencing_token, guarantee, session }) => {

@@ -164,6 +164,7 @@ async fn intrude(world: &Arc<World>) {
         read_from: None,
         tokens: Tokens { next: format!("sb-intruder-{number}"), known: Vec::new() },
         grants: Grants::default(),
+        least: crate::sink::Guarantee::AtLeastOnce,
         numbers: true,
     };
     if ours {

@@ -97,6 +97,10 @@ pub struct Opened {
 /// one, at most [`FENCING_TOKEN_BYTES_MAX`] bytes, that must be in the store before this is called.
 /// `on_record` gets every data record from `read_from` to the fence, in order, whoever wrote it.
 ///
+/// Where the access token may do less than all of this, less is guaranteed, but never less than
+/// `least`: what was promised when the last batches were sent has to be kept to find out what became
+/// of them, and a 403 may pass.
+///
 /// # Errors
 ///
 /// As every operation, and
@@ -109,6 +113,7 @@ pub async fn open(
     previous: &[String],
     next_token: &str,
     read_from: u64,
+    least: Guarantee,
     mut on_record: impl FnMut(ReadRecord),
 ) -> Result<Opened, Error> {
     if next_token.is_empty() || next_token.len() > FENCING_TOKEN_BYTES_MAX {
@@ -123,7 +128,9 @@ pub async fn open(
         Ok(tail) => tail,
         // The token may append and no more: nothing can be found out, so nothing is guarded.
         Err(error)
-            if error.is_forbidden_to(Operation::Tail) || error.is_forbidden_to(Operation::Read) =>
+            if !least.has_numbers()
+                && (error.is_forbidden_to(Operation::Tail)
+                    || error.is_forbidden_to(Operation::Read)) =>
         {
             return Ok(Opened {
                 next_seq: None,
@@ -137,7 +144,11 @@ pub async fn open(
 
     let fenced = if client.settings().fencing && !mutation::broken(Rule::Fence) {
         match fence(client, previous, next_token, read_from, tail).await {
-            Err(error) if error.is_forbidden_to(Operation::Fence) => None,
+            Err(error)
+                if least != Guarantee::ExactlyOnce && error.is_forbidden_to(Operation::Fence) =>
+            {
+                None
+            }
             result => Some(result?),
         }
     } else {

@@ -105,7 +105,7 @@ async fn try_take_over(
     from: u64,
 ) -> Result<Opened, Error> {
     let previous: Vec<String> = previous.iter().map(|&token| token.to_owned()).collect();
-    open(client, &previous, next, from, |_| {}).await
+    open(client, &previous, next, from, Guarantee::AtLeastOnce, |_| {}).await
 }
 
 #[tokio::test]
@@ -305,7 +305,7 @@ async fn a_takeover_reads_what_is_there_and_goes_on_behind_its_fence() {
 
         let previous = ["one".to_owned()];
         let mut keys = Vec::new();
-        let second = open(&client, &previous, "two", 1, |record| {
+        let second = open(&client, &previous, "two", 1, Guarantee::AtLeastOnce, |record| {
             keys.push((record.seq, record.header("sb-key").unwrap().clone()));
         })
         .await
@@ -330,7 +330,9 @@ async fn a_takeover_reads_back_pages_larger_than_s2_gives_at_once() {
     }
     session.close().await.unwrap();
     let mut seqs = Vec::new();
-    open(&client, &[], "t", 3, |record| seqs.push(record.seq)).await.unwrap();
+    open(&client, &[], "t", 3, Guarantee::AtLeastOnce, |record| seqs.push(record.seq))
+        .await
+        .unwrap();
     assert_eq!(seqs, [3, 4, 5, 6, 7, 8, 9]);
 }
 
@@ -662,7 +664,8 @@ async fn the_guarantee_is_what_the_token_allows() {
         .await;
         let client = Client::new(settings(url, &direct.place().stream, Mode::Unary)).unwrap();
         let mut seen = 0;
-        let mut opened = open(&client, &[], "t", 0, |_| seen += 1).await.unwrap();
+        let mut opened =
+            open(&client, &[], "t", 0, Guarantee::AtLeastOnce, |_| seen += 1).await.unwrap();
         assert_eq!((opened.guarantee, opened.next_seq), (guarantee, next_seq));
         assert_eq!(opened.fencing_token.is_some(), guarantee == Guarantee::ExactlyOnce);
         assert_eq!(seen, if guarantee.has_numbers() { 3 } else { 0 });
@@ -670,6 +673,16 @@ async fn the_guarantee_is_what_the_token_allows() {
         send(&mut opened.session, &batch("b", 1), opened.next_seq, token);
         opened.session.close().await.unwrap();
         assert_eq!(texts(&direct).await, ["a-0", "a-1", "a-2", "b-0"]);
+        // What was promised once is not taken back for a refusal that may pass.
+        let before = direct.tail().await.unwrap();
+        let again = open(&client, &["t".to_owned()], "u", 0, Guarantee::ExactlyOnce, |_| {}).await;
+        match guarantee {
+            Guarantee::ExactlyOnce => drop(again.unwrap()),
+            Guarantee::NumbersOnly | Guarantee::AtLeastOnce => {
+                assert!(again.unwrap_err().is_forbidden());
+                assert_eq!(direct.tail().await.unwrap(), before);
+            }
+        }
     }
     check(|_, _| false, Guarantee::ExactlyOnce, Some(4)).await;
     check(
@@ -764,9 +777,16 @@ async fn nothing_is_lost_doubled_or_reordered_by_cuts() {
             let previous = tokens.clone();
             tokens.insert(0, next_token.clone());
             let mut found = Vec::new();
-            let opened = open(&client, &previous, &next_token, read_from, |record| {
-                found.push(String::from_utf8(record.body.to_vec()).unwrap());
-            })
+            let opened = open(
+                &client,
+                &previous,
+                &next_token,
+                read_from,
+                Guarantee::ExactlyOnce,
+                |record| {
+                    found.push(String::from_utf8(record.body.to_vec()).unwrap());
+                },
+            )
             .await;
             if let Ok(opened) = opened {
                 for body in found {

@@ -8,6 +8,7 @@ use crate::pipeline::control;
 use crate::pipeline::control::{Changed, Reason, Request, Status};
 use crate::pipeline::holds::MessageId;
 use crate::policy;
+use crate::sink::Guarantee;
 use crate::store::{Store, Stored, Write};
 use crate::transform::Chain;
 use std::collections::HashSet;
@@ -122,7 +123,7 @@ impl Driver {
         let status = Status {
             ready: reasons.is_empty(),
             reasons,
-            guarantee: self.guarantee.to_owned(),
+            guarantee: self.guarantee.map_or("", Guarantee::sentence).to_owned(),
             endpoint: self.client.place().endpoint.clone(),
             pipeline_id: self.pipeline_id.clone(),
             chain: self.chain.tag(),

@@ -13,6 +13,7 @@ use crate::pipeline::link;
 use crate::pipeline::link::{Established, Opening, establish};
 use crate::pipeline::outbox::Parcel;
 use crate::policy;
+use crate::sink::Guarantee;
 use crate::sink::error::{Class, Refusal};
 use crate::store::{Failure, Tokens};
 use std::collections::{HashMap, VecDeque};
@@ -38,6 +39,7 @@ impl Driver {
         let in_force = self.in_force.clone();
         let (nonce, grants) = (self.rng.random(), self.grants);
         let numbers = self.others.leave_numbers(now);
+        let least = self.guarantee.unwrap_or(Guarantee::AtLeastOnce);
         self.sink = Sink::Opening(Box::pin(async move {
             let tokens = match tokens {
                 Some(tokens) => tokens,
@@ -48,7 +50,7 @@ impl Driver {
             };
             let again = tokens.clone();
             let opening =
-                Opening { client, store, pipeline_id, read_from, tokens, grants, numbers };
+                Opening { client, store, pipeline_id, read_from, tokens, grants, least, numbers };
             (Some(again), establish(opening).await)
         }));
     }
@@ -143,7 +145,7 @@ impl Driver {
                 "S2 is connected"
             );
         }
-        self.guarantee = line.guarantee.sentence();
+        self.guarantee = Some(line.guarantee);
         self.sink_reason = None;
         self.sink = Sink::Open(Box::new(line));
         if self.established {

@@ -62,6 +62,7 @@ use crate::pipeline::outbox::{Outbox, Parcel, Window};
 use crate::pipeline::sample::Sampler;
 use crate::pipeline::workers::{Done, Workers};
 use crate::policy::Backoff;
+use crate::sink::Guarantee;
 use crate::sink::client::Client;
 use crate::source::Source;
 use crate::store::{self, Failure, Loaded, Store, StoredState, Tokens, Write};
@@ -251,7 +252,8 @@ struct Driver {
     acknowledged: Option<u64>,
     /// The stream has been read once, so that it is known what not to send.
     established: bool,
-    guarantee: &'static str,
+    /// Of the last line, once there was one.
+    guarantee: Option<Guarantee>,
     reconnecting: bool,
     refused: Option<(Parcel, Failure)>,
 
@@ -363,7 +365,7 @@ impl Driver {
             skipping: Skipping::Nothing,
             acknowledged: loaded.checkpoint.map(|checkpoint| checkpoint.seq),
             established: false,
-            guarantee: "",
+            guarantee: None,
             reconnecting: false,
             refused: None,
             writes: Vec::new(),
