@@ -23,6 +23,11 @@ use crate::transform::{Comparison, Trial, Vet};
 /// long at most; the traffic does not.
 const TIME_MAX: Duration = Duration::from_secs(4);
 
+/// So many of each kind are tried however long it takes: on a machine that is busy with other things
+/// the time would be over before the first, and a chain would go live untried. The limits of the
+/// modules bound them.
+const TRIED_MIN: u64 = 10;
+
 /// How many parked messages are tried; of more than that, some from all over the store.
 const PARKED_MAX: usize = 1000;
 
@@ -157,14 +162,14 @@ impl Vet for Vetting {
         let found = Comparison { culprits: BTreeSet::new(), ..Comparison::default() };
         let mut comparing = Comparing { before, after, envelopes, found, took: Vec::new() };
         for change in self.sample.changes() {
-            if started.elapsed() > TIME_MAX / 2 {
+            if started.elapsed() > TIME_MAX / 2 && comparing.found.sample >= TRIED_MIN {
                 break;
             }
             comparing.run(&change, false);
         }
         let (mut ids, parked) = self.parked();
         comparing.found.parked = parked;
-        while !ids.is_empty() && started.elapsed() <= TIME_MAX {
+        while !ids.is_empty() && (started.elapsed() <= TIME_MAX || comparing.found.of < TRIED_MIN) {
             let read = self.runtime.block_on(self.store.read(ids.clone(), READ_BYTES_MAX));
             let read = match read {
                 Ok(read) if read.is_empty() => break,
@@ -178,7 +183,7 @@ impl Vet for Vetting {
             let last = read.iter().map(|(id, _)| *id).max().unwrap_or(u64::MAX);
             ids.retain(|id| *id > last);
             for (_, change) in read {
-                if started.elapsed() > TIME_MAX {
+                if started.elapsed() > TIME_MAX && comparing.found.of >= TRIED_MIN {
                     break;
                 }
                 comparing.run(&change, true);
