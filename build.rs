@@ -71,7 +71,10 @@ fn list_sdk(root: &Path, out: &Path) {
     let mut text = "pub(super) const FILES: &[(&str, &str)] = &[\n".to_owned();
     for file in &files {
         let name = file.strip_prefix(&sdk).unwrap_or(file).to_string_lossy().into_owned();
-        text.push_str(&format!("    ({name:?}, include_str!({:?})),\n", file.to_string_lossy()));
+        let content = fs::read_to_string(file)
+            .unwrap_or_else(|error| fail(&format!("could not read {}: {error}", file.display())));
+        // The text and not the path: a checkout may be moved after this has run.
+        text.push_str(&format!("    ({name:?}, {content:?}),\n"));
     }
     text.push_str("];\n");
     if let Err(error) = fs::write(out, text) {
