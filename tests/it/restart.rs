@@ -13,14 +13,7 @@ async fn items(test: &str) -> World<'static> {
 }
 
 fn workload(url: &str) -> Workload {
-    Workload {
-        url: url.to_owned(),
-        seed: Random::seed(),
-        writers: 3,
-        rows: 40,
-        oversize_one_in: 0,
-        more_tables: false,
-    }
+    Workload::new(url.to_owned(), 3)
 }
 
 #[tokio::test(flavor = "multi_thread")]

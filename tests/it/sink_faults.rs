@@ -25,14 +25,7 @@ async fn fronted(test: &str) -> (World<'static>, Front) {
 }
 
 fn workload(world: &World<'_>) -> Workload {
-    Workload {
-        url: world.database.url(),
-        seed: Random::seed(),
-        writers: 2,
-        rows: 40,
-        oversize_one_in: 0,
-        more_tables: false,
-    }
+    Workload::new(world.database.url(), 2)
 }
 
 /// Says what is wrong in words that an operator can act on.

@@ -23,15 +23,7 @@ async fn world(test: &str, dir: &Path, sections: &str) -> World<'static> {
 }
 
 fn workload(world: &World<'_>) -> Workload {
-    let url = world.database.url();
-    Workload {
-        url,
-        seed: Random::seed(),
-        writers: 3,
-        rows: 40,
-        oversize_one_in: 0,
-        more_tables: false,
-    }
+    Workload::new(world.database.url(), 3)
 }
 
 async fn spilled(world: &World<'_>) -> Result<u64, String> {

@@ -8,23 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::support::oracle::{Order, TABLES, Work, Workload, judge};
 use crate::support::s2::Record;
 use crate::support::sluicebox::{Home, Running};
+use crate::support::until;
 use crate::support::world::{BASIN, STREAM, World, field, settings};
-use crate::support::{Random, until};
 
 async fn items(test: &str) -> World<'static> {
     World::new(test, TABLES, &["public.items"]).await
 }
 
 fn work(world: &World<'_>) -> Work {
-    let url = world.database.url();
-    let load = Workload {
-        url,
-        seed: Random::seed(),
-        writers: 2,
-        rows: 40,
-        oversize_one_in: 0,
-        more_tables: false,
-    };
+    let load = Workload::new(world.database.url(), 2);
     load.start()
 }
 

@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::support::guest;
 use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::sluicebox::Home;
+use crate::support::until;
 use crate::support::world::{World, field};
-use crate::support::{Random, until};
 
 const NOTES: &str = "create table notes (id bigint primary key, label text, body text);";
 
@@ -288,14 +288,7 @@ async fn settings_choose_tables_and_actions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_is_one_step_between_two_changes() {
     let world = World::new("reload", TABLES, &["public.items"]).await;
-    let load = Workload {
-        url: world.database.url(),
-        seed: Random::seed(),
-        writers: 3,
-        rows: 40,
-        oversize_one_in: 0,
-        more_tables: false,
-    };
+    let load = Workload::new(world.database.url(), 3);
     let running = world.start().ready().await;
     let (wasm, good, settings) = added(&world, "body").await;
     world.until_transform(&wasm, "live").await;

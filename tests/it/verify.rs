@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
+use crate::support::ROW_MARK;
 use crate::support::oracle::{TABLES, Workload};
 use crate::support::world::{BASIN, STREAM, World};
-use crate::support::{ROW_MARK, Random};
 
 /// Every form of key, beside the tables of the workload.
 const MORE_TABLES: &str = "
@@ -50,14 +50,7 @@ async fn a_stream_is_compared_while_rows_change() {
     ];
     let world = World::new("verify", &format!("{TABLES}{MORE_TABLES}"), &tables).await;
     let running = world.start().ready().await;
-    let workload = Workload {
-        url: world.database.url(),
-        seed: Random::seed(),
-        writers: 2,
-        rows: 40,
-        oversize_one_in: 0,
-        more_tables: false,
-    };
+    let workload = Workload::new(world.database.url(), 2);
     let work = workload.start();
     world
         .sql(

@@ -1,8 +1,8 @@
 //! The slot, the publication and the connection, as others treat them.
 
 use crate::support::oracle::{Order, TABLES, Workload, judge};
+use crate::support::until;
 use crate::support::world::World;
-use crate::support::{Random, until};
 
 const TABLE: &str = "create table t (id bigint primary key, body text);
     create table other (id bigint primary key, body text);";
@@ -24,14 +24,7 @@ async fn until_logged(world: &World<'_>, text: &str) {
 async fn terminated_again_and_again_it_goes_on() {
     let world = World::new("terminated", TABLES, &["public.items"]).await;
     let running = world.start().ready().await;
-    let load = Workload {
-        url: world.database.url(),
-        seed: Random::seed(),
-        writers: 2,
-        rows: 40,
-        oversize_one_in: 0,
-        more_tables: false,
-    };
+    let load = Workload::new(world.database.url(), 2);
     let work = load.start();
     for _ in 0..25 {
         world

@@ -65,6 +65,12 @@ pub struct Work {
 }
 
 impl Workload {
+    /// So many writers with forty rows each, all of which a record can hold, and a seed of the moment.
+    pub fn new(url: String, writers: u64) -> Self {
+        let seed = Random::seed();
+        Self { url, seed, writers, rows: 40, oversize_one_in: 0, more_tables: false }
+    }
+
     /// Creates nothing: the tables of [`TABLES`] must be there.
     pub fn start(&self) -> Work {
         let stop = Arc::new(AtomicBool::new(false));

@@ -64,12 +64,10 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
 
     let running = world.start().ready().await;
     let load = Workload {
-        url: world.database.url(),
         seed,
-        writers: 3,
-        rows: 40,
         oversize_one_in: 40,
         more_tables: true,
+        ..Workload::new(world.database.url(), 3)
     };
     let work = load.start();
     let begun = Instant::now();
