@@ -225,6 +225,9 @@ fn a_full_disk_loses_nothing_and_is_left_behind_once_there_is_room() {
     assert_eq!(runtime.block_on(Model::of(&store, &loaded)).unwrap(), work.model);
 }
 
+/// How often one write meets a failing disk before the disk lets it through.
+const FAILURES_IN_A_ROW: u32 = 20;
+
 /// A write that failed is tried again as it was, and that is enough.
 #[test]
 fn a_failing_disk_is_outlasted() {
@@ -233,14 +236,21 @@ fn a_failing_disk_is_outlasted() {
     let dir = fast_dir();
     let disk = Disk::under(dir.path());
     let (store, _) = open(dir.path()).unwrap();
-    disk.set(|faults| faults.fails = Some((20, Random(seed ^ 2))));
     let mut work = Work::new(seed, 8);
     let mut failed = 0;
-    for _ in 0..80 {
+    for number in 0..80 {
         let writes: Arc<[Write]> = work.next().into();
+        disk.set(|faults| faults.fails = Some((20, Random(seed ^ (2 + number)))));
+        let mut attempts = 0;
         while let Err(error) = runtime.block_on(store.write(Arc::clone(&writes))) {
             assert!(error.heals(), "seed {seed}: {error:?}");
             failed += 1;
+            attempts += 1;
+            // A large write is hundreds of operations, of which one in twenty fails: by chance alone
+            // it might never come through.
+            if attempts == FAILURES_IN_A_ROW {
+                disk.set(|faults| faults.fails = None);
+            }
         }
     }
     assert!(failed > 10, "failed {failed} times");
