@@ -127,6 +127,7 @@ pub async fn start(
             spill_bytes_max: config.delivery.spill_bytes_max,
             store_bytes_max: config.state.bytes_max,
         },
+        stuck_after: config.delivery.stuck_after,
         pipeline_name: config.source.slot.clone(),
         database_name: dsn.database().to_owned(),
         hostname: dsn.hostname(),

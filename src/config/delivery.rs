@@ -15,18 +15,23 @@ pub(super) fn delivery(document: &mut Document<'_>, source: Option<&Source>) -> 
     let spill_after =
         section.parsed_or("spill_after", SpillAfter::Bytes(SPILL_AFTER_BYTES), spill_after);
     let spill_bytes_max = section.parsed_or("spill_max", SPILL_BYTES_MAX, names::bytes);
+    let stuck_after = section.parsed_or("stuck_after", STUCK_AFTER, names::duration);
     let (retry_min, retry_max, group_by) = (retry_min?, retry_max?, group_by?);
     let (spill_after, spill_bytes_max) = (spill_after?, spill_bytes_max?);
+    let stuck_after = stuck_after?;
     if retry_min > retry_max {
         let mend = "make retry_max the larger one";
         section.complain_at(MAX, Complaint::new("is smaller than retry_min", mend));
         return None;
     }
-    Some(Delivery { retry_min, retry_max, group_by, spill_after, spill_bytes_max })
+    Some(Delivery { retry_min, retry_max, group_by, spill_after, spill_bytes_max, stuck_after })
 }
 
 /// Four segments of WAL: what a database notices little of.
 const SPILL_AFTER_BYTES: u64 = 64 * 1024 * 1024;
+/// Longer than whatever a healthy part takes for one step, and short enough that little WAL piles up.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
 const SPILL_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 fn spill_after(text: &str) -> Result<SpillAfter, Complaint> {

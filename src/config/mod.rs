@@ -147,6 +147,8 @@ pub struct Delivery {
     pub spill_after: SpillAfter,
     /// How many bytes of changes may be there. 0: none.
     pub spill_bytes_max: u64,
+    /// What has work and gets nothing done for so long is stuck, and is begun anew.
+    pub stuck_after: Duration,
 }
 
 /// When changes that S2 does not take move on to disk, so that Postgres may forget them.

@@ -160,14 +160,28 @@ pub struct Status {
     pub wal_safe_bytes: Option<i64>,
     /// What works and may stop working, one sentence each with its mend.
     pub warnings: Vec<String>,
+    /// Parts that get nothing done although they have something to do. Each is among the reasons, too.
+    pub stuck: Vec<StuckView>,
+    /// Sessions with S2 and connections to Postgres that this process opened, the first included.
+    pub sink_sessions: u64,
+    pub source_connections: u64,
+}
+
+/// A part of the pipeline that stands still.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StuckView {
+    /// `source`, `transform`, `sink`, `store` or `pipeline`.
+    pub part: String,
+    /// How long it had work without getting any done; trouble that has a name of its own not counted.
+    pub seconds: u64,
 }
 
 /// Why the process is not ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// `source`, `sink`, `transforms` or `store`.
+    /// `source`, `sink`, `transforms`, `store`, or a part of [`StuckView`].
     pub part: String,
-    /// `sink_401`, `source_unreachable`, …
+    /// `sink_401`, `source_unreachable`, `stuck_sink`, …
     pub code: String,
     pub text: String,
 }

@@ -11,6 +11,7 @@
 //! | `size_gate` | the only maker of a record that the sink takes |
 //! | `sample`, `vetting` | what a chain is tried on before it goes live |
 //! | `budget` | how much may be between the source and its settlement |
+//! | `stuck` | whether a part stands still although it has something to do |
 //! | `control` | what the console and the commands ask |
 
 pub mod ack;
@@ -25,5 +26,6 @@ pub mod link;
 pub mod outbox;
 pub mod sample;
 pub mod size_gate;
+pub mod stuck;
 pub mod vetting;
 pub mod workers;

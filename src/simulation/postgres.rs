@@ -26,6 +26,8 @@ pub(super) fn start(
     let (out, batches) = mpsc::channel(1);
     let (confirm, mut confirmed) = watch::channel(resume.cursor.unwrap_or_default());
     let (publish, status) = watch::channel(SourceStatus::default());
+    // Connections break by themselves here.
+    let (reconnect, _) = watch::channel(());
     let seen = Seen::new(resume.skip_through, resume.cursor.unwrap_or_default());
     let telling = tokio::spawn({
         let (world, process) = (Arc::clone(world), Arc::clone(process));
@@ -59,7 +61,7 @@ pub(super) fn start(
         ended.closed().await;
     });
     process.owns(task.abort_handle());
-    Source { batches, confirm, status, task }
+    Source { batches, confirm, status, reconnect, task }
 }
 
 struct Slot {

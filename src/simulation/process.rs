@@ -167,6 +167,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
                 spill_bytes_max: 0,
                 store_bytes_max: u64::MAX,
             },
+            stuck_after: Duration::from_secs(20),
             pipeline_name: "simulated".to_owned(),
             database_name: "simulated".to_owned(),
             hostname: "simulated".to_owned(),

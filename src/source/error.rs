@@ -95,6 +95,10 @@ pub enum Error {
     ShuttingDown,
     #[error("Postgres sent nothing for {} s", silence.as_secs())]
     Silent { silence: Duration },
+    #[error(
+        "Postgres has more WAL for the slot and sent none of it: the connection is opened anew"
+    )]
+    Stuck,
     #[error("Postgres sent what the replication protocol does not know: {what}")]
     Protocol { what: String },
     #[error("could not decode the replication stream after {after}")]
@@ -159,9 +163,9 @@ impl Error {
             Self::Server(error) => server_trouble(error, false),
             Self::Stream(error) => server_trouble(error, true),
             Self::Query(_) | Self::QueryTimeout { .. } => waits("source_query"),
-            Self::Lost(_) | Self::Closed | Self::Silent { .. } => {
-                Trouble { lost: true, ..waits("source_lost") }
-            }
+            Self::Lost(_) | Self::Closed => Trouble { lost: true, ..waits("source_lost") },
+            Self::Silent { .. } => Trouble { lost: true, ..waits("source_silent") },
+            Self::Stuck => Trouble { lost: true, ..waits("source_stuck") },
             Self::ShuttingDown => waits("source_restarting"),
             Self::Protocol { .. } => waits("source_protocol"),
             Self::Decode { .. } => Trouble { fatal: true, ..waits("source_decode") },

@@ -143,6 +143,8 @@ pub struct SourceStatus {
     pub confirmed: Lsn,
     /// Changes handed over by this process.
     pub changes: u64,
+    /// Rises with whatever the replication connection brings that is new, wanted or not.
+    pub moved: u64,
     /// Connections made by this process, the first included.
     pub connections: u64,
     /// Of the cluster, once it was asked.
@@ -161,6 +163,7 @@ impl Default for SourceStatus {
             received: Lsn::default(),
             confirmed: Lsn::default(),
             changes: 0,
+            moved: 0,
             connections: 0,
             identity: None,
             slot: None,
@@ -179,6 +182,8 @@ pub struct Source {
     /// durable before it is sent here (see [`Resume::cursor`]).
     pub confirm: watch::Sender<Lsn>,
     pub status: watch::Receiver<SourceStatus>,
+    /// Whatever is sent here ends the replication connection, if there is one, for the next.
+    pub reconnect: watch::Sender<()>,
     /// Ends after [`Self::finish`], or after [`State::Fatal`].
     pub task: JoinHandle<()>,
 }
@@ -187,9 +192,9 @@ impl Source {
     /// Ends the source after the shutdown token was cancelled and the batches are drained: tells
     /// Postgres the last confirmed LSN, ends the stream and closes the connection.
     pub async fn finish(self) {
-        let Self { batches, confirm, status, mut task } = self;
+        let Self { batches, confirm, status, reconnect, mut task } = self;
         // That both are gone is how the task knows that nobody confirms any more.
-        drop((batches, confirm, status));
+        drop((batches, confirm, status, reconnect));
         if tokio::time::timeout(FINISH_TIMEOUT, &mut task).await.is_err() {
             tracing::warn!("Postgres did not take the end of the stream in time");
             task.abort();
@@ -211,10 +216,11 @@ pub fn start(
     let (batches_in, batches) = mpsc::channel(reader::BATCHES_MAX);
     let (confirm, confirmed) = watch::channel(resume.cursor.unwrap_or_default());
     let (publish, status) = watch::channel(SourceStatus::default());
-    let reader =
-        reader::Reader::new(settings, resume, budget, batches_in, confirmed, publish, shutdown);
+    let (reconnect, reconnects) = watch::channel(());
+    let ends = reader::Ends { batches: batches_in, confirmed, reconnects, publish };
+    let reader = reader::Reader::new(settings, resume, budget, ends, shutdown);
     let task = tokio::spawn(reader.run());
-    Source { batches, confirm, status, task }
+    Source { batches, confirm, status, reconnect, task }
 }
 
 /// `"name"`, with quotes in it doubled.

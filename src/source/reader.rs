@@ -45,6 +45,10 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// whether to stop.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long an answer on the replication connection may take before it streams. Postgres gives it at
+/// once, and later only where it has much to look through.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A status update goes out at least this often, and with each tick where more was confirmed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -74,6 +78,7 @@ pub(super) struct Reader {
     catalog: Catalog,
     intake: Intake,
     confirmed: watch::Receiver<Lsn>,
+    reconnects: watch::Receiver<()>,
     publish: watch::Sender<SourceStatus>,
     shutdown: CancellationToken,
     /// What the slot may have been confirmed to at most; none before the first look at it.
@@ -84,8 +89,19 @@ pub(super) struct Reader {
     /// The code that was last logged.
     logged: Option<&'static str>,
     silent_losses: u32,
+    /// The server's process for the last connection that was given up.
+    given_up: Option<i32>,
     /// See [`Resume::take_over`].
     take_over: bool,
+}
+
+/// The task's ends of the channels that its owner holds the others of.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub batches: mpsc::Sender<Batch>,
+    pub confirmed: watch::Receiver<Lsn>,
+    pub reconnects: watch::Receiver<()>,
+    pub publish: watch::Sender<SourceStatus>,
 }
 
 /// How streaming ended without an error.
@@ -101,11 +117,10 @@ impl Reader {
         settings: Settings,
         resume: Resume,
         budget: Arc<ByteBudget>,
-        batches: mpsc::Sender<Batch>,
-        confirmed: watch::Receiver<Lsn>,
-        publish: watch::Sender<SourceStatus>,
+        ends: Ends,
         shutdown: &CancellationToken,
     ) -> Self {
+        let Ends { batches, confirmed, reconnects, publish } = ends;
         let sql = Arc::new(Sql::new(Arc::new(settings.dsn.clone())));
         let catalog = Catalog::new(&settings.tables, &settings.group_by);
         let seen = Seen::new(resume.skip_through, resume.cursor.unwrap_or_default());
@@ -115,6 +130,7 @@ impl Reader {
             catalog,
             intake: Intake::new(seen, budget, batches),
             confirmed,
+            reconnects,
             publish,
             // A child: that our owner has gone is nobody else's business.
             shutdown: shutdown.child_token(),
@@ -123,6 +139,7 @@ impl Reader {
             publication: None,
             logged: None,
             silent_losses: 0,
+            given_up: None,
             take_over: resume.take_over,
         }
     }
@@ -215,9 +232,10 @@ impl Reader {
         self.check_publication(Some(prepared.publication))?;
         let dsn = &self.settings.dsn;
         let mut connection = Replication::connect(dsn, &session.endpoint).await?;
-        let identity = connection.identify().await?;
+        let identity = answered(connection.identify()).await?;
         self.check_identity(&identity)?;
-        let started = connection.start(&self.settings.slot, &self.settings.publication).await;
+        let (slot, publication) = (&self.settings.slot, &self.settings.publication);
+        let started = answered(connection.start(slot, publication)).await;
         if let Err(error) = started {
             return Err(self.explain_start(&session, error).await);
         }
@@ -326,8 +344,10 @@ impl Reader {
         let pid: i32 = row.try_get(0).unwrap_or_default();
         let name: Option<String> = row.try_get(1).unwrap_or_default();
         let from: Option<String> = row.try_get(2).unwrap_or_default();
-        if self.take_over && name.as_deref() == Some(APPLICATION_NAME) {
-            tracing::warn!(pid, "ending the connection of the Sluicebox that has the slot");
+        let is_given_up = self.given_up == Some(pid);
+        if (self.take_over || is_given_up) && name.as_deref() == Some(APPLICATION_NAME) {
+            let whose = if is_given_up { "our own, given up" } else { "another Sluicebox's" };
+            tracing::warn!(pid, whose, "ending the connection that has the slot");
             let ended = session.first("SELECT pg_terminate_backend($1)", &[&pid]).await;
             if let Err(error) = ended {
                 tracing::warn!(error = chain(&error), "it was not ended");
@@ -360,7 +380,13 @@ impl Reader {
             timeout.unwrap_or(SILENCE_DEFAULT) * 2_u32.pow(self.silent_losses),
         );
         let going_down = CancellationToken::new();
-        let mut link = Link { connection, pulse, going_down: going_down.clone() };
+        let pid = connection.pid;
+        let mut reconnects = self.reconnects.clone();
+        let moved = self.publish.borrow().moved;
+        // Whatever was asked for before there was this connection.
+        reconnects.mark_unchanged();
+        let mut link =
+            Link { connection, pulse, going_down: going_down.clone(), reconnects, moved };
         let (news, mut health) = watch::channel(None);
         let watcher = tokio::spawn(watch_over(
             Arc::clone(&self.sql),
@@ -371,8 +397,11 @@ impl Reader {
         ));
         let ended = self.read(&mut link, &mut health).await;
         watcher.abort();
-        self.publish_numbers(&link.pulse);
+        self.publish_numbers(&link);
         self.mark = self.mark.max(Some(link.pulse.confirmed));
+        if let Err(Error::Silent { .. } | Error::Stuck) = ended {
+            self.given_up = pid;
+        }
         match ended? {
             End::Abandoned => {
                 link.pulse.take_confirmed();
@@ -398,6 +427,7 @@ impl Reader {
             while let Some(streamed) = link.connection.next_streamed()? {
                 match streamed {
                     Streamed::Data { message, .. } => {
+                        link.moved += 1;
                         if let Some(relation) = stream.take(message, &mut self.intake)? {
                             let described =
                                 link.alive(self.catalog.describe(&self.sql, relation)).await??;
@@ -405,6 +435,7 @@ impl Reader {
                         }
                     }
                     Streamed::Keepalive { wal_end, reply_requested } => {
+                        link.moved += u64::from(wal_end > link.pulse.wal_end);
                         link.pulse.wal_end = link.pulse.wal_end.max(wal_end);
                         if !stream.in_transaction {
                             self.intake.idle(wal_end);
@@ -475,7 +506,7 @@ impl Reader {
         link.pulse.check_silence()?;
         if link.pulse.published != link.pulse.sent_at {
             link.pulse.published = link.pulse.sent_at;
-            self.publish_numbers(&link.pulse);
+            self.publish_numbers(link);
         }
         if health.has_changed().unwrap_or(false) {
             let health = health.borrow_and_update().clone();
@@ -484,12 +515,14 @@ impl Reader {
         Ok(())
     }
 
-    fn publish_numbers(&self, pulse: &Pulse) {
+    fn publish_numbers(&self, link: &Link) {
+        let pulse = &link.pulse;
         self.publish.send_modify(|status| {
             status.wal_end = status.wal_end.max(pulse.wal_end);
             status.confirmed = status.confirmed.max(pulse.confirmed);
             status.received = self.intake.seen.received();
             status.changes = self.intake.changes;
+            status.moved = link.moved;
         });
     }
 
@@ -529,7 +562,7 @@ impl Reader {
             // The owner has dropped its end of `confirm`: nothing more will be confirmed.
             if link.pulse.source.has_changed().is_err() {
                 link.pulse.take_confirmed();
-                self.publish_numbers(&link.pulse);
+                self.publish_numbers(&link);
                 return link.connection.close(link.pulse.confirmed).await;
             }
             link.pulse.tick.tick().await;
@@ -540,6 +573,13 @@ impl Reader {
             }
         }
     }
+}
+
+/// Gives a step of connecting up that is not answered.
+async fn answered<T>(step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(ANSWER_TIMEOUT, step)
+        .await
+        .unwrap_or(Err(Error::QueryTimeout { timeout: ANSWER_TIMEOUT }))
 }
 
 fn with_mend(finding: &preflight::Finding) -> String {
@@ -800,6 +840,10 @@ struct Link {
     pulse: Pulse,
     /// Postgres shuts down and waits for us.
     going_down: CancellationToken,
+    /// Our owner has had enough of this connection.
+    reconnects: watch::Receiver<()>,
+    /// See [`SourceStatus::moved`].
+    moved: u64,
 }
 
 impl Link {
@@ -823,6 +867,9 @@ impl Link {
     async fn on_tick(&mut self) -> Result<(), Error> {
         if self.going_down.is_cancelled() {
             return Err(Error::ShuttingDown);
+        }
+        if self.reconnects.has_changed().unwrap_or(false) {
+            return Err(Error::Stuck);
         }
         let risen = self.pulse.take_confirmed();
         if risen || self.pulse.sent_at.elapsed() >= self.pulse.status_interval {

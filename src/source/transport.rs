@@ -58,6 +58,8 @@ pub struct Identity {
 
 /// A connection in replication mode.
 pub(super) struct Replication {
+    /// Of the server's process for this connection, as it says.
+    pub pid: Option<i32>,
     stream: Stream,
     buffer: BytesMut,
     out: BytesMut,
@@ -73,8 +75,8 @@ impl Replication {
     /// Connects and logs in.
     pub(super) async fn connect(dsn: &Dsn, endpoint: &Endpoint) -> Result<Self, Error> {
         let stream = socket::connect(dsn, endpoint).await?;
-        let mut connection =
-            Self { stream, buffer: BytesMut::with_capacity(CHUNK_BYTES), out: BytesMut::new() };
+        let buffer = BytesMut::with_capacity(CHUNK_BYTES);
+        let mut connection = Self { pid: None, stream, buffer, out: BytesMut::new() };
         let timeout = dsn.connect_timeout();
         tokio::time::timeout(timeout, connection.log_in(dsn))
             .await
@@ -104,7 +106,8 @@ impl Replication {
             match tag {
                 b'Z' => return Ok(()),
                 b'E' => return Err(Error::Server(ServerError::parse(&body))),
-                b'K' | b'S' | b'N' => {}
+                b'K' => self.pid = body.first_chunk().copied().map(i32::from_be_bytes),
+                b'S' | b'N' => {}
                 tag => return Err(frame::unexpected(tag)),
             }
         }

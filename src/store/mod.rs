@@ -277,6 +277,14 @@ enum Request {
 pub struct Store {
     hand_over: Arc<dyn Fn(Task) + Send + Sync>,
     bytes: Arc<AtomicU64>,
+    load: Arc<Load>,
+}
+
+/// What the thread was asked for and has done.
+#[derive(Debug, Default)]
+struct Load {
+    asked: AtomicU64,
+    done: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {
@@ -360,24 +368,31 @@ impl Store {
         let mut database = Database::open(dir, take_over, connect)?;
         let loaded = database.load(&mut rand::rng())?;
         let bytes = Arc::clone(&database.bytes);
+        let load = Arc::<Load>::default();
+        let done = Arc::clone(&load);
         let (tasks, received) = mpsc::channel::<Task>();
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
                 while let Ok(task) = received.recv() {
                     task.carry_out(&mut database);
+                    done.done.fetch_add(1, Ordering::Relaxed);
                 }
             })
             .map_err(|source| Error::Open { path: dir.to_owned(), source })?;
         // The thread ends only when every handle is gone, or by a panic, and then the answer's
         // channel tells.
-        let hand_over = Arc::new(move |task| drop(tasks.send(task)));
-        Ok((Self { hand_over, bytes }, loaded))
+        let asked = Arc::clone(&load);
+        let hand_over = Arc::new(move |task| {
+            asked.asked.fetch_add(1, Ordering::Relaxed);
+            drop(tasks.send(task));
+        });
+        Ok((Self { hand_over, bytes, load }, loaded))
     }
 
     /// A handle whose requests go to `hand_over`, which sees to it that each is carried out, in order.
     pub fn over(hand_over: impl Fn(Task) + Send + Sync + 'static) -> Self {
-        Self { hand_over: Arc::new(hand_over), bytes: Arc::default() }
+        Self { hand_over: Arc::new(hand_over), bytes: Arc::default(), load: Arc::default() }
     }
 
     /// What of the file is in use, in bytes, as of the last write. Nothing for a handle over another
@@ -385,6 +400,14 @@ impl Store {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many requests wait for an answer, and how many were answered. Nothing of either for a handle
+    /// over another [`Database`].
+    #[must_use]
+    pub fn load(&self) -> (u64, u64) {
+        let done = self.load.done.load(Ordering::Relaxed);
+        (self.load.asked.load(Ordering::Relaxed).saturating_sub(done), done)
     }
 
     /// Carries all the writes out in one transaction, on disk when this returns.

@@ -17,6 +17,7 @@ mod restart;
 mod sink_faults;
 mod spill;
 mod story;
+mod stuck;
 mod support;
 mod takeover;
 mod tools;

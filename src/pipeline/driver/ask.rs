@@ -116,6 +116,7 @@ impl Driver {
                 .chain([self.spill.reason()])
                 .flatten()
                 .cloned()
+                .chain(self.stuck_reasons())
                 .collect();
         let (spilled_changes, spilled_bytes) = self.spill.size();
         let slot = source.slot.as_ref();
@@ -148,6 +149,9 @@ impl Driver {
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             wal_safe_bytes: slot.and_then(|slot| slot.safe_wal_bytes),
             warnings,
+            stuck: self.stuck_views(),
+            sink_sessions: self.counters.sink_sessions,
+            source_connections: source.connections,
         };
         self.status.send_if_modified(|published| {
             let changed = *published != status;

@@ -146,6 +146,7 @@ impl Driver {
             );
         }
         self.guarantee = Some(line.guarantee);
+        self.counters.sink_sessions += 1;
         self.sink_reason = None;
         self.sink = Sink::Open(Box::new(line));
         if self.established {

@@ -30,6 +30,7 @@
 mod ask;
 mod deliver;
 mod keep;
+mod looks;
 mod others;
 mod shape;
 mod skip;
@@ -60,6 +61,7 @@ use crate::pipeline::item::Origin;
 use crate::pipeline::link::{self, Established, Line};
 use crate::pipeline::outbox::{Outbox, Parcel, Window};
 use crate::pipeline::sample::Sampler;
+use crate::pipeline::stuck::Stuck;
 use crate::pipeline::workers::{Done, Workers};
 use crate::policy::Backoff;
 use crate::sink::Guarantee;
@@ -139,6 +141,8 @@ pub struct Settings {
     /// Between attempts of a failed message.
     pub retry: Backoff,
     pub bounds: Bounds,
+    /// What gets nothing done for so long is stuck.
+    pub stuck_after: Duration,
     /// For this start.
     pub grants: Grants,
     pub pipeline_name: String,
@@ -194,6 +198,8 @@ struct Counters {
     records: u64,
     record_bytes: u64,
     dropped: u64,
+    /// Opened, the first included.
+    sink_sessions: u64,
 }
 
 /// The running pipeline.
@@ -268,6 +274,7 @@ struct Driver {
 
     selected: mpsc::UnboundedSender<Selected>,
     counters: Counters,
+    stuck: Stuck,
     source_reason: Option<Reason>,
     /// As the store has it: which Postgres its messages are from.
     source_identity: Option<String>,
@@ -294,6 +301,7 @@ impl Driver {
         let Parts { mut chains, sampler, workers, client, status, shutdown, clock, rng, .. } =
             parts;
         let now = clock.now();
+        let stuck = Stuck::new(settings.stuck_after);
         let checkpoint = loaded.checkpoint.unwrap_or_default();
         let progress = Progress { position: checkpoint.position, lsn: checkpoint.confirm };
         let read = Progress { position: Spill::through(&loaded.spilled, checkpoint), ..progress };
@@ -355,7 +363,7 @@ impl Driver {
             sink: Sink::Waiting { until: now },
             sink_reason: Some(Reason {
                 part: "sink".to_owned(),
-                code: "sink_connecting".to_owned(),
+                code: looks::CONNECTING.to_owned(),
                 text: "connecting to S2".to_owned(),
             }),
             sink_failures: 0,
@@ -378,6 +386,7 @@ impl Driver {
             saved_at: now,
             selected,
             counters: Counters::default(),
+            stuck,
             source_reason: None,
             source_identity: loaded.source_identity,
             draining: None,
@@ -435,7 +444,10 @@ impl Driver {
                     let status = source_status.borrow_and_update().clone();
                     self.on_source_status(&status)?;
                 }
-                _ = status_tick.tick() => self.publish_status(),
+                _ = status_tick.tick() => {
+                    self.look_for_stuck();
+                    self.publish_status();
+                }
                 batch = self.source.batches.recv(), if takes => match batch {
                     Some(batch) => self.on_batch(batch)?,
                     None => {

@@ -148,6 +148,11 @@ impl Spill {
         (self.changes, self.bytes)
     }
 
+    /// It is being read again, or will be.
+    pub(super) fn is_read(&self) -> bool {
+        self.reading.is_some() || self.read_again_at.is_some()
+    }
+
     pub(super) fn reason(&self) -> Option<&Reason> {
         self.reason.as_ref()
     }
@@ -187,7 +192,7 @@ impl Driver {
         }
     }
 
-    fn drains(&self) -> bool {
+    pub(super) fn drains(&self) -> bool {
         self.established
             && self.chain_stored
             && matches!(self.sink, Sink::Open(_))

@@ -171,6 +171,8 @@ pub enum Fault {
     Unless { token: String },
     /// 413 to records with a body of more bytes, as a proxy with a limit of its own would.
     BodiesOver { bytes: usize },
+    /// Append sessions are taken and never answered; everything else passes.
+    SwallowSessions,
 }
 
 impl Fault {
@@ -244,16 +246,28 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         return answer;
     }
 
+    let is_session = |headers: &HeaderMap| {
+        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "s2s/proto")
+    };
+    if fault == Fault::SwallowSessions && is_session(request.headers()) {
+        shared.refuse();
+        drain(request.into_body().into_data_stream());
+        // Until the fault is over, and then as a proxy does that gives up.
+        drop(faults.changed().await);
+        return error_answer(502, "hot_server", "a fault that a test asked for");
+    }
     let (parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut upstream = shared.http.request(parts.method, format!("{}{path}", shared.upstream));
     upstream = upstream.headers(end_to_end(&parts.headers));
-    let session = parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "s2s/proto");
+    let session = is_session(&parts.headers);
     let body_bytes_max = match fault {
         Fault::BodiesOver { bytes } if session => bytes,
-        Fault::None | Fault::Status { .. } | Fault::Unless { .. } | Fault::BodiesOver { .. } => {
-            usize::MAX
-        }
+        Fault::None
+        | Fault::Status { .. }
+        | Fault::Unless { .. }
+        | Fault::BodiesOver { .. }
+        | Fault::SwallowSessions => usize::MAX,
     };
     let (oversize, met_oversize) = watch::channel(false);
     let upload = until_oversize(body.into_data_stream(), body_bytes_max, oversize);
@@ -293,7 +307,7 @@ fn drain(mut upload: impl Stream<Item = Result<Bytes, axum::Error>> + Send + Unp
 /// The answer in place of S2's, if the fault says so before the body is seen.
 fn refusal(fault: &Fault, headers: &HeaderMap) -> Option<Response> {
     match fault {
-        Fault::None | Fault::BodiesOver { .. } => None,
+        Fault::None | Fault::BodiesOver { .. } | Fault::SwallowSessions => None,
         Fault::Status { status, code, retry_after_ms } => {
             let mut answer = error_answer(*status, code, "a fault that a test asked for");
             if let Some(wait) = retry_after_ms {
