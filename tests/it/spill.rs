@@ -2,9 +2,9 @@
 //! lost, doubled or out of order, whoever is killed meanwhile. And the disk is full.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
+use crate::support::disk::SmallDisk;
 use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::postgres::Cluster;
 use crate::support::s2::Server;
@@ -176,36 +176,18 @@ async fn a_full_store_stops_reading_until_messages_leave_it() {
     running.stop().await;
 }
 
-/// A small file system of its own, gone when this is dropped.
-struct SmallDisk<'a>(&'a Path);
-
-impl SmallDisk<'_> {
-    fn mount(&self, options: &str) -> bool {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "sluicebox-it"]).arg(self.0);
-        mount.output().is_ok_and(|output| output.status.success())
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(self.0).output());
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_said_and_outlasted() {
     let dir = tempfile::tempdir().unwrap();
     let world = world("disk_full", dir.path(), "").await;
     let state = world.path("state");
     std::fs::create_dir(&state).unwrap();
-    let disk = SmallDisk(&state);
-    if !disk.mount("size=3m") {
+    let Some(disk) = SmallDisk::mount(&state, "3m") else {
         eprintln!(
             "skipped: only root may mount a small disk; the store's own tests have a full one"
         );
         return;
-    }
+    };
     let mut running = world.start().ready().await;
     let work = workload(&world).start();
     work.commits(20).await;
@@ -216,7 +198,7 @@ async fn a_full_disk_is_said_and_outlasted() {
     let text = running.unready("store_failed").await;
     assert!(text.contains("is full") && text.contains("make room"), "{text}");
     work.commits(20).await;
-    assert!(disk.mount("remount,size=64m"), "the disk grows");
+    disk.resize("64m");
     running = running.ready().await;
     world.until_messages("parked", 3).await;
     world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;

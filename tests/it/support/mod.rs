@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "the benchmark uses this module too, and needs only a part of it")]
 
+pub mod disk;
 pub mod guest;
 pub mod oracle;
 pub mod postgres;
@@ -102,6 +103,11 @@ impl Random {
     /// From 0 to `end`, exclusive.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
+    }
+
+    /// A place in something of this length.
+    pub fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).expect("it is below a length")
     }
 
     pub fn one_in(&mut self, n: u64) -> bool {

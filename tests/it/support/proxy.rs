@@ -215,6 +215,10 @@ impl Front {
         Self { port, shared }
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -273,7 +277,8 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     let upload = until_oversize(body.into_data_stream(), body_bytes_max, oversize);
     let answer = match upstream.body(reqwest::Body::wrap_stream(upload)).send().await {
         Ok(answer) => answer,
-        Err(error) => return error_answer(502, "hot_server", &error.to_string()),
+        // What was sent may have been taken: a code that says so.
+        Err(error) => return error_answer(504, "upstream_timeout", &error.to_string()),
     };
 
     let mut response = Response::builder().status(answer.status());

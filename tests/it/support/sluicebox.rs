@@ -189,11 +189,16 @@ impl Home {
         .await
     }
 
+    /// The transforms folder.
+    pub fn transforms(&self) -> PathBuf {
+        self.path(&self.settings.transforms)
+    }
+
     /// Puts a file into the transforms folder in one step, as the documentation advises.
     pub fn drop_in(&self, name: &str, bytes: &[u8]) {
-        let temporary = self.path(&format!("transforms/{name}.tmp"));
+        let temporary = self.transforms().join(format!("{name}.tmp"));
         fs::write(&temporary, bytes).unwrap();
-        fs::rename(temporary, self.path(&format!("transforms/{name}"))).unwrap();
+        fs::rename(temporary, self.transforms().join(name)).unwrap();
     }
 
     /// Writes the settings of a module in one step.
