@@ -8,6 +8,7 @@
 mod error;
 mod guard;
 mod messages;
+mod metrics;
 
 use std::io;
 use std::net::SocketAddr;
@@ -49,6 +50,7 @@ GET  /api/v1/messages/ID/case        one message to be replayed elsewhere: redac
 POST /api/v1/messages/ID/retry|ack   try it again at once, or give it up
 POST /api/v1/messages/retry|ack      the same for {\"all\": true}, {\"state\": …} or {\"table\": …}
 GET  /api/v1/transforms              the transforms folder
+GET  /metrics                        the same and more in numbers, for Prometheus
 GET  /healthz                        200 while the process lives
 GET  /readyz                         200 when it delivers, 503 with the reasons when it does not
 
@@ -177,6 +179,7 @@ fn router(app: App) -> Router {
         .route("/", get(|| async { ROOT_TEXT }))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
         .route("/api/v1/transforms", get(transforms))
         .route("/api/v1/messages", get(messages::list))
@@ -200,6 +203,11 @@ async fn status(State(app): State<App>) -> Response {
 
 async fn transforms(State(app): State<App>) -> Response {
     Json((app.transforms)()).into_response()
+}
+
+async fn metrics(State(app): State<App>) -> Response {
+    let text = metrics::text(&app.control.status(), &(app.transforms)());
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
 #[derive(Serialize)]

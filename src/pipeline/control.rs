@@ -165,6 +165,9 @@ pub struct Status {
     /// Sessions with S2 and connections to Postgres that this process opened, the first included.
     pub sink_sessions: u64,
     pub source_connections: u64,
+    /// For `/metrics`.
+    #[serde(skip)]
+    pub measures: super::measures::Measures,
 }
 
 /// A part of the pipeline that stands still.

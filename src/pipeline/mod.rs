@@ -11,6 +11,7 @@
 //! | `size_gate` | the only maker of a record that the sink takes |
 //! | `sample`, `vetting` | what a chain is tried on before it goes live |
 //! | `budget` | how much may be between the source and its settlement |
+//! | `measures` | what is counted for `/metrics` |
 //! | `stuck` | whether a part stands still although it has something to do |
 //! | `control` | what the console and the commands ask |
 
@@ -23,6 +24,7 @@ pub mod group;
 pub mod holds;
 pub mod item;
 pub mod link;
+pub mod measures;
 pub mod outbox;
 pub mod sample;
 pub mod size_gate;

@@ -227,6 +227,8 @@ pub struct Known {
     pub state: StoredState,
     pub attempts: u64,
     pub next_attempt: Option<SystemTime>,
+    /// Of its last failure, if it failed.
+    pub class: Option<String>,
 }
 
 /// What the store knows at start.
@@ -625,7 +627,8 @@ impl Database {
     fn known(&self) -> Result<Vec<Known>, Error> {
         let mut statement = self.connection.prepare(
             "SELECT id, commit_lsn, commit_idx, state, attempts, next_attempt_ms,
-                    table_group, group_a, group_b FROM messages ORDER BY id",
+                    table_group, group_a, group_b, json_extract(failure, '$.error.class')
+             FROM messages ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
         let mut known = Vec::new();
@@ -639,6 +642,7 @@ impl Database {
                 state: StoredState::from_number(row.get(3)?)?,
                 attempts: unsigned(row.get(4)?),
                 next_attempt: row.get::<_, Option<i64>>(5)?.map(codec::time_from_ms),
+                class: row.get(9)?,
                 groups: Groups {
                     table: GroupId(row.get(6)?),
                     first: row.get::<_, Option<[u8; 16]>>(7)?.map(GroupId),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
@@ -25,16 +25,22 @@ pub(crate) struct Transform {
     pub(crate) since: String,
 }
 
-/// How often a transform was called, and how often it failed. Shared by all workers.
+/// How often a transform was called, how often it failed and how long it took. Shared by all workers.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     calls: AtomicU64,
     errors: AtomicU64,
+    nanos: AtomicU64,
 }
 
 impl Counters {
     pub(crate) fn called(&self) {
         self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn took(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
     pub(crate) fn failed(&self) {
@@ -43,6 +49,11 @@ impl Counters {
 
     pub(crate) fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// What all calls took together.
+    pub(crate) fn time(&self) -> Duration {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
     }
 
     pub(crate) fn errors(&self) -> u64 {

@@ -224,7 +224,11 @@ impl Runner {
         let Called { result, failed, measured, logs } = called;
         let fault = match result {
             Ok(shaped) => {
-                push(steps, Step::new(index, shaped.verdict(), started, measured, logs));
+                let step = Step::new(index, shaped.verdict(), started, measured, logs);
+                if !quiet {
+                    slot.transform.counters.took(step.took);
+                }
+                push(steps, step);
                 return Ok(shaped);
             }
             Err(fault) => fault,
@@ -232,10 +236,11 @@ impl Runner {
 
         let transform = &*slot.transform;
         first_fault.get_or_insert((index, fault.class));
+        let mut step = Step::new(index, fault.class.as_str(), started, measured, logs);
         if !quiet {
             transform.counters.failed();
+            transform.counters.took(step.took);
         }
-        let mut step = Step::new(index, fault.class.as_str(), started, measured, logs);
         step.backtrace.clone_from(&fault.backtrace);
         push(steps, step);
         match (transform.settings.on_error, before) {

@@ -12,6 +12,7 @@ mod cli;
 mod folder;
 mod groups;
 mod languages;
+mod metrics;
 mod provocations;
 mod restart;
 mod sink_faults;

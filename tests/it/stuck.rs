@@ -46,6 +46,8 @@ async fn a_sink_that_opens_and_acknowledges_nothing_is_stuck() {
     let text = running.unready("stuck_sink").await;
     assert!(text.contains("session is opened anew") && text.contains("unary"), "{text}");
     assert_eq!(stuck(&world).await, ["sink"]);
+    let scrape = world.metrics().await.unwrap();
+    assert!(scrape.contains("sluicebox_stuck{part=\"sink\"} 1\n"), "{scrape}");
     front.set(Fault::None);
     running = running.ready().await;
     assert!(stuck(&world).await.is_empty());

@@ -7,6 +7,7 @@ use crate::message::{Draft, Envelope};
 use crate::pipeline::control;
 use crate::pipeline::control::{Changed, Reason, Request, Status};
 use crate::pipeline::holds::MessageId;
+use crate::pipeline::measures::Measures;
 use crate::policy;
 use crate::sink::Guarantee;
 use crate::store::{Store, Stored, Write};
@@ -94,6 +95,7 @@ impl Driver {
                     tracing::warn!(message = id, "given up by an operator; it is not delivered");
                     self.holds.remove(id);
                     self.attempts.remove(&id);
+                    self.classes.gone(&mut self.measures, id);
                     self.writes.push(Write::Acknowledge { id });
                 }
                 let changed = Changed { changed: idle.len() as u64, unchanged_behind };
@@ -152,6 +154,11 @@ impl Driver {
             stuck: self.stuck_views(),
             sink_sessions: self.counters.sink_sessions,
             source_connections: source.connections,
+            measures: Measures {
+                in_flight_bytes: self.budget.bytes_out() as u64,
+                in_flight_bytes_max: self.budget.bytes_max() as u64,
+                ..self.measures.clone()
+            },
         };
         self.status.send_if_modified(|published| {
             let changed = *published != status;

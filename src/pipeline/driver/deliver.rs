@@ -65,6 +65,11 @@ impl Driver {
             return Ok(());
         }
         while let Some(records) = self.outbox.next_batch(now) {
+            self.measures.sent_records += records.len() as u64;
+            self.measures.sent_bytes += records
+                .iter()
+                .map(crate::pipeline::size_gate::SizedRecord::metered_bytes)
+                .sum::<u64>();
             line.send(&records)
                 .map_err(|error| Error::Sink(crate::error_chain::error_chain(&error)))?;
         }
@@ -106,6 +111,8 @@ impl Driver {
 
     pub(super) fn on_delivered(&mut self, parcel: &Parcel, seq: u64) {
         self.note_first_of_chain(parcel);
+        let committed_us = parcel.item.change.commit_timestamp_us;
+        self.measures.latency.observe(committed_us, self.clock.time_of_day());
         self.counters.records += parcel.records.len() as u64;
         self.counters.record_bytes += parcel
             .records

@@ -45,6 +45,9 @@ impl Driver {
         let groups = self.holds.groups_of(&change);
         self.holds.insert(id, change.position, groups, failure.is_some(), due);
         self.attempts.insert(id, attempts);
+        if let Some(failure) = &failure {
+            self.count_failure(id, failure);
+        }
         if mutation::broken(Rule::StoreWithCheckpoint) {
             self.settle(origin, change.bytes(), None);
         } else {
@@ -65,6 +68,7 @@ impl Driver {
         let attempts = self.attempts.get(&id).copied().unwrap_or(0) + 1;
         let (state, next_attempt, due) = self.next_attempt(&failure, attempts);
         self.attempts.insert(id, attempts);
+        self.count_failure(id, &failure);
         self.holds.back(id, true, due);
         self.writes.push(Write::Failed { id, state, attempts, next_attempt, failure });
     }
@@ -98,8 +102,18 @@ impl Driver {
         }
     }
 
+    fn count_failure(&mut self, id: MessageId, failure: &Failure) {
+        let class = failure.error.class.as_str();
+        self.classes.failed(&mut self.measures, id, class);
+        match self.measures.failures.get_mut(class) {
+            Some(count) => *count += 1,
+            None => drop(self.measures.failures.insert(class.into(), 1)),
+        }
+    }
+
     /// A message has left the store for good.
     pub(super) fn forget(&mut self, id: MessageId) {
+        self.classes.gone(&mut self.measures, id);
         self.holds.remove(id);
         self.attempts.remove(&id);
         self.writes.push(Write::Remove { id });
@@ -148,6 +162,7 @@ impl Driver {
         let mut items = Vec::with_capacity(read.len());
         for (id, change) in read {
             self.retry_bytes += change.bytes();
+            self.measures.retries += 1;
             items.push(Item { change, origin: Origin::Store { id } });
         }
         self.dispatch(items)

@@ -59,6 +59,7 @@ use crate::pipeline::grants::Grants;
 use crate::pipeline::holds::{Due, Holds, MessageId};
 use crate::pipeline::item::Origin;
 use crate::pipeline::link::{self, Established, Line};
+use crate::pipeline::measures::{Classes, Measures};
 use crate::pipeline::outbox::{Outbox, Parcel, Window};
 use crate::pipeline::sample::Sampler;
 use crate::pipeline::stuck::Stuck;
@@ -275,6 +276,8 @@ struct Driver {
     selected: mpsc::UnboundedSender<Selected>,
     counters: Counters,
     stuck: Stuck,
+    measures: Measures,
+    classes: Classes,
     source_reason: Option<Reason>,
     /// As the store has it: which Postgres its messages are from.
     source_identity: Option<String>,
@@ -308,6 +311,7 @@ impl Driver {
         let mut holds = Holds::new(checkpoint.position);
         let mut replayed = HashMap::new();
         let mut attempts = HashMap::new();
+        let (mut measures, mut classes) = (Measures::default(), Classes::default());
         for known in &loaded.messages {
             if known.position > checkpoint.position {
                 replayed.insert(known.position, None);
@@ -326,6 +330,9 @@ impl Driver {
                 (_, None) => Due::Now,
             };
             attempts.insert(known.id, known.attempts);
+            if let Some(class) = &known.class {
+                classes.failed(&mut measures, known.id, class);
+            }
             holds.insert(known.id, known.position, known.groups, failed, due);
         }
         let chain = Arc::clone(&chains.borrow_and_update());
@@ -387,6 +394,8 @@ impl Driver {
             selected,
             counters: Counters::default(),
             stuck,
+            measures,
+            classes,
             source_reason: None,
             source_identity: loaded.source_identity,
             draining: None,

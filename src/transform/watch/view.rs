@@ -36,6 +36,8 @@ pub struct TransformView {
     pub since: String,
     pub calls: u64,
     pub errors: u64,
+    /// What all calls took together, in microseconds.
+    pub micros: u64,
     /// What vetting said, where it was asked.
     pub vet: Option<VetReport>,
 }
@@ -63,6 +65,7 @@ pub(super) fn live_view(transform: &Transform, vet: Option<VetReport>) -> Transf
         since: transform.since.clone(),
         calls: transform.counters.calls(),
         errors: transform.counters.errors(),
+        micros: u64::try_from(transform.counters.time().as_micros()).unwrap_or(u64::MAX),
         vet,
     }
 }
@@ -106,6 +109,7 @@ impl Watcher {
             since: refused.since.clone(),
             calls: 0,
             errors: 0,
+            micros: 0,
             vet: refused.vet.clone(),
         });
         let compiling = self.making.keys().map(|file| TransformView {
@@ -116,6 +120,7 @@ impl Watcher {
             since: now(),
             calls: 0,
             errors: 0,
+            micros: 0,
             vet: None,
         });
         let tried = self.trial.iter().flat_map(UnderTrial::transforms);
@@ -127,6 +132,7 @@ impl Watcher {
             since: transform.since.clone(),
             calls: 0,
             errors: 0,
+            micros: 0,
             vet: None,
         });
         let others = refused.chain(compiling).chain(vetting).collect();

@@ -228,6 +228,12 @@ impl Home {
         answer.map_err(|e| e.to_string())?.json().await.map_err(|e| e.to_string())
     }
 
+    /// What `/metrics` says.
+    pub async fn metrics(&self) -> Result<String, String> {
+        let answer = self.http.get(self.url("/metrics")).send().await;
+        answer.map_err(|e| e.to_string())?.text().await.map_err(|e| e.to_string())
+    }
+
     /// Fails the test if a text shows what nobody may see.
     pub fn look_through(&self, what: &str, text: &str) {
         let row = [ROW_MARK.to_owned()];
