@@ -7,7 +7,7 @@
 # ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
 ARGS ?=
 
-.PHONY: demo test test-transforms sim torture bench fmt lint fuzz setup
+.PHONY: demo test test-transforms sim torture bench bench-peers fmt lint fuzz setup
 
 # The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
 demo: setup
@@ -31,6 +31,11 @@ torture: setup
 
 bench: setup
 	cargo bench --locked --bench pipeline -- $(ARGS)
+
+# The same edit by serde_json, Extism, VRL and this host. A crate of its own, of which the product knows
+# nothing: its first build takes about as long as the product's.
+bench-peers: setup
+	cd benches/peers && cargo run --locked --release
 
 # Feeds bytes to the loader, to what a guest may answer, or to the decoder, until Ctrl-C: TARGET=loader,
 # answers or decode. What it finds goes to fuzz/target/corpus; the small ones in fuzz/corpus are
