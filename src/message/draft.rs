@@ -12,6 +12,7 @@ use super::envelope::{Envelope, TableParts, json_string};
 use super::header;
 use super::record::Sizes;
 use crate::change::{Action, Change};
+use crate::pg_type::Kind;
 use crate::sink::record::Header;
 use crate::sink::stream_name::{InvalidStreamName, check_stream_name};
 
@@ -205,6 +206,23 @@ impl Draft {
                 Err(_) => Cow::Borrowed(json),
             }),
         })
+    }
+
+    /// The content of a column that Postgres sent and that is written as a string with all of it, without
+    /// making the JSON. Nothing for every other column, which may be a string all the same.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres's text is not UTF-8.
+    pub(crate) fn plain_text(&self, name: &str) -> Result<Option<&str>, EditError> {
+        let Some(column) = self.named(name) else { return Ok(None) };
+        match self.value(&column)? {
+            Value::Text { kind: Kind::Text, text } => match std::str::from_utf8(text) {
+                Ok(text) => Ok(Some(text)),
+                Err(_) => Err(self.not_utf8(&column).into()),
+            },
+            Value::Text { .. } | Value::Null | Value::Unchanged | Value::Json(_) => Ok(None),
+        }
     }
 
     /// A column's value from before the change, as `changes` shows it: only in an update, only

@@ -2,6 +2,7 @@
 //! crossing. No WebAssembly in this file.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use std::time::Instant;
 use base64::Engine as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use zstd::zstd_safe::{CCtx, CParameter};
 
 use super::hex;
 use super::state::{DeadlinePassed, Message};
@@ -19,11 +21,25 @@ const CHUNK_BYTES: usize = 256 * 1024;
 
 const ZSTD_LEVEL_DEFAULT: u32 = 3;
 const ZSTD_LEVEL_MAX: u32 = 19;
+/// What is compressed without a look at the clock in between, and so without a copy of it: at this level
+/// that is done in less time than a chunk takes at the highest.
+const ZSTD_WHOLE_LEVEL_MAX: i32 = 5;
+const ZSTD_WHOLE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What a thread keeps at most of memory for its next compression. Level 3 takes about 4 MiB for a value
+/// of 2 MiB, level 19 more than 80.
+const ZSTD_CONTEXT_BYTES_MAX: usize = 8 * 1024 * 1024;
 const GZIP_LEVEL_DEFAULT: u32 = 6;
 const GZIP_LEVEL_MAX: u32 = 9;
 
 const COMPRESSED: &str = "compressed_columns";
 const TRUNCATED: &str = "truncated_columns";
+
+thread_local! {
+    /// Memory of the last compression on this thread: to ask the kernel for it anew, page by page, takes
+    /// as long as a third of compressing 2 MiB.
+    static ZSTD_CONTEXT: RefCell<Option<CCtx<'static>>> = const { RefCell::new(None) };
+}
 
 /// Why an edit was not made.
 #[derive(Debug, thiserror::Error)]
@@ -217,6 +233,9 @@ impl Content<'_> {
 
 /// A column's value, or nothing where it is missing, null or unchanged.
 fn content<'a>(message: &'a Message, column: &str) -> Result<Option<Content<'a>>, Error> {
+    if let Some(text) = message.draft.plain_text(column)? {
+        return Ok(Some(Content::Text(text.into())));
+    }
     let Some(json) = message.draft.json(column)? else { return Ok(None) };
     if json == "null" {
         return Ok(None);
@@ -255,12 +274,14 @@ fn pack(bytes: &[u8], codec: Codec, level: u32, deadline: Instant) -> Result<Vec
     match codec {
         Codec::Zstd => {
             let level = i32::try_from(level).unwrap_or(i32::MAX);
-            let mut encoder =
-                zstd::stream::write::Encoder::new(Vec::new(), level).map_err(failed)?;
-            // The frame then states its content's size, and the encoder can plan for it.
-            encoder.set_pledged_src_size(Some(bytes.len() as u64)).map_err(failed)?;
-            write_chunks(bytes, &mut encoder, deadline, failed)?;
-            encoder.finish().map_err(failed)
+            ZSTD_CONTEXT.with_borrow_mut(|kept| {
+                let context = kept.get_or_insert_with(CCtx::create);
+                let packed = pack_zstd(bytes, context, level, deadline);
+                if packed.is_err() || context.sizeof() > ZSTD_CONTEXT_BYTES_MAX {
+                    *kept = None;
+                }
+                packed
+            })
         }
         Codec::Gzip => {
             let mut encoder =
@@ -269,6 +290,31 @@ fn pack(bytes: &[u8], codec: Codec, level: u32, deadline: Instant) -> Result<Vec
             encoder.finish().map_err(failed)
         }
     }
+}
+
+fn pack_zstd(
+    bytes: &[u8],
+    context: &mut CCtx<'static>,
+    level: i32,
+    deadline: Instant,
+) -> Result<Vec<u8>, Error> {
+    let refused = |text: &str| Error::Refused(format!("could not compress with zstd: {text}"));
+    let failed = |error: std::io::Error| refused(&error.to_string());
+    if level <= ZSTD_WHOLE_LEVEL_MAX && bytes.len() <= ZSTD_WHOLE_BYTES_MAX {
+        check_deadline(deadline)?;
+        let code = |code| refused(zstd::zstd_safe::get_error_name(code));
+        context.set_parameter(CParameter::CompressionLevel(level)).map_err(code)?;
+        let mut packed = Vec::with_capacity(zstd::zstd_safe::compress_bound(bytes.len()));
+        context.compress2(&mut packed, bytes).map_err(code)?;
+        packed.shrink_to_fit();
+        return Ok(packed);
+    }
+    let mut encoder = zstd::stream::write::Encoder::with_context(Vec::new(), context);
+    encoder.set_parameter(CParameter::CompressionLevel(level)).map_err(failed)?;
+    // The frame then states its content's size, and the encoder can plan for it.
+    encoder.set_pledged_src_size(Some(bytes.len() as u64)).map_err(failed)?;
+    write_chunks(bytes, &mut encoder, deadline, failed)?;
+    encoder.finish().map_err(failed)
 }
 
 fn level_refused(codec: Codec, level: u32, max: u32) -> Error {
