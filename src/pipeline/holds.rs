@@ -16,7 +16,8 @@
 //!   under another grouping becomes one.
 //! - What is sent no longer holds: whatever follows it takes the same way to S2, behind it.
 //! - After a restart, a message beyond the checkpoint waits until the source has read past it: changes
-//!   of its group that had not reached S2 come first.
+//!   of its group that had not reached S2 come first. Likewise where they were spilled, until they have
+//!   come out of the spill.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -189,6 +190,16 @@ impl Holds {
             }
             self.gated.remove(&gated);
             self.arm(id);
+        }
+    }
+
+    /// Changes from this position on, which had been read, will be read once more: what is stored
+    /// behind them waits for that, as after a restart.
+    pub fn read_again_from(&mut self, position: Position) {
+        self.passed = self.passed.min(position.before());
+        for (id, held) in self.messages.iter().filter(|(_, held)| held.position > self.passed) {
+            self.schedule.remove(&schedule_key(held, *id));
+            self.gated.insert(held.position, *id);
         }
     }
 
@@ -442,6 +453,25 @@ mod tests {
         assert!(!holds.holds(at(2), &row(2)));
         assert!(!holds.holds(at(0), &row(1)), "an earlier change goes first");
         assert_eq!(holds.counts(), Counts { parked: 1, retrying: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn what_is_read_again_comes_before_what_was_stored_behind_it() {
+        let now = Instant::now();
+        let mut holds = holds_all_read();
+        holds.insert(1, at(2), row(1), true, Due::Now);
+        holds.insert(2, at(5), row(1), true, Due::OnRequest);
+        holds.insert(3, at(6), row(2), true, Due::Now);
+        holds.read_again_from(at(4));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(1), "it is in front");
+        holds.sent(1);
+        assert!(holds.request(2));
+        assert_eq!(holds.next_due(now, u64::MAX), None);
+        holds.pass(at(5));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(2));
+        assert_eq!(holds.next_due(now, u64::MAX), None);
+        holds.pass(at(6));
+        assert_eq!(holds.next_due(now, u64::MAX), Some(3));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::postgres::Cluster;
 use crate::support::s2::Server;
 use crate::support::sluicebox::Running;
-use crate::support::world::World;
+use crate::support::world::{World, field};
 use crate::support::{Random, until};
 
 /// A world whose S2 keeps its streams on disk, with more settings.
@@ -130,6 +130,48 @@ async fn parked_rows_keep_their_order_among_spilled_ones() {
     judge(&world, Order::PerRow).await;
     world.until_no_messages().await;
     running.stop().await;
+}
+
+/// What is spilled comes before what is newer and was parked, also where that is let through while S2
+/// is away: before spilling begins, and after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_row_that_is_let_through_waits_for_older_changes_that_are_spilled() {
+    for fixed_first in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let sections = "[delivery]\nspill_after = \"20MiB\"";
+        let world = world("spill_released", dir.path(), sections).await;
+        let running = world.start().ready().await;
+        world.sql("insert into items values (0, 0, 'r0wv4lue', 'r0wv4lue')").await;
+        world.until_records(1).await;
+        world.s2.kill().await;
+        world
+            .sql(
+                "insert into items values (1, 1, 'r0wv4lue', 'r0wv4lue');
+                 update items set op = 2, body = repeat('x', 1200000) where id = 1;",
+            )
+            .await;
+        world.until_messages("parked", 1).await;
+        let mut running = running;
+        let write_much = "create table if not exists much (n text); alter table much alter n \
+             set storage external; insert into much select repeat('x', 1000000) from \
+             generate_series(1, 30);";
+        for fix in [fixed_first, !fixed_first] {
+            if fix {
+                world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+                world.until_transform("10-strip-columns.wasm", "live").await;
+            } else {
+                // What is written is not published, and what Postgres keeps is still too much.
+                world.sql(write_much).await;
+                until_spilled(&mut running, &world).await;
+            }
+        }
+        world.s2.up().await;
+        let records = world.until_records(3).await;
+        let ops: Vec<_> = records.iter().map(|record| field(record, "op")).collect();
+        assert_eq!(ops, ["0", "1", "2"], "fixed first: {fixed_first}");
+        world.until_no_messages().await;
+        running.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

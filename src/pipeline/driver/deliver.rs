@@ -175,6 +175,11 @@ impl Driver {
         let through = self.delivered_position();
         let beyond = landed.iter().filter(|(position, _)| **position > through);
         self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
+        self.forget_landed(landed);
+    }
+
+    /// Stored messages that are in the stream leave the store.
+    pub(super) fn forget_landed(&mut self, landed: &HashMap<Position, u64>) {
         let mut delivered: Vec<MessageId> = self
             .holds
             .positions()

@@ -124,6 +124,7 @@ impl Driver {
         self.established
             && self.chain_stored
             && self.draining.is_none()
+            && !self.spill.is_gathering()
             && self.reading.is_none()
             && self.retry_bytes < RETRY_BYTES_MAX
             && self.jobs.len() < self.workers.jobs_max()

@@ -15,6 +15,8 @@
 //! - What had been sent without an answer is spilled too. The stream is read before anything is sent
 //!   again, at a restart as after a broken session, and what is in it is left out when it comes out
 //!   of the spill.
+//! - What is stored behind the first spilled change waits until that has come out again, even where it
+//!   could be delivered now: it may be of the same group.
 //! - While something is spilled, whatever comes from the source goes behind it. So order holds as if
 //!   it had come from the source later; parking and holding happen behind, where they always do.
 //! - A chunk leaves the disk in the transaction whose checkpoint has passed its last change.
@@ -27,7 +29,9 @@ use crate::change::{Change, Lsn, Position};
 use crate::config::SpillAfter;
 use crate::pipeline::ack::{AckTracker, EntryId, Progress};
 use crate::pipeline::control::Reason;
+use crate::pipeline::holds::Due;
 use crate::pipeline::item::{Item, Origin};
+use crate::pipeline::outbox::Parcel;
 use crate::policy;
 use crate::source;
 use crate::store::{self, Checkpoint, Chunk, Write};
@@ -138,6 +142,11 @@ impl Spill {
         chunks.last().map_or(checkpoint.position, |chunk| chunk.last.max(checkpoint.position))
     }
 
+    /// Nothing new is begun, so that what is in memory can be spilled.
+    pub(super) fn is_gathering(&self) -> bool {
+        self.mode == Mode::Gathering
+    }
+
     /// What comes from the source has to go behind what is spilled.
     pub(super) fn is_on(&self) -> bool {
         self.mode == Mode::On
@@ -223,7 +232,9 @@ impl Driver {
                 self.spill.mode = Mode::Gathering;
             }
             Mode::Gathering if !is_away => self.spill.mode = Mode::Off,
-            Mode::Gathering if self.jobs.is_empty() => self.begin_to_spill(),
+            Mode::Gathering if self.jobs.is_empty() && self.reading.is_none() => {
+                self.begin_to_spill();
+            }
             // A checkpoint has passed all of it: nothing goes past what is spilled.
             Mode::On if !is_away && self.spill.chunks.is_empty() && self.writing.is_none() => {
                 self.spill.mode = Mode::Off;
@@ -254,23 +265,9 @@ impl Driver {
             }
     }
 
-    /// Spills everything unsettled that is in memory. Nobody shapes anything at this moment.
+    /// Spills everything unsettled that is in memory. Nobody shapes or reads anything at this moment.
     fn begin_to_spill(&mut self) {
-        let from_source = |parcel: &crate::pipeline::outbox::Parcel| {
-            matches!(parcel.item.origin, Origin::Source { .. })
-        };
-        let mut items: Vec<Item> = self
-            .outbox
-            .take_out(from_source, self.clock.now())
-            .into_iter()
-            .map(|p| p.item)
-            .collect();
-        if self.refused.as_ref().is_some_and(|(parcel, _)| from_source(parcel))
-            && let Some((parcel, _)) = self.refused.take()
-        {
-            // It is refused again when it comes out.
-            items.push(parcel.item);
-        }
+        let mut items = self.take_from_memory();
         items.sort_by_key(|item| item.change.position);
         self.spill.mode = Mode::On;
         self.spill.seq_floor = self.tracker.seq_beyond();
@@ -286,6 +283,32 @@ impl Driver {
             self.effects.settled.push((item.origin, bytes));
             self.spill_change(item.change, bytes);
         }
+    }
+
+    /// What came from the source and is not settled. Stored messages behind it that were on their way go
+    /// back, and wait until it has come out of the spill.
+    fn take_from_memory(&mut self) -> Vec<Item> {
+        let from_source = |parcel: &Parcel| matches!(parcel.item.origin, Origin::Source { .. });
+        let mut items = Vec::new();
+        if self.refused.as_ref().is_some_and(|(parcel, _)| from_source(parcel))
+            && let Some((parcel, _)) = self.refused.take()
+        {
+            // It is refused again when it comes out.
+            items.push(parcel.item);
+        }
+        let now = self.clock.now();
+        let taken = self.outbox.take_out(from_source, now).into_iter().map(|parcel| parcel.item);
+        items.extend(taken);
+        let Some(first) = items.iter().map(|item| item.change.position).min() else { return items };
+        self.holds.read_again_from(first);
+        let is_behind = |parcel: &Parcel| parcel.item.change.position > first;
+        for Parcel { item, .. } in self.outbox.take_out(is_behind, now) {
+            if let Origin::Store { id } = item.origin {
+                self.off_the_way(&item);
+                self.holds.back(id, false, Due::Now);
+            }
+        }
+        items
     }
 
     fn lag_bytes(&self) -> u64 {
@@ -436,7 +459,8 @@ impl Driver {
         self.dispatch(items)
     }
 
-    /// After a broken session, changes that were sent before they were spilled may be in the stream.
+    /// After a broken session, changes that were sent before they were spilled may be in the stream, and
+    /// so may stored messages that went back.
     pub(super) fn landed_before_spilling(
         &mut self,
         landed: &std::collections::HashMap<Position, u64>,
@@ -444,6 +468,7 @@ impl Driver {
         if self.spill.mode != Mode::On {
             return;
         }
+        self.forget_landed(landed);
         let read = self.spill.read_through;
         let beyond = landed.iter().filter(|(position, _)| **position > read);
         self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
