@@ -188,16 +188,16 @@ async fn survey(client: &Client, read_from: u64) -> Result<Tail, Error> {
     if tail.next_seq < read_from {
         return Err(recreated(client, read_from, tail.next_seq));
     }
-    // At the tail too, to learn now whether the token may read.
-    let page = client.read(ReadFrom::Seq(read_from), 1, std::time::Duration::ZERO).await?;
-    if read_from < tail.next_seq {
-        match page.records.first() {
-            Some(first) if first.seq == read_from => {}
-            Some(first) => return Err(trimmed(client, read_from, first.seq)),
-            None => return Err(trimmed(client, read_from, tail.next_seq)),
-        }
+    if read_from == tail.next_seq {
+        // At the tail too, to learn now whether the token may read.
+        client.read(ReadFrom::Seq(read_from), 1, std::time::Duration::ZERO).await?;
+        return Ok(tail);
     }
-    Ok(tail)
+    match client.read_below_tail(read_from, 1).await?.records.first() {
+        Some(first) if first.seq == read_from => Ok(tail),
+        Some(first) => Err(trimmed(client, read_from, first.seq)),
+        None => Err(trimmed(client, read_from, tail.next_seq)),
+    }
 }
 
 /// Sets the token, and returns the number of the record that did it.

@@ -15,6 +15,10 @@ use super::{
 /// which proxies tend to give a request up.
 const FOLLOW_WAIT: Duration = Duration::from_secs(30);
 
+/// How often an empty page is asked for again where there should be records, and the first pause.
+const EMPTY_PAGES_MAX: u32 = 4;
+const EMPTY_PAGE_PAUSE: Duration = Duration::from_millis(50);
+
 /// A record as it is in the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadRecord {
@@ -94,6 +98,25 @@ impl Client {
         Reader { client: self.clone(), next_seq: from, end: End::Before(end) }
     }
 
+    /// A page from a number that lies below the tail. It is empty where everything up to the tail is
+    /// gone; but one empty answer proves nothing, since whoever stands in between may have cut it
+    /// off, and an operator would have to choose between loss and repetition.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::read`].
+    pub(super) async fn read_below_tail(&self, from: u64, count_max: usize) -> Result<Page, Error> {
+        let mut asked = 0;
+        loop {
+            let page = self.read(ReadFrom::Seq(from), count_max, Duration::ZERO).await?;
+            if !page.records.is_empty() || asked == EMPTY_PAGES_MAX {
+                return Ok(page);
+            }
+            tokio::time::sleep(EMPTY_PAGE_PAUSE * 2_u32.pow(asked)).await;
+            asked += 1;
+        }
+    }
+
     /// Everything from `from`, and whatever is appended later.
     #[must_use]
     pub fn follow(&self, from: u64) -> Reader {
@@ -118,21 +141,24 @@ impl Reader {
     /// As [`Client::read`].
     pub async fn next(&mut self) -> Result<Option<Vec<ReadRecord>>, Error> {
         loop {
-            let (count, wait) = match self.end {
+            let page = match self.end {
                 End::Before(end) => {
                     let left = end.saturating_sub(self.next_seq);
                     if left == 0 {
                         return Ok(None);
                     }
-                    (usize::try_from(left).unwrap_or(usize::MAX), Duration::ZERO)
+                    let count = usize::try_from(left).unwrap_or(usize::MAX);
+                    self.client.read_below_tail(self.next_seq, count).await?
                 }
-                End::Never => (BATCH_RECORDS_MAX, FOLLOW_WAIT),
+                End::Never => {
+                    let from = ReadFrom::Seq(self.next_seq);
+                    self.client.read(from, BATCH_RECORDS_MAX, FOLLOW_WAIT).await?
+                }
             };
-            let page = self.client.read(ReadFrom::Seq(self.next_seq), count, wait).await?;
             let (Some(first), Some(last)) = (page.records.first(), page.records.last()) else {
                 match self.end {
-                    // Everything up to the end is gone, or S2 contradicts its own tail: the caller
-                    // sees which by what it did not get.
+                    // Everything up to the end is gone, or S2 contradicts its own tail again and
+                    // again: the caller sees which by what it did not get.
                     End::Before(_) => return Ok(None),
                     End::Never => continue,
                 }

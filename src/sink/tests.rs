@@ -615,8 +615,8 @@ async fn a_directory_keeps_records_and_is_locked() {
     server.shutdown().await.unwrap();
 }
 
-/// Stands in front of `target` and refuses what `refuse` says, with that status and code. For
-/// requests with an end: a session does not pass.
+/// Stands in front of `target` and refuses what `refuse` says, with that status and code; a 200 has
+/// no body. For requests with an end: a session does not pass.
 async fn gate(
     target: String,
     refuse: impl Fn(&axum::http::request::Parts, &[u8]) -> Option<(u16, &'static str)>
@@ -631,7 +631,10 @@ async fn gate(
     let router = axum::Router::new().fallback(move |request: axum::extract::Request| async move {
         let (parts, body) = request.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        let (status, body) = if let Some((status, code)) = refuse(&parts, &body) {
+        let refused = refuse(&parts, &body);
+        let (status, body) = if let Some((200, _)) = refused {
+            (200, Bytes::new())
+        } else if let Some((status, code)) = refused {
             (status, Bytes::from(format!(r#"{{"code":"{code}","message":"refused"}}"#)))
         } else {
             let path = parts.uri.path_and_query().unwrap();
@@ -699,6 +702,28 @@ async fn the_guarantee_is_what_the_token_allows() {
     )
     .await;
     check(|parts, _| parts.method == "GET", Guarantee::AtLeastOnce, None).await;
+}
+
+/// An answer that something has cut off is no proof that records are gone, which would stop the
+/// pipeline.
+#[tokio::test]
+async fn an_empty_page_is_asked_for_again() {
+    let (server, direct) = ready(Mode::Unary).await;
+    let mut session = Session::open(&direct);
+    send(&mut session, &batch("a", 3), None, None);
+    session.close().await.unwrap();
+    let (asked, mut seen) = (std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0)), 0);
+    let url = gate(server.url(), move |parts, _| {
+        let is_page = parts.method == "GET" && parts.uri.path().ends_with("/records");
+        // Every second page is cut.
+        let is_cut =
+            is_page && asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(2);
+        is_cut.then_some((200, ""))
+    })
+    .await;
+    let client = Client::new(settings(url, &direct.place().stream, Mode::Unary)).unwrap();
+    let opened = open(&client, &[], "t", 1, Guarantee::AtLeastOnce, |_| seen += 1).await.unwrap();
+    assert_eq!((opened.next_seq, seen), (Some(4), 2));
 }
 
 #[tokio::test]

@@ -443,8 +443,8 @@ fn check_records(records: &[&Record]) {
 }
 
 fn check_positions(records: &[&Record], order: Order) {
-    let mut last: HashMap<String, (u64, u64)> = HashMap::new();
-    for record in records {
+    let mut last: HashMap<String, (&Record, (u64, u64))> = HashMap::new();
+    for &record in records {
         let message = record.json();
         let position = position(&message);
         let table = record.header("sb-table");
@@ -461,11 +461,19 @@ fn check_positions(records: &[&Record], order: Order) {
             }
         };
         for group in groups {
-            if let Some(previous) = last.insert(group, position) {
+            let show = |record: &Record, position: (u64, u64)| {
+                let (seq, action) = (record.seq_num, record.header("sb-action"));
+                format!(
+                    "record {seq} ({action} at {position:?}, chain {})",
+                    record.header("sb-chain")
+                )
+            };
+            if let Some((before, at)) = last.insert(group.clone(), (record, position)) {
                 assert!(
-                    previous < position,
-                    "record {} at {position:?} comes after {previous:?}",
-                    record.seq_num
+                    at < position,
+                    "of {group}, {} comes after {}",
+                    show(record, position),
+                    show(before, at)
                 );
             }
         }

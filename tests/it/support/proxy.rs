@@ -296,9 +296,14 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     let terminal = futures_util::stream::once(terminal).filter_map(std::future::ready);
     let download = answer.bytes_stream().map(|chunk| chunk.map_err(std::io::Error::other));
     let download = download.chain(terminal);
-    // A change of the fault ends the session, as a proxy that is configured anew would.
+    // A change of the fault ends the session, as a proxy that is configured anew would. Any other
+    // answer has an end of its own.
     let changed = async move {
-        drop(faults.changed().await);
+        if session {
+            drop(faults.changed().await);
+        } else {
+            std::future::pending::<()>().await;
+        }
     };
     response.body(Body::from_stream(Box::pin(download).take_until(Box::pin(changed)))).unwrap()
 }

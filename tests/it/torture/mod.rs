@@ -92,6 +92,7 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     let mut settings = world.home.settings.clone();
     settings.transforms = world.transforms().to_str().unwrap().to_owned();
     let second = Home::new(settings);
+    let _keeper = Keeper { seed, homes: [&world.home, &second] };
     let operator = Operator::new(&world.home).await;
 
     let running = world.start().ready().await;
@@ -176,4 +177,23 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
         begun.elapsed().as_secs(),
         operator.given_up.len(),
     );
+}
+
+/// Keeps what the processes have printed, for whoever looks for the cause of a failure.
+struct Keeper<'a> {
+    seed: u64,
+    homes: [&'a Home; 2],
+}
+
+impl Drop for Keeper<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (number, home) in self.homes.iter().enumerate() {
+                let name = format!("torture-{}-{number}.log", self.seed);
+                let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+                println!("torture: what was printed is kept in {}", path.display());
+                drop(std::fs::write(path, home.log()));
+            }
+        }
+    }
 }
