@@ -118,6 +118,11 @@ impl Cluster {
             .collect()
     }
 
+    /// The server's data, for whoever puts an older copy in its place.
+    pub async fn data_dir(&self) -> PathBuf {
+        self.postgres.lock().await.data_dir()
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
