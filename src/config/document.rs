@@ -132,14 +132,14 @@ impl<'i> Document<'i> {
         if let Some(section) = self.home_of(word) {
             return format!("it belongs to the section [{section}]");
         }
-        match nearest(word, self.known.keys()) {
+        match nearest(word, self.known.keys().copied()) {
             Some(section) => format!("did you mean [{section}]?"),
             None => format!("the sections are {}", list(self.known.keys())),
         }
     }
 
     fn unknown_key_mend(&self, section: &str, known: &[&'static str], word: &str) -> String {
-        if let Some(near) = nearest(word, known.iter()) {
+        if let Some(near) = nearest(word, known.iter().copied()) {
             return format!("did you mean `{near}`?");
         }
         if let Some(home) = self.home_of(word) {
@@ -461,11 +461,11 @@ fn list<'a>(words: impl Iterator<Item = &'a &'static str>) -> String {
 }
 
 /// The known word that a mistyped one was probably meant to be.
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a &'static str>) -> Option<&'static str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // A third of the letters may differ: `lisen` is `listen`, `url` is not `slot`.
     let distance_max = (word.chars().count() / 3).max(1);
     known
-        .map(|candidate| (edit_distance(word, candidate), *candidate))
+        .map(|candidate| (edit_distance(word, candidate), candidate))
         .filter(|(distance, _)| *distance <= distance_max)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)

@@ -23,6 +23,7 @@ use crate::source::Dsn;
 
 pub use crate::table_name::TableName;
 pub use document::Problem;
+pub(crate) use document::nearest;
 pub use names::{InvalidListen, Listen};
 pub use secret::Secret;
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::document::Complaint;
-use crate::sink::stream_name::{InvalidStreamName, check_stream_name};
+use sluicebox_edits::{InvalidStreamName, check_stream_name};
 
 /// The most bytes of a Postgres identifier (`NAMEDATALEN` − 1).
 const IDENTIFIER_BYTES_MAX: usize = 63;

@@ -4,90 +4,23 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
+use sluicebox_edits::{
+    check_column, check_header, check_json, check_key, check_stream_name, no_column,
+};
 
 use super::columns::{Column, EditedColumn, EditedOld};
 use super::encode::{EncodeError, Value};
 use super::envelope::{Envelope, TableParts, json_string};
-use super::header;
 use super::record::Sizes;
 use crate::change::{Action, Change};
 use crate::pg_type::Kind;
 use crate::sink::record::Header;
-use crate::sink::stream_name::{InvalidStreamName, check_stream_name};
 
-/// The most headers that transforms may add to one record. Ours: S2 counts only their bytes, and
-/// a guest's loop should end before it fills the memory.
-pub const HEADERS_MAX: usize = 1000;
+pub use sluicebox_edits::EditError;
 
-/// The members of `metadata` that Sluicebox writes itself.
-const METADATA_KEYS: [&str; 13] = [
-    "table_schema",
-    "table_name",
-    "commit_timestamp",
-    "commit_lsn",
-    "commit_idx",
-    "idempotency_key",
-    "record_pks",
-    "unchanged_columns",
-    "database_name",
-    "transaction_annotations",
-    "enrichment",
-    "consumer",
-    "database",
-];
-
-/// Why an edit was refused. The draft is as it was before.
-#[derive(Debug, thiserror::Error)]
-pub enum EditError {
-    #[error("there is no column `{column}`")]
-    NoColumn { column: String },
-    #[error("there is a column `{column}` already")]
-    ColumnExists { column: String },
-    #[error("what was given for `{name}` is not JSON")]
-    InvalidJson { name: String, source: serde_json::Error },
-    #[error("the message has no value from before the change for `{column}`: only updates have")]
-    NoOldValues { column: String },
-    #[error("`metadata.{key}` is Sluicebox's own; choose another key")]
-    ReservedKey { key: String },
-    #[error("a header's name must not be empty: S2 takes such a record for a command")]
-    EmptyHeader,
-    #[error("the header `{name}` starts with `sb-`, which is kept for Sluicebox's own headers")]
-    ReservedHeader { name: String },
-    #[error("the record has {HEADERS_MAX} headers from transforms already")]
-    TooManyHeaders,
-    #[error("the whole message was replaced, so that its columns cannot be changed any more")]
-    Replaced,
-    #[error("a column's name must not be empty")]
-    EmptyColumn,
-    #[error("a key of the metadata must not be empty")]
-    EmptyKey,
-    #[error(transparent)]
-    Stream(#[from] InvalidStreamName),
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-}
-
-impl EditError {
-    /// Whether a transform that overlooks it might send what it meant to hide, or send it to where
-    /// it does not belong. The others depend on the row, and to try and see is a fair way.
-    #[must_use]
-    pub fn breaks_a_rule(&self) -> bool {
-        match self {
-            Self::InvalidJson { .. }
-            | Self::ReservedKey { .. }
-            | Self::EmptyHeader
-            | Self::ReservedHeader { .. }
-            | Self::TooManyHeaders
-            | Self::Replaced
-            | Self::EmptyColumn
-            | Self::EmptyKey
-            | Self::Stream(_) => true,
-            Self::NoColumn { .. }
-            | Self::ColumnExists { .. }
-            | Self::NoOldValues { .. }
-            | Self::Encode(_) => false,
-        }
+impl From<EncodeError> for EditError {
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(Box::new(error))
     }
 }
 
@@ -246,9 +179,7 @@ impl Draft {
     ///
     /// When it is not JSON, the name is empty, or the whole message was replaced.
     pub fn set_json(&mut self, name: &str, json: String) -> Result<(), EditError> {
-        if name.is_empty() {
-            return Err(EditError::EmptyColumn);
-        }
+        check_column(name)?;
         let json = valid_json(name, json)?;
         let found = self.find(name);
         let columns = self.edit()?;
@@ -318,9 +249,7 @@ impl Draft {
     /// replaced.
     pub fn rename(&mut self, from: &str, to: &str) -> Result<(), EditError> {
         self.refuse_replaced()?;
-        if to.is_empty() {
-            return Err(EditError::EmptyColumn);
-        }
+        check_column(to)?;
         let index = self.find(from).ok_or_else(|| no_column(from))?;
         if from == to {
             return Ok(());
@@ -342,12 +271,7 @@ impl Draft {
     /// message was replaced.
     pub fn annotate(&mut self, key: &str, json: String) -> Result<(), EditError> {
         self.refuse_replaced()?;
-        if key.is_empty() {
-            return Err(EditError::EmptyKey);
-        }
-        if METADATA_KEYS.contains(&key) {
-            return Err(EditError::ReservedKey { key: key.to_owned() });
-        }
+        check_key(key)?;
         let json = valid_json(key, json)?;
         self.sizes.forget_total();
         let annotations = &mut self.extras.annotations;
@@ -369,18 +293,9 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// When the name is empty or starts with `sb-`, or there are [`HEADERS_MAX`] already.
+    /// When the name is empty or starts with `sb-`, or there are [`sluicebox_edits::HEADERS_MAX`] already.
     pub fn add_header(&mut self, name: &str, value: &[u8]) -> Result<(), EditError> {
-        if name.is_empty() {
-            return Err(EditError::EmptyHeader);
-        }
-        let prefix = name.as_bytes().get(..header::PREFIX.len());
-        if prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(header::PREFIX.as_bytes())) {
-            return Err(EditError::ReservedHeader { name: name.to_owned() });
-        }
-        if self.extras.headers.len() >= HEADERS_MAX {
-            return Err(EditError::TooManyHeaders);
-        }
+        check_header(name, self.extras.headers.len())?;
         self.sizes.forget_total();
         self.extras.headers.push(Header {
             name: Bytes::copy_from_slice(name.as_bytes()),
@@ -527,19 +442,10 @@ impl Draft {
     }
 }
 
-fn no_column(name: &str) -> EditError {
-    EditError::NoColumn { column: name.to_owned() }
-}
-
 /// Checks that the text is one JSON value, without building it, and takes white space off its
 /// ends.
 fn valid_json(name: &str, json: String) -> Result<String, EditError> {
-    let checked: Result<IgnoredAny, _> = serde_json::from_str(&json);
-    match checked {
-        Ok(_) => {
-            let trimmed = json.trim_matches([' ', '\t', '\r', '\n']);
-            Ok(if trimmed.len() == json.len() { json } else { trimmed.to_owned() })
-        }
-        Err(source) => Err(EditError::InvalidJson { name: name.to_owned(), source }),
-    }
+    check_json(name, &json)?;
+    let trimmed = json.trim_matches([' ', '\t', '\r', '\n']);
+    Ok(if trimmed.len() == json.len() { json } else { trimmed.to_owned() })
 }

@@ -25,7 +25,7 @@ mod tests;
 mod time;
 mod value;
 
-pub use draft::{ColumnInfo, Draft, EditError, HEADERS_MAX};
+pub use draft::{ColumnInfo, Draft, EditError};
 pub use encode::EncodeError;
 pub use envelope::{Envelope, EnvelopeSettings, idempotency_key};
 pub use record::RecordError;
@@ -34,7 +34,7 @@ pub use value::value_json;
 /// The names of Sluicebox's own record headers, in the order in which every record has them.
 pub mod header {
     /// What all names start with; transforms cannot set such a header.
-    pub const PREFIX: &str = "sb-";
+    pub const PREFIX: &str = sluicebox_edits::HEADER_PREFIX;
     /// The pipeline's id, drawn once and kept in the store.
     pub const PIPELINE: &str = "sb-pipeline";
     /// The change's [`super::idempotency_key`].

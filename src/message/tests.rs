@@ -346,7 +346,7 @@ fn what_is_not_allowed_is_refused() {
         assert!(matches!(refused, Err(EditError::ReservedHeader { .. })), "{name}");
     }
     assert_eq!(draft.message_json().unwrap(), before);
-    for _ in 0..HEADERS_MAX {
+    for _ in 0..sluicebox_edits::HEADERS_MAX {
         draft.add_header("s", b"").unwrap();
     }
     assert!(matches!(draft.add_header("s", b""), Err(EditError::TooManyHeaders)));

@@ -22,7 +22,6 @@ pub mod proto;
 pub mod read;
 pub mod record;
 pub mod session;
-pub mod stream_name;
 pub mod transport;
 
 pub use client::{Client, Mode, Settings};

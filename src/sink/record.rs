@@ -5,7 +5,7 @@ use bytes::Bytes;
 /// The most metered bytes that one record may have, and one batch of an append.
 ///
 /// Source: `common/src/caps.rs` of s2-streamstore/s2; the limit is inclusive.
-pub const RECORD_BYTES_MAX: u64 = 1024 * 1024;
+pub const RECORD_BYTES_MAX: u64 = sluicebox_edits::RECORD_BYTES_MAX;
 
 /// The most records that one append may carry (the same source).
 pub const BATCH_RECORDS_MAX: usize = 1000;

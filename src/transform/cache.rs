@@ -10,12 +10,12 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
+use sluicebox_edits::hmac;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use super::edits::hmac;
 use super::folder::{create_private, write_atomically};
 
 /// The folder's name in the state folder.
@@ -114,9 +114,8 @@ impl Cache {
 
     /// Over the name too, so that no file can be put in the place of another.
     fn mac(&self, name: &str, code: &[u8]) -> Vec<u8> {
-        let day = Instant::now() + Duration::from_secs(24 * 3600);
-        let digest = hmac(&self.key, code, day).unwrap_or_default();
-        hmac(&self.key, &[name.as_bytes(), b"\0", &digest].concat(), day).unwrap_or_default()
+        let digest = hmac(&self.key, code);
+        hmac(&self.key, &[name.as_bytes(), b"\0", &digest].concat())
     }
 
     fn prune(&self) {

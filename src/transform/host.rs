@@ -65,7 +65,7 @@ impl GuestState {
         let error = match result {
             Ok(value) => return Ok(Ok(value)),
             Err(edits::Error::DeadlinePassed(error)) => return Err(error.into()),
-            Err(edits::Error::Refused(reason)) => return Ok(Err(reason)),
+            Err(edits::Error::Refused(refused)) => return Ok(Err(refused.0)),
             Err(edits::Error::Edit(error)) => error,
         };
         let reason = error_chain(&error);
@@ -272,8 +272,8 @@ impl types::HostChange for GuestState {
     ) -> Answer<bool> {
         let deadline = self.deadline;
         let codec = match codec {
-            Codec::Zstd => edits::Codec::Zstd,
-            Codec::Gzip => edits::Codec::Gzip,
+            Codec::Zstd => sluicebox_edits::Codec::Zstd,
+            Codec::Gzip => sluicebox_edits::Codec::Gzip,
         };
         let compressed = edits::compress(self.edit(&this)?, &column, codec, level, deadline);
         self.heard(Subject::Column(column), compressed)

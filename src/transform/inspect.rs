@@ -8,11 +8,7 @@ use wasmparser::{Encoding, Parser, Payload};
 
 use super::cache::Cache;
 use super::engine::Engine;
-use super::loader;
-
-/// The custom section in which a module may describe its settings: a JSON Schema of the table
-/// `config`, as UTF-8 text. Tools for WebAssembly can add one to any module. It is only shown.
-pub(crate) const SCHEMA_SECTION: &str = "sluicebox:settings";
+use super::{loader, schema};
 
 /// What the bytes are.
 #[derive(Clone, Debug, Serialize)]
@@ -57,7 +53,7 @@ pub(super) fn inspect(engine: &Engine, bytes: &[u8], cache: Option<&Cache>) -> I
         interface,
         imports: names.imports,
         exports: names.exports,
-        settings_schema: schema(bytes),
+        settings_schema: schema::of(bytes),
         loads: reason.is_none(),
         reason,
     }
@@ -69,13 +65,4 @@ fn encoding(bytes: &[u8]) -> &'static str {
         Some(Ok(Payload::Version { encoding: Encoding::Module, .. })) => "core module",
         _ => "unknown",
     }
-}
-
-/// From the first section of that name, in the module itself or in one that a component holds.
-fn schema(bytes: &[u8]) -> Option<serde_json::Value> {
-    let section = Parser::new(0).parse_all(bytes).map_while(Result::ok).find_map(|payload| {
-        let Payload::CustomSection(section) = payload else { return None };
-        (section.name() == SCHEMA_SECTION).then(|| section.data().to_vec())
-    })?;
-    serde_json::from_slice(&section).ok()
 }

@@ -18,7 +18,7 @@ use super::bindings::{TransformPre, VERSION};
 use super::cache::Cache;
 use super::engine::Engine;
 use super::state::GuestState;
-use super::{hex, wasi};
+use super::{hex, schema, wasi};
 
 /// The largest module, in bytes. Components of JavaScript and Python have 12 to 20 MB.
 pub const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -125,6 +125,8 @@ pub(crate) struct Module {
     pub(crate) pre: TransformPre<GuestState>,
     pub(crate) wants_wasi: bool,
     pub(crate) is_interpreter: bool,
+    /// How it can be set, where it says so.
+    pub(crate) schema: Option<serde_json::Value>,
 }
 
 impl std::fmt::Debug for Module {
@@ -172,7 +174,8 @@ pub(crate) fn load(engine: &Engine, bytes: &[u8], cache: Option<&Cache>) -> Resu
         .instantiate_pre(&component)
         .and_then(TransformPre::new)
         .map_err(|error| Error::Mismatch { reason: chain(&error) })?;
-    Ok(Module { digest, pre, wants_wasi, is_interpreter: bytes.len() >= INTERPRETER_BYTES_MIN })
+    let is_interpreter = bytes.len() >= INTERPRETER_BYTES_MIN;
+    Ok(Module { digest, pre, wants_wasi, is_interpreter, schema: schema::of(bytes) })
 }
 
 /// An error and its causes on one line.

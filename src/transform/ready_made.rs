@@ -167,11 +167,12 @@ fn try_out(ready_made: &'static ReadyMade, settings: &str) -> Result<(), Error> 
         reason,
         example: ready_made.example,
     };
-    let settings = Settings::parse(settings).map_err(|error| refused(error.to_string()))?;
     let broken = |reason: String| Error::Engine { reason };
     let engine = Engine::new().map_err(|error| broken(loader::chain(&error)))?;
     let module = loader::load(&engine, ready_made.module, None)
         .map_err(|error| broken(error.to_string()))?;
+    let settings = Settings::of(settings, module.schema.as_ref())
+        .map_err(|error| refused(error.to_string()))?;
     match Instance::start(&engine, &ready_made.name.into(), &module, &settings, true) {
         Ok(_) => Ok(()),
         Err(fault) => Err(refused(format!("it {}", fault.reason))),
@@ -203,6 +204,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::schema;
     use super::*;
 
     #[test]
@@ -223,6 +225,12 @@ mod tests {
     fn every_example_works_and_every_one_has_its_page() {
         for ready_made in &ALL {
             try_out(ready_made, ready_made.example).unwrap();
+            let schema = schema::of(ready_made.module).unwrap();
+            assert_eq!(schema["additionalProperties"], false, "{schema}");
+            assert!(schema["description"].is_string(), "{schema}");
+            let misspelt = format!("{}\nnonsense = 1\n", ready_made.example);
+            let error = try_out(ready_made, &misspelt).unwrap_err().to_string();
+            assert!(error.contains("`config.nonsense` is no setting of this module"), "{error}");
             let root = concat!(env!("CARGO_MANIFEST_DIR"), "/transforms");
             let page = fs::read_to_string(format!("{root}/{}/README.md", ready_made.name)).unwrap();
             assert!(page.starts_with(&format!("# {}\n", ready_made.name)), "{page}");

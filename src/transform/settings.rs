@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex;
 use super::limits::{self, Limits};
+use super::schema;
 use crate::change::{Action, Change};
 
 /// What happens to a message that a transform fails on.
@@ -118,8 +119,8 @@ impl Settings {
     /// For text that is not TOML, for keys that mean nothing, and for values out of their range.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let raw: Raw = toml::from_str(text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start.min(text.len()));
-            let line = 1 + text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count();
+            let offset = error.span().map_or(0, |span| span.start);
+            let line = line_of(text, offset);
             // Only the first line of the message: the rest may show the file's text.
             let reason = error.message().lines().next().unwrap_or("not TOML").to_owned();
             Error::Syntax { line, reason }
@@ -162,6 +163,19 @@ impl Settings {
         })
     }
 
+    /// The settings of a module that says, or does not say, which it takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::parse`], and where `config` is not what the module takes.
+    pub(super) fn of(text: &str, schema: Option<&serde_json::Value>) -> Result<Self, Error> {
+        let settings = Self::parse(text)?;
+        if let Some(schema) = schema {
+            schema::check(schema, text)?;
+        }
+        Ok(settings)
+    }
+
     /// Whether the module is to see this change.
     pub(crate) fn apply_to(&self, change: &Change) -> bool {
         let table = &change.table;
@@ -202,6 +216,12 @@ impl TablePattern {
         self.schema.as_deref().is_none_or(|own| own == schema)
             && self.name.as_deref().is_none_or(|own| own == name)
     }
+}
+
+/// The line of a place in a text, from 1.
+pub(super) fn line_of(text: &str, offset: usize) -> usize {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// The table as JSON. Dates and times become strings, because JSON has none.

@@ -128,10 +128,12 @@ impl Workbench {
 
     fn transform(&self, files: ModuleFiles) -> Result<Arc<Transform>, Refused> {
         let refuse = |reason: String| Refused { file: files.file.clone(), reason };
-        let settings = Settings::parse(files.settings.as_deref().unwrap_or(""))
-            .map_err(|error| refuse(format!("its settings file: {error}")))?;
+        let text = files.settings.as_deref().unwrap_or("");
+        let of_settings = |error| refuse(format!("its settings file: {error}"));
+        Settings::parse(text).map_err(of_settings)?;
         let module = loader::load(&self.engine, &files.module, self.cache.as_ref())
             .map_err(|error| refuse(error.to_string()))?;
+        let settings = Settings::of(text, module.schema.as_ref()).map_err(of_settings)?;
         let file: Arc<str> = files.file.as_str().into();
         Instance::start(&self.engine, &file, &module, &settings, false)
             .map_err(|fault| refuse(format!("it {}", fault.reason)))?;

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::super::output::{print, print_json, printable};
 use super::super::{EXIT_NO, UsageError, human};
-use crate::transform::{Inspection, MODULE_BYTES_MAX, Workbench, user_cache_dir};
+use crate::transform::{Inspection, MODULE_BYTES_MAX, Workbench, setting_lines, user_cache_dir};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct InspectArguments {
@@ -57,7 +57,11 @@ fn text(inspection: &Inspection) -> String {
         field("export", export);
     }
     match &inspection.settings_schema {
-        Some(schema) => field("settings", &schema.to_string()),
+        Some(schema) => {
+            for (name, form) in setting_lines(schema) {
+                field("setting", &format!("{name}: {form}"));
+            }
+        }
         None => field("settings", "- (the module does not describe them)"),
     }
     match &inspection.reason {

@@ -88,9 +88,11 @@ impl Workshop {
             may_be_unfinished,
         };
         let text = content.settings.as_deref().unwrap_or("");
-        let settings = Settings::parse(text).map_err(|error| {
+        let of_settings = |error| {
             refuse(format!("its settings file `{}`: {error}", folder::settings_name(file)), true)
-        })?;
+        };
+        // Before minutes are spent on compiling it.
+        Settings::parse(text).map_err(of_settings)?;
         // The same module with other settings, or under another name.
         let module = match known.iter().find(|module| module.digest == digest) {
             Some(module) => Arc::clone(module),
@@ -99,6 +101,8 @@ impl Workshop {
                     .map_err(|error| refuse(error.to_string(), error.may_be_unfinished()))?,
             ),
         };
+        // By the schema, which only the module has.
+        let settings = Settings::of(text, module.schema.as_ref()).map_err(of_settings)?;
         let name: Arc<str> = file.into();
         Instance::start(&self.engine, &name, &module, &settings, false)
             .map_err(|fault| refuse(format!("it {}", fault.reason), true))?;

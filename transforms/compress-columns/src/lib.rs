@@ -1,37 +1,32 @@
 //! Compresses the values of columns. See `README.md`.
 
-use serde::Deserialize;
-use sluicebox_transform::{Change, Codec, Transform, Verdict, export};
+use sluicebox_transform::{Change, Codec, Transform, Verdict, export, settings};
 
-/// Below this, base64 and the metadata take more than compression saves.
-const MIN_BYTES_DEFAULT: u64 = 1024;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    columns: Vec<String>,
-    #[serde(default)]
-    codec: CodecName,
-    /// 0: the codec's usual one.
-    #[serde(default)]
-    level: u32,
-    min_bytes: Option<u64>,
-    #[serde(default)]
-    only_oversize: bool,
+settings! {
+    /// Compresses the values of columns.
+    struct Config {
+        /// What to compress.
+        columns: Vec<String>,
+        codec: CodecName = "zstd",
+        /// 1 to 19 for zstd, 1 to 9 for gzip; 0 is the codec's usual one.
+        level: u32 = 0,
+        /// Smaller values stay: base64 and the metadata would take more than is saved.
+        min_bytes: u64 = 1024,
+        /// Only in messages that S2 would not take.
+        only_oversize: bool = false,
+    }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum CodecName {
-    #[default]
-    Zstd,
-    Gzip,
+settings! {
+    enum CodecName {
+        Zstd = "zstd",
+        Gzip = "gzip",
+    }
 }
 
 struct CompressColumns {
     config: Config,
     codec: Codec,
-    min_bytes: u64,
 }
 
 impl Transform for CompressColumns {
@@ -48,8 +43,7 @@ impl Transform for CompressColumns {
         if config.level > level_max {
             return Err(format!("`config.level` is over {level_max}, the codec's highest"));
         }
-        let min_bytes = config.min_bytes.unwrap_or(MIN_BYTES_DEFAULT);
-        Ok(Self { config, codec, min_bytes })
+        Ok(Self { config, codec })
     }
 
     fn transform(&mut self, change: &Change) -> Result<Verdict, String> {
@@ -57,7 +51,7 @@ impl Transform for CompressColumns {
             return Ok(Verdict::Keep);
         }
         for name in &self.config.columns {
-            if change.column(name).is_some_and(|column| column.size >= self.min_bytes) {
+            if change.column(name).is_some_and(|column| column.size >= self.config.min_bytes) {
                 change.compress(name, self.codec, self.config.level)?;
             }
         }

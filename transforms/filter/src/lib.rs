@@ -1,53 +1,56 @@
 //! Lets messages go on, or drops them, by the values of columns. See `README.md`.
 
 use serde::Deserialize;
-use sluicebox_transform::{Change, Transform, Verdict, export};
+use sluicebox_transform::schema::{Described, Schema};
+use sluicebox_transform::{Change, Transform, Verdict, export, settings};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    /// All of them must hold for a message to go on.
-    #[serde(default)]
-    keep: Vec<Condition>,
-    /// Any of them drops a message.
-    #[serde(default)]
-    drop: Vec<Condition>,
-    /// Where a column is not in the message, so that nobody can tell.
-    #[serde(default)]
-    unknown: Unknown,
+settings! {
+    /// Lets messages go on, or drops them, by the values of columns.
+    struct Config {
+        /// All of them must hold for a message to go on.
+        keep: Vec<Condition> = [],
+        /// Any of them drops a message.
+        drop: Vec<Condition> = [],
+        /// What to do where a column is not in the message, so that nobody can tell.
+        unknown: Unknown = "keep",
+    }
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Unknown {
-    #[default]
-    Keep,
-    Drop,
-    Fail,
+settings! {
+    enum Unknown {
+        Keep = "keep",
+        Drop = "drop",
+        Fail = "fail",
+    }
 }
 
-/// A column and what its value is held against: exactly one of the rest.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Condition {
-    column: String,
-    is: Option<OneOrMore>,
-    is_not: Option<OneOrMore>,
-    is_null: Option<bool>,
-    contains: Option<String>,
-    starts_with: Option<String>,
-    less_than: Option<f64>,
-    greater_than: Option<f64>,
+settings! {
+    /// A column and what its value is held against: exactly one of the rest.
+    struct Condition {
+        column: String,
+        is: Option<OneOrMore>,
+        is_not: Option<OneOrMore>,
+        is_null: Option<bool>,
+        contains: Option<String>,
+        starts_with: Option<String>,
+        less_than: Option<f64>,
+        greater_than: Option<f64>,
+    }
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum OneOrMore {
     One(Scalar),
     More(Vec<Scalar>),
 }
 
-#[derive(Deserialize)]
+impl Described for OneOrMore {
+    const SCHEMA: &'static Schema =
+        &Schema::Json(r#"{"type":["array","boolean","number","string"]}"#);
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Scalar {
     Text(String),

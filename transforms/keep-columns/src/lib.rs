@@ -1,14 +1,15 @@
 //! Takes all columns out of messages but some. See `README.md`.
 
-use serde::Deserialize;
-use sluicebox_transform::{Change, Transform, Verdict, export};
+use sluicebox_transform::{Change, Transform, Verdict, export, settings};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    columns: Vec<String>,
-    #[serde(default)]
-    only_oversize: bool,
+settings! {
+    /// Takes all columns out of messages but the key and some.
+    struct Config {
+        /// What to keep beside the key.
+        columns: Vec<String>,
+        /// Only out of messages that S2 would not take.
+        only_oversize: bool = false,
+    }
 }
 
 struct KeepColumns(Config);

@@ -1,29 +1,29 @@
 //! Hides the values of columns. See `README.md`.
 
-use serde::Deserialize;
-use sluicebox_transform::{Algorithm, Change, Transform, Verdict, export};
+use sluicebox_transform::{Algorithm, Change, Transform, Verdict, export, settings};
 
 /// The shortest key, in bytes: what is shorter can be guessed like the values.
 const KEY_BYTES_MIN: usize = 16;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    columns: Vec<String>,
-    #[serde(default)]
-    method: Method,
-    /// What stands in place of a value, with `redact`.
-    text: Option<String>,
-    /// With `hash`.
-    key: Option<String>,
+settings! {
+    /// Hides the values of columns.
+    struct Config {
+        /// What to hide.
+        columns: Vec<String>,
+        /// By a text, or by a keyed hash (HMAC-SHA-256).
+        method: Method = "redact",
+        /// What stands in place of a value, with `redact`; `***` without it.
+        text: Option<String>,
+        /// With `hash`, at least 16 bytes.
+        key: Option<String>,
+    }
 }
 
-#[derive(Default, Deserialize, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum Method {
-    #[default]
-    Redact,
-    Hash,
+settings! {
+    enum Method {
+        Redact = "redact",
+        Hash = "hash",
+    }
 }
 
 enum Mask {
@@ -123,8 +123,11 @@ mod tests {
             let config = format!(r#"{{"columns": ["email"], "method": "hash", "key": "{key}"}}"#);
             masked(&config).get_text("email").unwrap().unwrap()
         };
-        assert_eq!(hashed("0123456789abcdef").len(), 64);
-        assert_eq!(hashed("0123456789abcdef"), hashed("0123456789abcdef"));
+        // HMAC-SHA-256, as `openssl dgst -sha256 -hmac` has it: what consumers may compare with.
+        assert_eq!(
+            hashed("0123456789abcdef"),
+            "5a0116cb506d4465efd68f683c92c55ae7330493cda6fdfe2dc7fedfb2dff0b1"
+        );
         assert_ne!(hashed("0123456789abcdef"), hashed("0123456789abcdeF"));
     }
 

@@ -1,15 +1,15 @@
 //! Sends messages to streams whose names are made from a template. See `README.md`.
 
-use serde::Deserialize;
-use sluicebox_transform::{Action, Change, Transform, Verdict, export};
+use sluicebox_transform::{Action, Change, Transform, Verdict, export, settings};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    /// The template.
-    stream: String,
-    /// For messages of which the template has no value.
-    fallback: Option<String>,
+settings! {
+    /// Sends messages to streams whose names are made from a template.
+    struct Config {
+        /// The template, of `{schema}`, `{table}`, `{action}`, `{column:NAME}` and text.
+        stream: String,
+        /// The stream for messages of which the template has no value; without it they fail.
+        fallback: Option<String>,
+    }
 }
 
 #[derive(Debug, PartialEq)]

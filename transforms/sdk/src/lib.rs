@@ -70,7 +70,9 @@ pub mod bindings {
 }
 
 #[doc(hidden)]
-pub use wit_bindgen;
+pub use {serde, serde_json, wit_bindgen};
+
+pub mod schema;
 
 #[cfg(not(target_family = "wasm"))]
 mod native;
@@ -87,8 +89,10 @@ pub use native::{Change, log, take_logs};
 
 /// What shapes messages. One value is made for each instance of the module, and sees many changes.
 pub trait Transform: Sized + 'static {
-    /// The settings file's table `config`. Use `#[serde(deny_unknown_fields)]`, so that a misspelt
-    /// key is refused instead of ignored.
+    /// The settings file's table `config`. Declare it by [`settings!`], and Sluicebox knows which keys
+    /// there are: it refuses a misspelt one by its line, and `transforms inspect` shows them. Any type
+    /// of `serde`'s will do as well; use `#[serde(deny_unknown_fields)]` then, so that a misspelt key
+    /// is refused instead of ignored.
     type Config: DeserializeOwned;
 
     /// Takes the settings.
@@ -121,6 +125,19 @@ macro_rules! export {
             $crate::make::<$transform>;
         #[cfg(target_family = "wasm")]
         const _: () = {
+            #[allow(
+                unused_imports,
+                reason = "where the settings are described, they say so themselves"
+            )]
+            use $crate::schema::Undescribed as _;
+
+            const SCHEMA: ::core::option::Option<&$crate::schema::Schema> =
+                $crate::schema::Probe::<<$transform as $crate::Transform>::Config>::FOUND;
+            const LENGTH: usize = $crate::schema::length(SCHEMA);
+            #[used]
+            #[unsafe(link_section = "sluicebox:settings")]
+            static SECTION: [u8; LENGTH] = $crate::schema::bytes::<LENGTH>(SCHEMA);
+
             // A module has one thread, but the language wants to be told.
             ::std::thread_local! {
                 static TRANSFORM: ::core::cell::RefCell<::core::option::Option<$transform>> =

@@ -1,38 +1,19 @@
 //! A change in memory, so that a transform's tests run where no Sluicebox and no WebAssembly is.
 //!
-//! It keeps to `wit/transform.wit` in what can be told from the outside, with three exceptions:
-//! `compress` and `hash` put stand-ins in the place of what the host computes, and `size` counts
-//! the body and the transform's own headers only.
+//! It keeps to `wit/transform.wit` in what can be told from the outside, by the rules and the code
+//! of the host (`sluicebox-edits`), with one exception: `size` counts the body and the transform's
+//! own headers only.
 
 use std::cell::RefCell;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::convert::Infallible;
+use std::error::Error;
 
-use serde::de::IgnoredAny;
+use sluicebox_edits::{
+    Compressed, Content, EditError, Stopped, check_column, check_header, check_json, check_key,
+    check_stream_name, no_column,
+};
 
 use crate::{Action, Algorithm, Codec, Column, Level};
-
-/// How large a record may be, in bytes.
-const LIMIT: u64 = 1024 * 1024;
-
-/// The most headers of one record.
-const HEADERS_MAX: usize = 1000;
-
-/// The members of `metadata` that Sluicebox writes itself.
-const METADATA_KEYS: [&str; 13] = [
-    "table_schema",
-    "table_name",
-    "commit_timestamp",
-    "commit_lsn",
-    "commit_idx",
-    "idempotency_key",
-    "record_pks",
-    "unchanged_columns",
-    "database_name",
-    "transaction_annotations",
-    "enrichment",
-    "consumer",
-    "database",
-];
 
 /// A change as the transform sees it, for tests.
 ///
@@ -85,7 +66,8 @@ impl Change {
     #[must_use]
     pub fn new(action: Action, schema: &str, table: &str) -> Self {
         let (schema, table) = (schema.to_owned(), table.to_owned());
-        Self { action, schema, table, limit: LIMIT, state: RefCell::default() }
+        let limit = sluicebox_edits::RECORD_BYTES_MAX;
+        Self { action, schema, table, limit, state: RefCell::default() }
     }
 
     /// Adds a column with a value, as JSON text.
@@ -95,7 +77,7 @@ impl Change {
     /// Where the text is not JSON.
     #[must_use]
     pub fn with(self, column: &str, type_name: &str, json: &str) -> Self {
-        check_json(column, json).unwrap_or_else(|error| panic!("{error}"));
+        told(check_json(column, json)).unwrap_or_else(|error| panic!("{error}"));
         self.with_column(column, type_name, false, Some(json))
     }
 
@@ -106,7 +88,7 @@ impl Change {
     /// Where the text is not JSON.
     #[must_use]
     pub fn with_key(self, column: &str, type_name: &str, json: &str) -> Self {
-        check_json(column, json).unwrap_or_else(|error| panic!("{error}"));
+        told(check_json(column, json)).unwrap_or_else(|error| panic!("{error}"));
         self.with_column(column, type_name, true, Some(json))
     }
 
@@ -216,10 +198,7 @@ impl Change {
     }
 
     pub fn set(&self, column: &str, json: &str) -> Answer<()> {
-        if column.is_empty() {
-            return Err("a column's name must not be empty".into());
-        }
-        check_json(column, json)?;
+        told(check_column(column).and_then(|()| check_json(column, json)))?;
         let mut state = self.editable()?;
         state.forget(column);
         match state.columns.iter_mut().find(|stored| stored.name == column) {
@@ -244,14 +223,12 @@ impl Change {
 
     pub fn set_old(&self, column: &str, json: &str) -> Answer<()> {
         if self.action != Action::Update {
-            return Err(format!(
-                "the message has no value from before the change for `{column}`: only updates have"
-            ));
+            return told(Err(EditError::NoOldValues { column: column.to_owned() }));
         }
-        check_json(column, json)?;
+        told(check_json(column, json))?;
         let mut state = self.editable()?;
         let found = state.columns.iter_mut().find(|stored| stored.name == column);
-        found.ok_or_else(|| no_column(column))?.old = Some(json.trim().to_owned());
+        told(found.ok_or_else(|| no_column(column)))?.old = Some(json.trim().to_owned());
         Ok(())
     }
 
@@ -265,14 +242,14 @@ impl Change {
 
     pub fn rename(&self, column: &str, to: &str) -> Answer<()> {
         let mut state = self.editable()?;
-        if to.is_empty() {
-            return Err("a column's name must not be empty".into());
-        }
-        if column != to && state.find(to).is_some() {
-            return Err(format!("there is a column `{to}` already"));
-        }
+        told(check_column(to))?;
+        let is_taken = column != to && state.find(to).is_some();
         let found = state.columns.iter_mut().find(|stored| stored.name == column);
-        found.ok_or_else(|| no_column(column))?.name = to.to_owned();
+        let found = told(found.ok_or_else(|| no_column(column)))?;
+        if is_taken {
+            return told(Err(EditError::ColumnExists { column: to.to_owned() }));
+        }
+        found.name = to.to_owned();
         let State { compressed, truncated, .. } = &mut *state;
         for (name, _) in compressed.iter_mut().chain(truncated) {
             if name == column {
@@ -283,13 +260,7 @@ impl Change {
     }
 
     pub fn annotate(&self, key: &str, json: &str) -> Answer<()> {
-        if key.is_empty() {
-            return Err("a key of the metadata must not be empty".into());
-        }
-        if METADATA_KEYS.contains(&key) {
-            return Err(format!("`metadata.{key}` is Sluicebox's own; choose another key"));
-        }
-        check_json(key, json)?;
+        told(check_key(key).and_then(|()| check_json(key, json)))?;
         let mut state = self.editable()?;
         state.annotations.retain(|(known, _)| known != key);
         state.annotations.push((key.to_owned(), json.trim().to_owned()));
@@ -297,18 +268,8 @@ impl Change {
     }
 
     pub fn append(&self, key: &str, json: &str) -> Answer<()> {
-        check_json(key, json)?;
-        let list = match self.annotation(key).as_deref().map(|list| (list, list.strip_suffix(']')))
-        {
-            None | Some((_, Some("["))) => format!("[{json}]"),
-            Some((_, Some(start))) => format!("{start},{json}]"),
-            Some((_, None)) => {
-                return Err(format!(
-                    "`metadata.{key}` is not a list, so that nothing can be appended to it"
-                ));
-            }
-        };
-        self.annotate(key, &list)
+        let list = sluicebox_edits::appended(key, self.annotation(key).as_deref(), json);
+        self.annotate(key, &told(list)?)
     }
 
     #[must_use]
@@ -319,38 +280,16 @@ impl Change {
 
     pub fn add_header(&self, name: &str, value: &[u8]) -> Answer<()> {
         let mut state = self.state.borrow_mut();
-        if name.is_empty() {
-            return Err(
-                "a header's name must not be empty: S2 takes such a record for a command".into()
-            );
-        }
-        if name.as_bytes().get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"sb-")) {
-            return Err(format!(
-                "the header `{name}` starts with `sb-`, which is kept for Sluicebox's own headers"
-            ));
-        }
-        if state.headers.len() >= HEADERS_MAX {
-            return Err(format!("the record has {HEADERS_MAX} headers from transforms already"));
-        }
+        told(check_header(name, state.headers.len()))?;
         state.headers.push((name.to_owned(), value.to_owned()));
         Ok(())
     }
 
     pub fn route_to(&self, stream: Option<&str>) -> Answer<()> {
-        match stream {
-            Some("") => return Err("a stream's name must not be empty".into()),
-            Some("." | "..") => return Err("a stream must not be named `.` or `..`".into()),
-            Some(name) if name.len() > 512 => {
-                return Err(format!(
-                    "a stream's name has at most 512 bytes, and this one has {}",
-                    name.len()
-                ));
-            }
-            Some(name) if name.chars().any(char::is_control) => {
-                return Err("a stream's name must not have control characters".into());
-            }
-            stream => self.state.borrow_mut().stream = stream.map(str::to_owned),
+        if let Some(name) = stream {
+            told(check_stream_name(name).map_err(Into::into))?;
         }
+        self.state.borrow_mut().stream = stream.map(str::to_owned);
         Ok(())
     }
 
@@ -411,7 +350,7 @@ impl Change {
     }
 
     pub fn set_message(&self, json: &str) -> Answer<()> {
-        check_json("the whole message", json)?;
+        told(check_json("the whole message", json))?;
         self.state.borrow_mut().body = Some(json.to_owned());
         Ok(())
     }
@@ -422,56 +361,44 @@ impl Change {
     }
 
     pub fn compress(&self, column: &str, codec: Codec, level: u32) -> Answer<bool> {
-        let (name, max) = match codec {
-            Codec::Zstd => ("zstd", 19),
-            Codec::Gzip => ("gzip", 9),
-        };
-        if level > max {
-            return Err(format!(
-                "level {level} is not one of {name}'s: 1 to {max}, or 0 for the usual one"
-            ));
-        }
-        let Some(json) = self.get(column)?.filter(|json| json != "null") else { return Ok(false) };
         if self.state.borrow().compressed.iter().any(|(known, _)| known == column) {
             return Ok(false);
         }
-        let text = serde_json::from_str::<String>(&json).ok();
-        let content = if text.is_some() { "text" } else { "json" };
-        let bytes = text.unwrap_or(json).len();
-        self.set_text(column, &format!("<{bytes} bytes, {name}>"))?;
-        let entry = format!(
-            "{{\"codec\":\"{name}\",\"encoding\":\"base64\",\"content\":\"{content}\",\
-             \"bytes\":{bytes}}}"
-        );
-        self.state.borrow_mut().compressed.push((column.to_owned(), entry));
+        let Some(json) = self.get(column)? else { return Ok(false) };
+        let Some(content) = content(column, &json)? else { return Ok(false) };
+        let codec = match codec {
+            Codec::Zstd => sluicebox_edits::Codec::Zstd,
+            Codec::Gzip => sluicebox_edits::Codec::Gzip,
+        };
+        let Compressed { json, entry } =
+            match sluicebox_edits::compress(&content, codec, level, go_on) {
+                Ok(compressed) => compressed,
+                Err(Stopped::Refused(refused)) => return Err(refused.0),
+                Err(Stopped::By(never)) => match never {},
+            };
+        self.set(column, &json)?;
+        self.state.borrow_mut().compressed.push((column.to_owned(), entry.to_string()));
         self.note("compressed_columns")?;
         Ok(true)
     }
 
     pub fn hash(&self, column: &str, algorithm: Algorithm, key: Option<&[u8]>) -> Answer<bool> {
         let Algorithm::Sha256 = algorithm;
-        let Some(text) = self.get_text(column)? else { return Ok(false) };
-        let mut digest = String::new();
-        for part in 0..4_u8 {
-            let mut hasher = DefaultHasher::new();
-            (part, key, &text).hash(&mut hasher);
-            digest += &format!("{:016x}", hasher.finish());
+        let Some(json) = self.get(column)? else { return Ok(false) };
+        let Some(content) = content(column, &json)? else { return Ok(false) };
+        match sluicebox_edits::hash(&content, key, go_on) {
+            Ok(json) => self.set(column, &json)?,
+            Err(never) => match never {},
         }
-        self.set_text(column, &digest)?;
         Ok(true)
     }
 
     pub fn truncate(&self, column: &str, max_bytes: u64) -> Answer<bool> {
-        let Some(json) = self.get(column)?.filter(|json| json != "null") else { return Ok(false) };
-        let text: String = serde_json::from_str(&json).map_err(|_| {
-            format!("column `{column}` is not a string, and only strings can be truncated")
-        })?;
-        let max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-        if text.len() <= max {
-            return Ok(false);
-        }
-        let bytes = text.len();
-        self.set_text(column, &text[..text.floor_char_boundary(max)])?;
+        let Some(json) = self.get(column)? else { return Ok(false) };
+        let Some(content) = content(column, &json)? else { return Ok(false) };
+        let cut = sluicebox_edits::truncate(column, &content, max_bytes);
+        let Some((text, bytes)) = cut.map_err(|refused| refused.0)? else { return Ok(false) };
+        self.set_text(column, &text)?;
         self.state.borrow_mut().truncated.push((column.to_owned(), bytes.to_string()));
         self.note("truncated_columns")?;
         Ok(true)
@@ -489,10 +416,7 @@ impl Change {
     fn editable(&self) -> Answer<std::cell::RefMut<'_, State>> {
         let state = self.state.borrow_mut();
         if state.body.is_some() {
-            return Err(
-                "the whole message was replaced, so that its columns cannot be changed any more"
-                    .into(),
-            );
+            return told(Err(EditError::Replaced));
         }
         Ok(state)
     }
@@ -536,17 +460,29 @@ pub fn take_logs() -> Vec<(Level, String)> {
     LOGS.with(|logs| logs.take())
 }
 
-fn no_column(column: &str) -> String {
-    format!("there is no column `{column}`")
-}
-
 fn json_string(text: &str) -> String {
     serde_json::to_string(text).expect("a text is JSON")
 }
 
-fn check_json(name: &str, json: &str) -> Answer<()> {
-    match serde_json::from_str::<IgnoredAny>(json) {
-        Ok(IgnoredAny) => Ok(()),
-        Err(error) => Err(format!("what was given for `{name}` is not JSON: {error}")),
-    }
+/// What the host says of an edit.
+fn told<T>(result: Result<T, EditError>) -> Answer<T> {
+    result.map_err(|error| {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    })
+}
+
+fn content<'a>(column: &str, json: &'a str) -> Answer<Option<Content<'a>>> {
+    Content::of(column, json.into()).map_err(|refused| refused.0)
+}
+
+/// A test has time.
+fn go_on() -> Result<(), Infallible> {
+    Ok(())
 }

@@ -1,17 +1,16 @@
 //! Cuts messages that are too large for one record into numbered parts. See `README.md`.
 
-use serde::Deserialize;
-use sluicebox_transform::{Change, Transform, Verdict, export};
+use sluicebox_transform::{Change, Transform, Verdict, export, settings};
 
 /// The smallest part that Sluicebox makes, in bytes.
 const PART_BYTES_MIN: u64 = 1024;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    /// 0: as large as a record may be.
-    #[serde(default)]
-    part_bytes: u64,
+settings! {
+    /// Cuts messages that are too large for one record into numbered parts.
+    struct Config {
+        /// How large a part may be; 0: as large as a record.
+        part_bytes: u64 = 0,
+    }
 }
 
 struct Split(Config);

@@ -1,14 +1,15 @@
 //! Takes columns out of messages. See `README.md`.
 
-use serde::Deserialize;
-use sluicebox_transform::{Change, Transform, Verdict, export};
+use sluicebox_transform::{Change, Transform, Verdict, export, settings};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    columns: Vec<String>,
-    #[serde(default)]
-    only_oversize: bool,
+settings! {
+    /// Takes columns out of messages.
+    struct Config {
+        /// What to take out.
+        columns: Vec<String>,
+        /// Only out of messages that S2 would not take.
+        only_oversize: bool = false,
+    }
 }
 
 struct StripColumns {

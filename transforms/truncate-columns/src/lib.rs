@@ -1,15 +1,17 @@
 //! Cuts the texts of columns. See `README.md`.
 
-use serde::Deserialize;
-use sluicebox_transform::{Change, Transform, Verdict, export};
+use sluicebox_transform::{Change, Transform, Verdict, export, settings};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    columns: Vec<String>,
-    max_bytes: u64,
-    #[serde(default)]
-    only_oversize: bool,
+settings! {
+    /// Cuts the texts of columns.
+    struct Config {
+        /// What to cut.
+        columns: Vec<String>,
+        /// To how many bytes at most, between characters.
+        max_bytes: u64,
+        /// Only in messages that S2 would not take.
+        only_oversize: bool = false,
+    }
 }
 
 struct TruncateColumns(Config);
