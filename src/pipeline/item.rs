@@ -33,6 +33,6 @@ pub enum Shaped {
     Dropped,
     /// It cannot go as it is.
     Failed(Box<Failure>),
-    /// A transform failed whose settings say `on_error = "halt"`.
+    /// A transform failed whose settings say `on_error = "halt"`: the pipeline stands still here.
     Halt(Box<Failure>),
 }

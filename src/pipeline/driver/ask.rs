@@ -39,6 +39,7 @@ impl Driver {
                 });
             }
             Request::Retry(filter, answer) => {
+                self.end_halt();
                 let selected = self.selected.clone();
                 tokio::spawn(async move {
                     match store.select(filter.clone()).await {
@@ -115,7 +116,7 @@ impl Driver {
         let reasons: Vec<Reason> =
             [self.source_reason.as_ref(), self.sink_reason.as_ref(), self.store_reason.as_ref()]
                 .into_iter()
-                .chain([self.spill.reason()])
+                .chain([self.spill.reason(), self.halt_reason()])
                 .flatten()
                 .cloned()
                 .chain(self.stuck_reasons())

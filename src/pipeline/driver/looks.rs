@@ -85,7 +85,13 @@ impl Driver {
     }
 
     fn look_at_transforms(&self) -> Look {
-        let doing = if self.jobs.is_empty() { Doing::Nothing } else { Doing::Working };
+        let doing = if self.halt_reason().is_some() {
+            Doing::KnownTrouble
+        } else if self.jobs.is_empty() {
+            Doing::Nothing
+        } else {
+            Doing::Working
+        };
         Look { doing, progress: self.next_job - self.jobs.len() as u64 }
     }
 

@@ -29,6 +29,7 @@
 
 mod ask;
 mod deliver;
+mod halt;
 mod keep;
 mod looks;
 mod others;
@@ -70,6 +71,7 @@ use crate::sink::client::Client;
 use crate::source::Source;
 use crate::store::{self, Failure, Loaded, Store, StoredState, Tokens, Write};
 use crate::transform::Chain;
+use halt::Halt;
 use others::OtherWriters;
 use skip::Skipping;
 use spill::{Spill, spill_read};
@@ -105,11 +107,6 @@ pub enum Error {
     Source(String),
     #[error(transparent)]
     Store(#[from] store::Error),
-    #[error(
-        "{text}; its settings say on_error = \"halt\": mend the transform or its settings, then start \
-         again; the message is sent then"
-    )]
-    Halted { text: String },
     #[error("the threads that run the transforms have ended, which is a defect")]
     Workers,
 }
@@ -229,6 +226,8 @@ struct Driver {
     next_job: u64,
     /// Jobs that are out, oldest first; a result that came early waits in its place.
     jobs: VecDeque<Option<Done>>,
+    /// Where it stands still, because a transform's settings say so.
+    halted: Option<Halt>,
 
     tracker: AckTracker,
     holds: Holds,
@@ -358,6 +357,7 @@ impl Driver {
             workers,
             next_job: 0,
             jobs: VecDeque::new(),
+            halted: None,
             tracker: AckTracker::new(read),
             holds,
             attempts,
@@ -438,7 +438,7 @@ impl Driver {
                 result = done(&mut self.writing), if self.writing.is_some() => {
                     self.on_written(result)?;
                 }
-                Some(done) = finished.recv() => self.on_done(done)?,
+                Some(done) = finished.recv() => self.on_done(done),
                 result = read(&mut self.reading), if self.reading.is_some() => {
                     self.on_read(result)?;
                 }
@@ -476,6 +476,7 @@ impl Driver {
             self.confirm(self.tracker.progress());
         }
         self.open_sink(now);
+        self.go_on_from_halt()?;
         self.send(now)?;
         self.read_due(now);
         self.spill_step(now);
@@ -502,7 +503,8 @@ impl Driver {
     fn is_drained(&self) -> bool {
         let Some(deadline) = self.draining else { return false };
         let sent = self.outbox.is_empty() || !matches!(self.sink, Sink::Open(_));
-        let done = sent && self.jobs.is_empty() && self.writing.is_none() && !self.has_unsaved();
+        let shaped = self.jobs.is_empty() || self.halted.is_some();
+        let done = sent && shaped && self.writing.is_none() && !self.has_unsaved();
         done || deadline <= self.clock.now()
     }
 

@@ -10,7 +10,7 @@ use crate::pipeline::item::{Item, Origin, Shaped};
 use crate::pipeline::outbox::Parcel;
 use crate::pipeline::workers::{Done, Job};
 use crate::source;
-use crate::store::Write;
+use crate::store::{Failure, Write};
 use crate::transform::Chain;
 use std::sync::Arc;
 
@@ -86,6 +86,7 @@ impl Driver {
         self.chain_stored = true;
         self.adopt_chain(chain);
         self.holds.request_all();
+        self.end_halt();
     }
 
     /// Uses the chain for everything that is dispatched from now on.
@@ -129,23 +130,30 @@ impl Driver {
         if self.workers.submit(job) { Ok(()) } else { Err(Error::Workers) }
     }
 
-    pub(super) fn on_done(&mut self, done: Done) -> Result<(), Error> {
+    pub(super) fn on_done(&mut self, done: Done) {
         let first = self.next_job - self.jobs.len() as u64;
         let index = usize::try_from(done.number - first).unwrap_or(usize::MAX);
         if let Some(slot) = self.jobs.get_mut(index) {
             *slot = Some(done);
         }
-        while let Some(Some(_)) = self.jobs.front() {
+        while self.halted.is_none()
+            && let Some(Some(_)) = self.jobs.front()
+        {
             let Some(Some(done)) = self.jobs.pop_front() else { break };
-            for (item, shaped) in done.results {
-                self.on_shaped(item, shaped)?;
+            let mut results = done.results.into_iter();
+            while let Some((item, shaped)) = results.next() {
+                if let Some((item, failure)) = self.on_shaped(item, shaped) {
+                    let behind = results.by_ref().map(|(item, _)| item);
+                    let items = std::iter::once(item).chain(behind).collect();
+                    self.halt(items, &failure);
+                }
             }
         }
-        Ok(())
     }
 
-    /// Order is restored here, so holds are decided here.
-    pub(super) fn on_shaped(&mut self, item: Item, shaped: Shaped) -> Result<(), Error> {
+    /// Order is restored here, so holds are decided here. Gives the item back where the pipeline is to
+    /// stand still in front of it.
+    pub(super) fn on_shaped(&mut self, item: Item, shaped: Shaped) -> Option<(Item, Box<Failure>)> {
         let held = match item.origin {
             Origin::Source { .. } | Origin::Spilled { .. } => {
                 let position = item.change.position;
@@ -165,7 +173,7 @@ impl Driver {
                     self.settle(origin, item.change.bytes(), None);
                 }
                 Shaped::Failed(failure) => self.park(item, *failure),
-                Shaped::Halt(failure) => return Err(Error::Halted { text: failure.error.text }),
+                Shaped::Halt(failure) => return Some((item, failure)),
             },
             Origin::Store { id } => match shaped {
                 // What was in front of it came back.
@@ -189,9 +197,9 @@ impl Driver {
                     self.off_the_way(&item);
                     self.failed_again(id, *failure);
                 }
-                Shaped::Halt(failure) => return Err(Error::Halted { text: failure.error.text }),
+                Shaped::Halt(failure) => return Some((item, failure)),
             },
         }
-        Ok(())
+        None
     }
 }

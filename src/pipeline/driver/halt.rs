@@ -1,0 +1,75 @@
+//! Standing still at a message: a transform failed it whose settings say `on_error = "halt"`.
+//!
+//! Nothing behind the message goes on, whatever it is. What was shaped already stays in its place
+//! among the jobs, and is shaped anew with the chain that ends the halt: so no record of an older
+//! chain comes behind one of a newer. Nothing is written down, since a start comes to the same message
+//! again.
+
+use super::{Driver, Error};
+use crate::pipeline::control::Reason;
+use crate::pipeline::item::Item;
+use crate::pipeline::workers::Job;
+use crate::store::Failure;
+use std::sync::Arc;
+
+/// Where the pipeline stands still.
+pub(super) struct Halt {
+    /// The failed message and what came behind it in its job, whose place is the first.
+    items: Vec<Item>,
+    reason: Reason,
+    /// Somebody wants it to be tried again.
+    is_over: bool,
+}
+
+impl Driver {
+    /// Stops in front of the first of these items, which failed.
+    pub(super) fn halt(&mut self, items: Vec<Item>, failure: &Failure) {
+        let place = items.first().map_or_else(String::new, |item| {
+            let change = &item.change;
+            format!("a change of {} at {}", change.table.qualified_name(), change.position)
+        });
+        let text = format!(
+            "{}; its settings say on_error = \"halt\", so that everything waits at this message ({place}): \
+             mend the transform or its settings, and it goes on by itself, with nothing lost",
+            failure.error.text
+        );
+        tracing::error!("the pipeline stands still: {text}");
+        let reason = Reason { part: "transforms".to_owned(), code: "halted".to_owned(), text };
+        self.jobs.push_front(None);
+        self.halted = Some(Halt { items, reason, is_over: false });
+    }
+
+    pub(super) fn halt_reason(&self) -> Option<&Reason> {
+        self.halted.as_ref().map(|halt| &halt.reason)
+    }
+
+    /// The message is to be tried again: there is another chain, or an operator says so.
+    pub(super) fn end_halt(&mut self) {
+        if let Some(halt) = &mut self.halted {
+            halt.is_over = true;
+        }
+    }
+
+    /// Shapes anew what waited, once nothing of the chain before is at work any more.
+    pub(super) fn go_on_from_halt(&mut self) -> Result<(), Error> {
+        let is_at_work = self.jobs.iter().skip(1).any(Option::is_none);
+        let Some(halt) = self.halted.take_if(|halt| halt.is_over && !is_at_work) else {
+            return Ok(());
+        };
+        tracing::info!(
+            chain = self.chain.tag(),
+            "the pipeline tries again the message it stands at"
+        );
+        let first = self.next_job - self.jobs.len() as u64;
+        let waited = self.jobs.iter_mut().skip(1).filter_map(Option::take);
+        let waited = waited.map(|done| done.results.into_iter().map(|(item, _)| item).collect());
+        let again: Vec<Vec<Item>> = std::iter::once(halt.items).chain(waited).collect();
+        for (number, items) in (first..).zip(again) {
+            let (chain, envelope) = (Arc::clone(&self.chain), Arc::clone(&self.envelope));
+            if !self.workers.submit(Job { number, chain, envelope, items }) {
+                return Err(Error::Workers);
+            }
+        }
+        Ok(())
+    }
+}
