@@ -129,6 +129,8 @@ mod tests {
                 breaks: 0,
                 sample: 50,
                 drops: 0,
+                empties: 0,
+                reroutes: 0,
                 slower_percent: None,
             }),
         };

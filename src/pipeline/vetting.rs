@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::control::Filter;
 use super::item::Shaped;
 use super::sample::Sample;
+use super::size_gate::SizedRecord;
 use super::workers::shape;
 use crate::change::Change;
 use crate::message::{Envelope, EnvelopeSettings};
@@ -30,6 +32,9 @@ const TRIED_MIN: u64 = 10;
 
 /// How many parked messages are tried; of more than that, some from all over the store.
 const PARKED_MAX: usize = 1000;
+
+/// How many of those that wait behind them are tried: their turn comes as soon as the mend is live.
+const WAITING_MAX: usize = 250;
 
 /// How many of them are in memory at once, in bytes; a larger one is there alone.
 const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -60,9 +65,9 @@ impl Vetting {
         Arc::new(Envelope::new(settings))
     }
 
-    /// Ids of the failed messages to try, and how many there are.
-    fn parked(&self) -> (Vec<u64>, u64) {
-        let filter = Filter { state: Some("failed".to_owned()), ..Filter::default() };
+    /// Ids of messages to try that are in this state, and how many there are.
+    fn stored(&self, state: &str, tried_max: usize) -> (Vec<u64>, u64) {
+        let filter = Filter { state: Some(state.to_owned()), ..Filter::default() };
         let ids = match self.runtime.block_on(self.store.select(filter)) {
             Ok(ids) => ids,
             Err(error) => {
@@ -71,15 +76,50 @@ impl Vetting {
             }
         };
         let all = ids.len();
-        let spread = |ids: Vec<u64>| (0..PARKED_MAX).map(|n| ids[n * all / PARKED_MAX]).collect();
-        (if all > PARKED_MAX { spread(ids) } else { ids }, all as u64)
+        let spread = |ids: Vec<u64>| (0..tried_max).map(|n| ids[n * all / tried_max]).collect();
+        (if all > tried_max { spread(ids) } else { ids }, all as u64)
+    }
+
+    /// Runs the comparison over stored messages, for as long as there is time.
+    fn try_stored(
+        &self,
+        comparing: &mut Comparing<'_>,
+        mut ids: Vec<u64>,
+        kind: Kind,
+        end: Instant,
+    ) {
+        let mut tried = 0;
+        while !ids.is_empty() && (Instant::now() <= end || tried < TRIED_MIN) {
+            let read = self.runtime.block_on(self.store.read(ids.clone(), READ_BYTES_MAX));
+            let read = match read {
+                Ok(read) if read.is_empty() => break,
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::warn!("could not read stored messages to try a chain on: {error}");
+                    break;
+                }
+            };
+            // Those that are missing have left the store meanwhile.
+            let last = read.iter().map(|(id, _)| *id).max().unwrap_or(u64::MAX);
+            ids.retain(|id| *id > last);
+            for (_, change) in read {
+                if Instant::now() > end && tried >= TRIED_MIN {
+                    break;
+                }
+                comparing.run(&change, kind);
+                tried += 1;
+            }
+        }
     }
 }
 
 /// What a chain makes of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
-    Sent,
+    /// To this stream; nothing for the pipeline's own.
+    Sent(Option<Arc<str>>),
+    /// Something is sent, and nothing of the row is in it.
+    Emptied,
     Dropped,
     /// With the reason, and the transform, where it was one.
     Failed(String, Option<String>),
@@ -99,10 +139,37 @@ fn fate(trial: &mut Trial, envelope: &Arc<Envelope>, change: &Change) -> (Fate, 
                 format!("`{transform}` fails ({}), and its settings hide it", class.as_str());
             Fate::Failed(text, Some(transform))
         }
-        (Shaped::Records(_), None) => Fate::Sent,
+        (Shaped::Records(records), None) if is_emptied(change, &records) => Fate::Emptied,
+        (Shaped::Records(records), None) => {
+            Fate::Sent(records.first().and_then(|record| record.stream().cloned()))
+        }
         (Shaped::Dropped, None) => Fate::Dropped,
     };
     (fate, took)
+}
+
+/// Whether nothing of a row is in what would be sent of it: no column, or an empty message in its place.
+fn is_emptied(change: &Change, records: &[SizedRecord]) -> bool {
+    let [record] = records else { return false };
+    let Ok(message) = serde_json::from_slice::<Value>(&record.record().body) else { return false };
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    };
+    let had_columns = change.new.as_ref().or(change.old.as_ref()).is_some();
+    is_empty(&message) || (had_columns && message.get("record").is_some_and(is_empty))
+}
+
+/// Where a message that is tried comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It failed, and lies in the store.
+    Parked,
+    /// A recent change, or one that waits in the store behind a failed one.
+    Recent,
 }
 
 /// A comparison under way.
@@ -116,28 +183,63 @@ struct Comparing<'a> {
 }
 
 impl Comparing<'_> {
-    fn run(&mut self, change: &Change, is_parked: bool) {
+    fn run(&mut self, change: &Change, kind: Kind) {
         let (before, took_before) = fate(self.before, &self.envelopes[0], change);
         let (after, took_after) = fate(self.after, &self.envelopes[1], change);
         let found = &mut self.found;
-        if is_parked {
-            found.of += 1;
-        } else {
-            found.sample += 1;
+        match kind {
+            Kind::Parked => found.of += 1,
+            Kind::Recent => found.sample += 1,
+        }
+        let was_sent = matches!(before, Fate::Sent(_));
+        if kind == Kind::Recent && was_sent {
+            found.sent += 1;
         }
         match (before, after) {
-            (Fate::Failed(..), Fate::Sent) if is_parked => found.fixes += 1,
-            (Fate::Sent | Fate::Failed(..), Fate::Dropped) => found.drops += 1,
-            (Fate::Sent | Fate::Dropped, Fate::Failed(reason, transform)) => {
+            (Fate::Failed(..), Fate::Sent(_)) if kind == Kind::Parked => found.fixes += 1,
+            (Fate::Sent(_) | Fate::Failed(..), after @ (Fate::Dropped | Fate::Emptied)) => {
+                match after {
+                    Fate::Emptied => found.empties += 1,
+                    Fate::Dropped | Fate::Sent(_) | Fate::Failed(..) => found.drops += 1,
+                }
+                let losers = losers(self.after);
+                match kind {
+                    _ if losers.is_empty() => {}
+                    Kind::Parked => found.lost += 1,
+                    Kind::Recent if was_sent => found.sent_lost += 1,
+                    Kind::Recent => {}
+                }
+                found.losers.extend(losers);
+            }
+            (Fate::Sent(_) | Fate::Dropped | Fate::Emptied, Fate::Failed(reason, transform)) => {
                 found.breaks += 1;
                 found.culprits.extend(transform);
                 found.example.get_or_insert(reason);
             }
-            (Fate::Sent, Fate::Sent) => self.took.push((took_before, took_after)),
-            (Fate::Failed(..), Fate::Sent | Fate::Failed(..))
-            | (Fate::Dropped, Fate::Sent | Fate::Dropped) => {}
+            (Fate::Sent(before), Fate::Sent(after)) => {
+                found.reroutes += u64::from(before != after);
+                self.took.push((took_before, took_after));
+            }
+            (Fate::Failed(..), Fate::Sent(_) | Fate::Failed(..))
+            | (Fate::Dropped | Fate::Emptied, Fate::Sent(_) | Fate::Dropped | Fate::Emptied) => {}
         }
     }
+}
+
+/// The transforms that made the last message of this trial vanish, as far as they may not: the one that
+/// dropped it, or those that it passed where nothing was left of it.
+fn losers(trial: &Trial) -> Vec<String> {
+    let trace = trial.runner.trace();
+    let dropped = trace.last().filter(|step| step.verdict == "drop");
+    let steps = match dropped {
+        Some(_) => &trace[trace.len() - 1..],
+        None => &trace[..],
+    };
+    let may = |file: &str| trial.chain.may_drop(file);
+    if steps.iter().any(|step| may(&step.transform)) {
+        return Vec::new();
+    }
+    steps.iter().map(|step| step.transform.clone()).collect()
 }
 
 /// How much longer the second took, in percent. The messages that took longest are left out: there
@@ -165,30 +267,13 @@ impl Vet for Vetting {
             if started.elapsed() > TIME_MAX / 2 && comparing.found.sample >= TRIED_MIN {
                 break;
             }
-            comparing.run(&change, false);
+            comparing.run(&change, Kind::Recent);
         }
-        let (mut ids, parked) = self.parked();
+        let (ids, parked) = self.stored("failed", PARKED_MAX);
         comparing.found.parked = parked;
-        while !ids.is_empty() && (started.elapsed() <= TIME_MAX || comparing.found.of < TRIED_MIN) {
-            let read = self.runtime.block_on(self.store.read(ids.clone(), READ_BYTES_MAX));
-            let read = match read {
-                Ok(read) if read.is_empty() => break,
-                Ok(read) => read,
-                Err(error) => {
-                    tracing::warn!("could not read parked messages to try a chain on: {error}");
-                    break;
-                }
-            };
-            // Those that are missing have left the store meanwhile.
-            let last = read.iter().map(|(id, _)| *id).max().unwrap_or(u64::MAX);
-            ids.retain(|id| *id > last);
-            for (_, change) in read {
-                if started.elapsed() > TIME_MAX && comparing.found.of >= TRIED_MIN {
-                    break;
-                }
-                comparing.run(&change, true);
-            }
-        }
+        self.try_stored(&mut comparing, ids, Kind::Parked, started + TIME_MAX * 7 / 8);
+        let (ids, _) = self.stored("waiting", WAITING_MAX);
+        self.try_stored(&mut comparing, ids, Kind::Recent, started + TIME_MAX);
         let Comparing { mut found, took, .. } = comparing;
         found.slower_percent = slower_percent(took);
         found

@@ -8,7 +8,7 @@ use wasmtime::component::Resource;
 
 use super::bindings::types::{Algorithm, Codec, HostChange as _, Verdict};
 use super::limits::Limits;
-use super::state::{GuestState, Message};
+use super::state::{GuestState, Logs, Message};
 use super::verdict::{Shaped, apply};
 use crate::case::{self, Sample};
 use crate::message::{Draft, Envelope, EnvelopeSettings, header};
@@ -72,7 +72,8 @@ pub fn fuzz_answers(bytes: &[u8]) {
     let sample = sample.change.clone();
     let envelope = Arc::new(Envelope::new(EnvelopeSettings::default()));
     let name: Arc<str> = "10-fuzz.wasm".into();
-    let mut state = GuestState::new(Arc::clone(&name), &Limits::default(), None, true);
+    let logs = Logs::new(Arc::clone(&name), 1, Arc::default(), true);
+    let mut state = GuestState::new(&Limits::default(), None, logs);
     state.deadline = Instant::now() + Duration::from_secs(60);
     state.message = Some(Message::new(Draft::new(sample, envelope)));
     for _ in 0..64 {

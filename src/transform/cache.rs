@@ -92,6 +92,7 @@ impl Cache {
         let name = file_name(engine, digest);
         let path = self.dir.join(&name);
         let written = component.serialize().map_err(io::Error::other).and_then(|code| {
+            self.restore()?;
             let mac = self.mac(&name, &code);
             write_atomically(&path, |file| {
                 file.write_all(&mac)?;
@@ -104,6 +105,16 @@ impl Cache {
                 tracing::warn!(file = %path.display(), "could not keep compiled code: {error}");
             }
         }
+    }
+
+    /// Somebody may have cleared the folder away, to have room or to start anew.
+    fn restore(&self) -> io::Result<()> {
+        let path = self.dir.join(KEY_FILE);
+        if path.try_exists()? {
+            return Ok(());
+        }
+        create_private(&self.dir)?;
+        write_atomically(&path, |file| file.write_all(&self.key))
     }
 
     /// The code behind the MAC, where the MAC is right.

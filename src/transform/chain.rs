@@ -10,6 +10,7 @@ use super::health::Health;
 use super::hex;
 use super::loader::Module;
 use super::settings::Settings;
+use super::state::LogQuota;
 
 /// One file of the folder, loaded.
 #[derive(Debug)]
@@ -25,12 +26,15 @@ pub(crate) struct Transform {
     pub(crate) since: String,
 }
 
-/// How often a transform was called, how often it failed and how long it took. Shared by all workers.
+/// How often a transform was called, how often it failed, how long it took and how much it wrote.
+/// Shared by all workers.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     calls: AtomicU64,
     errors: AtomicU64,
     nanos: AtomicU64,
+    /// Of the lines that it writes.
+    pub(crate) logs: Arc<LogQuota>,
 }
 
 impl Counters {
@@ -102,6 +106,12 @@ impl Chain {
     /// The file names, in order.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.transforms.iter().map(|transform| &*transform.file)
+    }
+
+    /// Whether the settings of this file allow it to make messages vanish.
+    pub(crate) fn may_drop(&self, file: &str) -> bool {
+        let found = self.transforms.iter().find(|transform| &*transform.file == file);
+        found.is_some_and(|transform| transform.settings.may_drop)
     }
 
     /// The modules' digests, in order.

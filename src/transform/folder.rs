@@ -12,12 +12,17 @@ use super::loader::MODULE_BYTES_MAX;
 const SETTINGS_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What tells one content of a file from another without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
+    /// Of the file; 0 of what cannot be read.
     bytes: u64,
     modified: Option<SystemTime>,
+    /// When anything about it changed last, which nobody can set back: seconds and nanoseconds.
+    changed: (i64, i64),
     /// Another file renamed into place has another one.
     inode: u64,
+    /// Why it cannot be read, where that shows from outside.
+    broken: Option<String>,
 }
 
 /// A module and its settings file, as one look saw them.
@@ -52,6 +57,8 @@ pub(crate) struct Look {
     pub(crate) modules: BTreeMap<String, Seen>,
     /// Settings files without a module.
     pub(crate) orphans: Vec<String>,
+    /// Names that look like a transform's and are none, as far as they can be shown, and why.
+    pub(crate) misnamed: Vec<(String, &'static str)>,
 }
 
 /// What the two files of a transform hold.
@@ -66,24 +73,28 @@ pub(crate) fn look(dir: &Path) -> io::Result<Look> {
     let mut settings = BTreeMap::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let name = match entry.file_name().into_string() {
+            Ok(name) => name,
+            Err(name) => {
+                let name = name.to_string_lossy().into_owned();
+                if is_module(&name) || name.ends_with(".toml") {
+                    look.misnamed.push((name, "is not UTF-8 text"));
+                }
+                continue;
+            }
+        };
         if is_ignored(&name) {
             continue;
         }
         let is_settings = name.ends_with(".toml");
         if !is_settings && !is_module(&name) {
+            let small = name.to_ascii_lowercase();
+            if is_module(&small) || small.ends_with(".toml") {
+                look.misnamed.push((name, "does not end in small letters"));
+            }
             continue;
         }
-        let metadata = match fs::metadata(entry.path()) {
-            Ok(metadata) => metadata,
-            // Deleted since it was listed, or a link to nothing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        if !metadata.is_file() {
-            continue;
-        }
-        let fingerprint = fingerprint(&metadata);
+        let Some(fingerprint) = fingerprint(&entry.path()) else { continue };
         if is_settings {
             settings.insert(name, fingerprint);
         } else {
@@ -94,6 +105,7 @@ pub(crate) fn look(dir: &Path) -> io::Result<Look> {
         seen.settings = settings.get(&settings_name(name)).cloned();
     }
     let with_module: Vec<String> = look.modules.keys().map(|name| settings_name(name)).collect();
+    look.misnamed.sort();
     look.orphans = settings.into_keys().filter(|name| !with_module.contains(name)).collect();
     Ok(look)
 }
@@ -102,12 +114,19 @@ pub(crate) fn look(dir: &Path) -> io::Result<Look> {
 pub(crate) fn read(dir: &Path, name: &str) -> io::Result<Content> {
     // One byte more than is allowed shows that there is more.
     let module = read_at_most(&dir.join(name), MODULE_BYTES_MAX + 1)?;
-    let settings = match read_at_most(&dir.join(settings_name(name)), SETTINGS_BYTES_MAX) {
-        Ok(bytes) => Some(String::from_utf8(bytes).map_err(|_| {
-            io::Error::other(format!("`{}` is not UTF-8 text", settings_name(name)))
-        })?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
+    let settings = settings_name(name);
+    let path = dir.join(&settings);
+    let wrong = |what: String| io::Error::other(format!("its settings file `{settings}` {what}"));
+    let settings = match read_at_most(&path, SETTINGS_BYTES_MAX + 1) {
+        Ok(bytes) if bytes.len() as u64 > SETTINGS_BYTES_MAX => {
+            return Err(wrong(format!("has more than {SETTINGS_BYTES_MAX} bytes")));
+        }
+        Ok(bytes) => {
+            Some(String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8 text".to_owned()))?)
+        }
+        // A link to nothing is no reason to go on without what it named.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => None,
+        Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
     };
     Ok(Content { module, settings })
 }
@@ -130,17 +149,49 @@ fn is_module(name: &str) -> bool {
     [".wasm", ".cwasm", ".wat"].iter().any(|end| name.ends_with(end))
 }
 
-fn fingerprint(metadata: &Metadata) -> Fingerprint {
-    Fingerprint {
-        bytes: metadata.len(),
-        modified: metadata.modified().ok(),
-        inode: std::os::unix::fs::MetadataExt::ino(metadata),
+/// Nothing where it was deleted since it was listed. What cannot be read counts too: it stands where
+/// somebody wants a transform, and must not look like one that was taken away.
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            let link = fs::symlink_metadata(path).ok()?;
+            let (inode, broken) = (link.ino(), Some(error.to_string()));
+            return Some(Fingerprint { inode, broken, ..Fingerprint::default() });
+        }
+    };
+    let broken = what_else(&metadata).map(str::to_owned);
+    Some(Fingerprint {
+        bytes: if broken.is_some() { 0 } else { metadata.len() },
+        modified: metadata.modified().ok().filter(|_| broken.is_none()),
+        changed: if broken.is_some() { (0, 0) } else { (metadata.ctime(), metadata.ctime_nsec()) },
+        inode: metadata.ino(),
+        broken,
+    })
+}
+
+/// What is there in place of a file.
+fn what_else(metadata: &Metadata) -> Option<&'static str> {
+    if metadata.is_file() {
+        None
+    } else if metadata.is_dir() {
+        Some("it is a folder")
+    } else {
+        Some("it is no file")
     }
 }
 
 fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // A pipe that nobody writes to would be waited for without an end.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    if let Some(what) = what_else(&file.metadata()?) {
+        return Err(io::Error::other(what));
+    }
     let mut bytes = Vec::new();
-    File::open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
+    file.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -166,16 +217,20 @@ pub(crate) fn write_atomically(
         Ok(()) | Err(_) => {}
     }
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    write(&mut file)?;
-    file.flush()?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = write(&mut file).and_then(|()| file.flush()).and_then(|()| file.sync_all());
+    if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
+        // On a full disk, half of a file takes what room is left.
+        fs::remove_file(&temporary).ok();
+        return Err(error);
+    }
     // The name too has to survive a power loss.
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]
@@ -195,8 +250,9 @@ mod tests {
         ] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        fs::create_dir(dir.path().join("60-h.wasm")).unwrap();
-        std::os::unix::fs::symlink("nothing", dir.path().join("70-i.wasm")).unwrap();
+        fs::write(dir.path().join("60-H.WASM"), "").unwrap();
+        let foreign = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"70-\xff.wasm");
+        fs::write(dir.path().join(foreign), "").unwrap();
         std::os::unix::fs::symlink("20-b.wasm", dir.path().join("80-j.wasm")).unwrap();
 
         let look = look(dir.path()).unwrap();
@@ -205,6 +261,59 @@ mod tests {
         assert!(look.modules["10-a.wasm"].settings.is_some());
         assert!(look.modules["20-b.wasm"].settings.is_none());
         assert_eq!(look.orphans, ["30-c.toml"]);
+        let misnamed: Vec<&str> = look.misnamed.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(misnamed, ["60-H.WASM", "70-\u{FFFD}.wasm"]);
+    }
+
+    #[test]
+    fn what_stands_in_a_file_s_place_is_seen_and_never_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("10-folder.wasm")).unwrap();
+        std::os::unix::fs::symlink("nothing", path("20-dangling.wasm")).unwrap();
+        std::os::unix::fs::symlink("30-loop.wasm", path("30-loop.wasm")).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::from_bits_truncate(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path("40-pipe.wasm"), fifo, mode, 0).unwrap();
+        for (module, settings) in [("50-a.wasm", "50-a.toml"), ("60-b.wasm", "60-b.toml")] {
+            fs::write(path(module), "a").unwrap();
+            std::os::unix::fs::symlink("nothing", path(settings)).unwrap();
+        }
+        fs::remove_file(path("60-b.toml")).unwrap();
+        fs::create_dir(path("60-b.toml")).unwrap();
+        let look = look(dir.path()).unwrap();
+        assert_eq!(look.modules.len(), 6);
+        let check = |name: &str, part: &str| {
+            let error = read(dir.path(), name).err().unwrap().to_string();
+            assert!(error.contains(part), "{name}: {error}");
+        };
+        check("10-folder.wasm", "it is a folder");
+        check("20-dangling.wasm", "No such file");
+        check("30-loop.wasm", "symbolic links");
+        check("40-pipe.wasm", "it is no file");
+        check("50-a.wasm", "its settings file `50-a.toml` cannot be read: No such file");
+        check("60-b.wasm", "its settings file `60-b.toml` cannot be read: it is a folder");
+        fs::remove_dir(path("60-b.toml")).unwrap();
+        fs::write(path("60-b.toml"), "#".repeat(1024 * 1024 + 1)).unwrap();
+        check("60-b.wasm", "`60-b.toml` has more than 1048576 bytes");
+        fs::write(path("60-b.toml"), "\u{feff}on_error = \"park\"").unwrap();
+        let settings = read(dir.path(), "60-b.wasm").unwrap().settings.unwrap();
+        assert!(crate::transform::settings::Settings::parse(&settings).is_ok());
+    }
+
+    #[test]
+    fn a_file_whose_time_was_set_back_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("10-a.wasm");
+        fs::write(&path, "one").unwrap();
+        let before = look(dir.path()).unwrap();
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        // The clock that changes are noted by goes in steps of some milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let mut file = File::options().write(true).open(&path).unwrap();
+        file.write_all(b"two").unwrap();
+        file.set_modified(modified).unwrap();
+        assert_ne!(look(dir.path()).unwrap(), before);
     }
 
     #[test]
@@ -218,6 +327,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let failed = write_atomically(&path, |_| Err(io::Error::other("no")));
         assert!(failed.is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(fs::read(&path).unwrap(), b"new");
     }
 }

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::Class;
 use crate::change::Change;
 
@@ -14,7 +16,7 @@ const FAILED_MAX: usize = 32;
 const FAILED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What became of a number of messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     pub messages: u64,
     /// Those that a transform failed on, whatever its settings made of that, and those that came out

@@ -13,7 +13,7 @@ use super::engine::{Engine, ticks};
 use super::limits::Limits;
 use super::loader::{self, Module};
 use super::settings::{Isolation, Settings};
-use super::state::{DeadlinePassed, GuestState, LimitReached, Message};
+use super::state::{DeadlinePassed, GuestState, LimitReached, Logs, Message};
 use super::wasi::Wasi;
 
 /// `init` may take at least this long, whatever the limit of a change: it happens once, and an
@@ -211,9 +211,13 @@ impl Instance {
     /// Instantiates a transform's module and calls its `init`. What a `quiet` one logs is kept out of
     /// the process's log.
     pub(crate) fn new(engine: &Engine, transform: &Transform, quiet: bool) -> Result<Self, Fault> {
-        Self::start(engine, &transform.file, &transform.module, &transform.settings, quiet)
+        let Transform { file, module, settings, counters, .. } = transform;
+        let max = settings.limits.log_lines_per_second_max;
+        let logs = Logs::new(Arc::clone(file), max, Arc::clone(&counters.logs), quiet);
+        Self::begin(engine, module, settings, logs)
     }
 
+    /// The same for a module that is not part of a chain, to see whether it starts.
     pub(crate) fn start(
         engine: &Engine,
         file: &Arc<str>,
@@ -221,10 +225,25 @@ impl Instance {
         settings: &Settings,
         quiet: bool,
     ) -> Result<Self, Fault> {
+        let max = settings.limits.log_lines_per_second_max;
+        Self::begin(
+            engine,
+            module,
+            settings,
+            Logs::new(Arc::clone(file), max, Arc::default(), quiet),
+        )
+    }
+
+    fn begin(
+        engine: &Engine,
+        module: &Module,
+        settings: &Settings,
+        logs: Logs,
+    ) -> Result<Self, Fault> {
         let limits = &settings.limits;
         let wasi = module.wants_wasi.then(|| Wasi::new(&settings.env, limits.handles_max));
         let wasi = wasi.transpose().map_err(|reason| Fault::new(Class::Invalid, reason))?;
-        let state = GuestState::new(Arc::clone(file), limits, wasi, quiet);
+        let state = GuestState::new(limits, wasi, logs);
         let mut store = Store::new(engine.wasm(), state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.call_bytes_max);

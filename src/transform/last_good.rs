@@ -3,7 +3,7 @@
 //! A restart that finds a broken file where a working one was goes on with the copy: to start
 //! without the transform would deliver what it was there to hide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chain::Transform;
 use super::folder::{Content, create_private, write_atomically};
+use super::health::Tally;
 use super::loader;
 use super::vet::VetReport;
 
@@ -20,11 +21,34 @@ const FOLDER: &str = "last-good-transforms";
 
 const MANIFEST: &str = "manifest.json";
 
+/// What a chain that has not proven itself yet would be taken back to.
+const PROBATION: &str = "probation.json";
+
+/// A probation that a restart must not end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Unproven {
+    /// The versions that proved themselves last.
+    good: BTreeMap<String, Entry>,
+    /// The files that changed since.
+    changed: BTreeSet<String>,
+    /// How messages fared before.
+    baseline: Tally,
+}
+
+/// A probation as it is restored.
+pub(crate) struct Probationers {
+    /// By file.
+    pub(crate) good: BTreeMap<String, Content>,
+    pub(crate) changed: BTreeSet<String>,
+    pub(crate) baseline: Tally,
+}
+
 /// The folder with the copies.
 #[derive(Debug)]
 pub(crate) struct LastGood {
     dir: PathBuf,
     entries: BTreeMap<String, Entry>,
+    unproven: Option<Unproven>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,12 +66,9 @@ impl LastGood {
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join(FOLDER);
         create_private(&dir)?;
-        let entries = match fs::read(dir.join(MANIFEST)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(error),
-        };
-        Ok(Self { dir, entries })
+        let entries = read_json(&dir.join(MANIFEST))?.unwrap_or_default();
+        let unproven = read_json(&dir.join(PROBATION))?;
+        Ok(Self { dir, entries, unproven })
     }
 
     /// The file names of the last chain.
@@ -57,7 +78,10 @@ impl LastGood {
 
     /// The copy of a file, if there is one and it is intact.
     pub(crate) fn get(&self, file: &str) -> Option<Content> {
-        let entry = self.entries.get(file)?;
+        self.content(self.entries.get(file)?)
+    }
+
+    fn content(&self, entry: &Entry) -> Option<Content> {
         let module = fs::read(self.dir.join(&entry.digest)).ok()?;
         (loader::digest(&module) == entry.digest)
             .then(|| Content { module, settings: entry.settings.clone() })
@@ -75,12 +99,19 @@ impl LastGood {
         self.entries.get(file)?.vet.clone()
     }
 
+    /// Whether there is a copy of the module with this digest.
+    pub(crate) fn has(&self, digest: &str) -> bool {
+        self.dir.join(digest).exists()
+    }
+
     /// Copies a module that is about to go live.
     pub(crate) fn keep(&self, digest: &str, module: &[u8]) -> io::Result<()> {
         let path = self.dir.join(digest);
         if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == module.len() as u64) {
             return Ok(());
         }
+        // Somebody may have cleared it away.
+        create_private(&self.dir)?;
         write_atomically(&path, |file| file.write_all(module))
     }
 
@@ -99,12 +130,57 @@ impl LastGood {
         };
         let entries: BTreeMap<String, Entry> =
             transforms.map(|transform| (transform.file.to_string(), entry(transform))).collect();
-        if entries != self.entries {
+        if entries != self.entries || !self.dir.join(MANIFEST).exists() {
+            create_private(&self.dir)?;
             let text = serde_json::to_vec_pretty(&entries).map_err(io::Error::other)?;
             write_atomically(&self.dir.join(MANIFEST), |file| file.write_all(&text))?;
             self.entries = entries;
         }
         self.prune(others)
+    }
+
+    /// Remembers what a chain on probation would be taken back to. Copies of the modules are kept by
+    /// [`Self::publish`].
+    pub(crate) fn set_probation<'a>(
+        &mut self,
+        good: impl Iterator<Item = &'a Transform>,
+        changed: &BTreeSet<String>,
+        baseline: Tally,
+    ) -> io::Result<()> {
+        let entry = |transform: &Transform| Entry {
+            digest: transform.module.digest.clone(),
+            settings: transform.settings_text.clone(),
+            vet: None,
+        };
+        let good = good.map(|transform| (transform.file.to_string(), entry(transform))).collect();
+        let unproven = Unproven { good, changed: changed.clone(), baseline };
+        if self.unproven.as_ref() == Some(&unproven) {
+            return Ok(());
+        }
+        create_private(&self.dir)?;
+        let text = serde_json::to_vec_pretty(&unproven).map_err(io::Error::other)?;
+        write_atomically(&self.dir.join(PROBATION), |file| file.write_all(&text))?;
+        self.unproven = Some(unproven);
+        Ok(())
+    }
+
+    /// There is no probation any more.
+    pub(crate) fn end_probation(&mut self) -> io::Result<()> {
+        if self.unproven.take().is_none() {
+            return Ok(());
+        }
+        match fs::remove_file(self.dir.join(PROBATION)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The probation that the last run left, as far as its copies are intact.
+    pub(crate) fn probation(&self) -> Option<Probationers> {
+        let Unproven { good, changed, baseline } = self.unproven.as_ref()?;
+        let good = good.iter().map(|(file, entry)| Some((file.clone(), self.content(entry)?)));
+        let good = good.collect::<Option<_>>()?;
+        Some(Probationers { good, changed: changed.clone(), baseline: *baseline })
     }
 
     /// Deletes copies that neither the manifest nor `others` name.
@@ -113,6 +189,7 @@ impl LastGood {
             let file = file?;
             let name = file.file_name();
             let is_used = name == MANIFEST
+                || name == PROBATION
                 || self.entries.values().any(|entry| name.to_str() == Some(&entry.digest))
                 || others.iter().any(|digest| name.to_str() == Some(digest));
             if !is_used {
@@ -120,5 +197,13 @@ impl LastGood {
             }
         }
         Ok(())
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

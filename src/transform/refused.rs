@@ -1,6 +1,6 @@
-//! Versions of files that load and must not go live: a trial showed that they break what worked, or
-//! they failed after they had gone live. Kept in the state folder, so that a restart does not take
-//! them for new.
+//! Versions of files that must not go live: they do not load, a trial showed that they break what
+//! worked, or they failed after they had gone live. Kept in the state folder, so that a restart does not
+//! take them for new.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,6 +31,11 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
+    /// Whether the module with this digest was refused because it does not load.
+    pub(crate) fn is_unusable(&self, digest: &str) -> bool {
+        self.settings.is_none() && self.digest == digest
+    }
+
     /// Whether it is about this very content.
     pub(crate) fn is_of(&self, transform: &Transform) -> bool {
         self.digest == transform.module.digest
@@ -78,20 +83,15 @@ impl Refusals {
         }
     }
 
-    /// Only what loads has to be remembered: what does not load is refused again by itself.
     fn save(&mut self) {
-        let loads = |(file, refused): (&String, &Refused)| {
-            refused.settings.is_some().then(|| (file.clone(), refused.clone()))
-        };
-        let lasting: BTreeMap<String, Refused> = self.entries.iter().filter_map(loads).collect();
-        if lasting == self.written {
+        if self.entries == self.written {
             return;
         }
-        let saved = serde_json::to_vec_pretty(&lasting)
+        let saved = serde_json::to_vec_pretty(&self.entries)
             .map_err(io::Error::other)
             .and_then(|text| write_atomically(&self.path, |file| file.write_all(&text)));
         match saved {
-            Ok(()) => self.written = lasting,
+            Ok(()) => self.written.clone_from(&self.entries),
             Err(error) => tracing::warn!(
                 file = %self.path.display(),
                 "could not keep which transforms are refused, and a restart will try them again: \

@@ -20,7 +20,7 @@ pub enum OnError {
     Pass,
     /// It is not sent; this is counted and logged.
     Drop,
-    /// The pipeline stops.
+    /// The pipeline stands still at it until there is another chain.
     Halt,
 }
 
@@ -60,6 +60,8 @@ pub struct Settings {
     pub(crate) env: Vec<String>,
     /// Whether a version is refused that breaks what the chain before handles.
     pub(crate) vet: Judgement,
+    /// Whether it may drop parked messages, or everything, without being refused for it.
+    pub(crate) may_drop: bool,
     /// Whether a version is taken back that fails more than the chain before it.
     pub(crate) rollback: Judgement,
     /// SHA-256 of the text that these were read from, so that any change of the file counts.
@@ -95,6 +97,7 @@ struct Raw {
     isolation: Isolation,
     wasi: RawWasi,
     vet: Judgement,
+    may_drop: bool,
     rollback: Judgement,
 }
 
@@ -158,6 +161,7 @@ impl Settings {
             isolation: raw.isolation,
             env: raw.wasi.env,
             vet: raw.vet,
+            may_drop: raw.may_drop,
             rollback: raw.rollback,
             digest: hex(&Sha256::digest(text)),
         })
@@ -306,10 +310,11 @@ mod tests {
                 _ => line,
             })
             .collect();
-        assert_eq!(keys, 16);
+        assert_eq!(keys, 17);
         let settings = Settings::parse(&with_values.join("\n")).unwrap();
         assert_eq!(settings.env, ["MASK_KEY"]);
         assert_eq!(settings.isolation, Isolation::Fresh);
+        assert!(settings.may_drop);
         assert_eq!((settings.vet, settings.rollback), (Judgement::Off, Judgement::Off));
         assert_eq!(settings.config, r#"{"columns":["password"]}"#);
     }
@@ -353,7 +358,7 @@ mod tests {
         check_error(
             "on_error = \"park\"\ncolumn = 1\n",
             "line 2: unknown field `column`, expected one of `tables`, `actions`, `config`, \
-             `limits`, `on_error`, `isolation`, `wasi`, `vet`, `rollback`",
+             `limits`, `on_error`, `isolation`, `wasi`, `vet`, `may_drop`, `rollback`",
         );
         check_error(
             "[limits]\n\nmemory = 1",

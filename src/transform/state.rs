@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -42,8 +42,8 @@ pub(crate) struct GuestState {
 }
 
 impl GuestState {
-    /// `wasi`: for a module that imports it. `quiet`: what it logs is kept out of the process's log.
-    pub(crate) fn new(name: Arc<str>, limits: &Limits, wasi: Option<Wasi>, quiet: bool) -> Self {
+    /// `wasi`: for a module that imports it. `logs`: what becomes of what it logs.
+    pub(crate) fn new(limits: &Limits, wasi: Option<Wasi>, logs: Logs) -> Self {
         Self {
             message: None,
             handle: 0,
@@ -51,7 +51,7 @@ impl GuestState {
             host_bytes: 0,
             host_bytes_max: limits.edits_bytes_max,
             limiter: Limiter::new(limits),
-            logs: Logs::new(name, limits.log_lines_per_second_max, quiet),
+            logs,
             wasi: wasi.map(Box::new),
         }
     }
@@ -185,15 +185,41 @@ pub(crate) struct Logs {
     /// Lines are kept for the message and not handed on: it is only tried.
     quiet: bool,
     lines: VecDeque<String>,
-    second: Instant,
-    written: u32,
+    quota: Arc<LogQuota>,
     per_second_max: u32,
 }
 
+/// How many lines a transform has written in the current second: all of its instances together, since
+/// one that fails at every message has a fresh instance for each.
+#[derive(Debug, Default)]
+pub(crate) struct LogQuota(Mutex<(Option<Instant>, u32)>);
+
+impl LogQuota {
+    /// Counts a line. Answers whether it may be written, and how many were left out of the second that
+    /// has just ended.
+    fn count(&self, now: Instant, max: u32) -> (bool, u32) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (second, written) = &mut *state;
+        let began = *second.get_or_insert(now);
+        let mut left_out = 0;
+        if now.saturating_duration_since(began) >= Duration::from_secs(1) {
+            left_out = written.saturating_sub(max);
+            (*second, *written) = (Some(now), 0);
+        }
+        *written = written.saturating_add(1);
+        (*written <= max, left_out)
+    }
+}
+
 impl Logs {
-    fn new(transform: Arc<str>, per_second_max: u32, quiet: bool) -> Self {
-        let lines = VecDeque::new();
-        Self { transform, quiet, lines, second: Instant::now(), written: 0, per_second_max }
+    /// `quiet`: lines are kept out of the process's log.
+    pub(crate) fn new(
+        transform: Arc<str>,
+        per_second_max: u32,
+        quota: Arc<LogQuota>,
+        quiet: bool,
+    ) -> Self {
+        Self { transform, quiet, lines: VecDeque::new(), quota, per_second_max }
     }
 
     /// The file that the lines are of.
@@ -223,23 +249,18 @@ impl Logs {
     }
 
     /// Counts a line against the current second.
-    fn may_write(&mut self) -> bool {
-        if self.second.elapsed() >= Duration::from_secs(1) {
-            let max = self.per_second_max;
-            let left_out = self.written.saturating_sub(max);
-            if left_out > 0 {
-                tracing::warn!(
-                    target: "sluicebox::guest",
-                    transform = &*self.transform,
-                    "{left_out} lines were left out: at most {max} per second \
-                     (`limits.log_lines_per_second`)"
-                );
-            }
-            self.second = Instant::now();
-            self.written = 0;
+    fn may_write(&self) -> bool {
+        let max = self.per_second_max;
+        let (may, left_out) = self.quota.count(Instant::now(), max);
+        if left_out > 0 {
+            tracing::warn!(
+                target: "sluicebox::guest",
+                transform = &*self.transform,
+                "{left_out} lines were left out: at most {max} per second \
+                 (`limits.log_lines_per_second`)"
+            );
         }
-        self.written += 1;
-        self.written <= self.per_second_max
+        may
     }
 }
 
@@ -278,7 +299,7 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_of_a_message_are_kept() {
-        let mut logs = Logs::new("10-x.wasm".into(), 100, false);
+        let mut logs = Logs::new("10-x.wasm".into(), 100, Arc::default(), false);
         for number in 0..200 {
             logs.push(Level::Warn, &number.to_string());
         }
@@ -291,18 +312,15 @@ mod tests {
 
     #[test]
     fn so_many_lines_a_second_are_written_and_no_more() {
-        let mut logs = Logs::new("10-x.wasm".into(), 3, false);
-        // Written in less than a second, or begun anew at some point; never more than three in one.
-        let mut run = 0;
-        for _ in 0..100 {
-            let second = logs.second;
-            let may = logs.may_write();
-            run = if logs.second == second { run } else { 0 } + u32::from(may);
-            assert!(run <= 3);
-        }
-        logs.second = Instant::now();
-        logs.written = 3;
-        assert!(!logs.may_write() || logs.written == 1);
+        let quota = LogQuota::default();
+        let start = Instant::now();
+        let count = |millis| quota.count(start + Duration::from_millis(millis), 3);
+        let first: Vec<bool> = (0..5).map(|n| count(n).0).collect();
+        assert_eq!(first, [true, true, true, false, false]);
+        assert_eq!(count(999), (false, 0));
+        // Said once, when the next second begins.
+        assert_eq!(count(1000), (true, 3));
+        assert_eq!(count(1001), (true, 0));
     }
 
     #[test]

@@ -47,12 +47,73 @@ pub struct Comparison {
     /// Messages that the chain before does not drop and this one does: a verdict that a transform is
     /// free to give, and neither a mend nor a break.
     pub drops: u64,
+    /// Messages of which the chain before leaves something and this one nothing: no column of the row,
+    /// or an empty message in its place. It looks like a mend, and is none.
+    pub empties: u64,
+    /// Messages that this chain sends to another stream than the chain before.
+    pub reroutes: u64,
+    /// Failed messages of the store that this chain drops or empties by a transform that may not: they
+    /// would be gone without having been delivered.
+    pub lost: u64,
+    /// Recent changes that the chain before sends.
+    pub sent: u64,
+    /// Those of them that this chain drops or empties by a transform that may not.
+    pub sent_lost: u64,
+    /// The transforms that dropped or emptied those.
+    pub losers: BTreeSet<String>,
     /// How much longer this chain takes, in percent, where enough was tried to say so.
     pub slower_percent: Option<i64>,
     /// The transforms that failed what broke.
     pub culprits: BTreeSet<String>,
     /// Why the first of what broke failed.
     pub example: Option<String>,
+}
+
+/// Of so many recent changes not all may be dropped.
+const ALL_MIN: u64 = 10;
+
+impl Comparison {
+    /// Whether this chain makes messages vanish as no transform does that is meant to let some through.
+    #[must_use]
+    pub fn loses(&self) -> bool {
+        self.lost > 0 || self.loses_all()
+    }
+
+    fn loses_all(&self) -> bool {
+        self.sent >= ALL_MIN && self.sent_lost == self.sent
+    }
+
+    /// Why it is refused, for the log and the list; nothing where it may go live. `settings` is the name
+    /// of the settings file.
+    pub(crate) fn refusal(&self, settings: &str) -> Option<String> {
+        let tried = self.of + self.sample;
+        let again = "put there anew, it is tried again";
+        if self.breaks > 0 {
+            let example = self.example.as_deref().unwrap_or("for an unknown reason");
+            return Some(format!(
+                "with it, {} of {tried} messages fail that the chain before handles; the first: \
+                 {example}. Mend it, or set vet = \"off\" in {settings} if that is meant; {again}",
+                self.breaks
+            ));
+        }
+        let what = if self.lost > 0 {
+            format!(
+                "it does not fix {} of {} parked messages but drops them or leaves nothing of them, so that \
+                 they would be gone without having been delivered. Mend it; to give messages up there is \
+                 `sluicebox messages ack`",
+                self.lost, self.of
+            )
+        } else if self.loses_all() {
+            format!(
+                "it drops all of the {} recent messages that the chain before sends, or leaves nothing of \
+                 them. Mend it",
+                self.sent
+            )
+        } else {
+            return None;
+        };
+        Some(format!("{what}; or set may_drop = true in {settings} if that is meant; {again}"))
+    }
 }
 
 /// How a vetting ended.
@@ -83,15 +144,22 @@ pub struct VetReport {
     pub sample: u64,
     /// Messages that the chain before does not drop and that it drops.
     pub drops: u64,
+    /// Messages of which the chain before leaves something and it nothing.
+    #[serde(default)]
+    pub empties: u64,
+    /// Messages that it sends to another stream than the chain before.
+    #[serde(default)]
+    pub reroutes: u64,
     /// How much slower the chain is with it, in percent; less than nothing is faster.
     pub slower_percent: Option<i64>,
 }
 
 impl VetReport {
     pub(crate) fn of(comparison: &Comparison) -> Self {
-        let Comparison { fixes, of, breaks, sample, drops, slower_percent, .. } = *comparison;
+        let Comparison { fixes, of, breaks, sample, drops, empties, reroutes, .. } = *comparison;
+        let slower_percent = comparison.slower_percent;
         let result = if of + sample == 0 { VetResult::Unvetted } else { VetResult::Passed };
-        Self { result, fixes, of, breaks, sample, drops, slower_percent }
+        Self { result, fixes, of, breaks, sample, drops, empties, reroutes, slower_percent }
     }
 
     pub(crate) fn with(self, result: VetResult) -> Self {
@@ -119,6 +187,12 @@ impl VetReport {
         if self.drops > 0 {
             add(format_args!(", drops {}", self.drops));
         }
+        if self.empties > 0 {
+            add(format_args!(", leaves nothing of {}", self.empties));
+        }
+        if self.reroutes > 0 {
+            add(format_args!(", sends {} to another stream", self.reroutes));
+        }
         match self.slower_percent {
             Some(percent) if percent > 0 => add(format_args!(", slower by {percent} %")),
             Some(percent) if percent < 0 => add(format_args!(", faster by {} %", -percent)),
@@ -131,6 +205,23 @@ impl VetReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_makes_messages_vanish_is_refused() {
+        let check = |comparison: Comparison, part: Option<&str>| {
+            let refusal = comparison.refusal("10-x.toml");
+            assert_eq!(refusal.is_some(), part.is_some(), "{refusal:?}");
+            assert!(refusal.unwrap_or_default().contains(part.unwrap_or_default()));
+            assert_eq!(comparison.loses(), part.is_some());
+        };
+        let some = Comparison { of: 2, sent: 10, sample: 12, ..Comparison::default() };
+        check(some.clone(), None);
+        // A filter.
+        check(Comparison { drops: 9, sent_lost: 9, ..some.clone() }, None);
+        check(Comparison { sent: 3, sent_lost: 3, ..some.clone() }, None);
+        check(Comparison { sent_lost: 10, ..some.clone() }, Some("drops all of the 10 recent"));
+        check(Comparison { lost: 1, ..some }, Some("does not fix 1 of 2 parked messages"));
+    }
 
     #[test]
     fn a_report_is_one_clause() {
@@ -146,8 +237,12 @@ mod tests {
             "fixes 37 of 40, breaks 0 of 540, drops 2, slower by 12 %",
         );
         check(
-            Comparison { slower_percent: Some(-3), breaks: 1, ..some },
+            Comparison { slower_percent: Some(-3), breaks: 1, ..some.clone() },
             "fixes 37 of 40, breaks 1 of 540, faster by 3 %",
+        );
+        check(
+            Comparison { empties: 1, reroutes: 2, ..some },
+            "fixes 37 of 40, breaks 0 of 540, leaves nothing of 1, sends 2 to another stream",
         );
         assert_eq!(VetReport::off().text(), "off");
     }

@@ -340,7 +340,7 @@ impl Watcher {
         for (file, seen) in settled.changed {
             self.begin(file, seen);
         }
-        self.warn_of_orphans(&look);
+        self.warn_of_what_is_ignored(&look);
         let held = self.advance(settled.wait.is_some());
         self.show();
         let held = if held { SETTLE } else { POLL };

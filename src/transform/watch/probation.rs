@@ -40,6 +40,17 @@ pub(super) struct Probation {
 }
 
 impl Probation {
+    fn new(
+        chain: Arc<Chain>,
+        good: BTreeMap<String, Arc<Transform>>,
+        baseline: Tally,
+        changed: BTreeSet<String>,
+    ) -> Self {
+        let now = Instant::now();
+        let (excused, recent) = (Tally::default(), (now, Tally::default()));
+        Self { chain, good, baseline, changed, since: now, excused, recent, checking: None }
+    }
+
     /// The modules that may be needed again.
     pub(super) fn digests(&self) -> impl Iterator<Item = String> {
         self.good.values().map(|transform| transform.module.digest.clone())
@@ -77,19 +88,41 @@ impl Watcher {
             }
         }
         if changed.is_empty() {
-            return;
+            return self.end_probation();
         }
-        let now = Instant::now();
-        self.probation = Some(Probation {
-            chain: Arc::clone(chain),
-            good,
-            baseline,
-            changed,
-            since: now,
-            excused: Tally::default(),
-            recent: (now, Tally::default()),
-            checking: None,
-        });
+        let good_ones = good.values().map(|transform| &**transform);
+        if let Err(error) = self.last_good.set_probation(good_ones, &changed, baseline) {
+            tracing::warn!("could not keep what the chain is on probation against: {error}");
+        }
+        self.probation = Some(Probation::new(Arc::clone(chain), good, baseline, changed));
+    }
+
+    /// Goes on with the probation that the last run left: a restart proves nothing.
+    pub(super) fn resume_probation(&mut self, chain: &Arc<Chain>) {
+        let Some(left) = self.last_good.probation() else { return };
+        let mut good = BTreeMap::new();
+        for (file, content) in left.good {
+            match self.workshop.make(&file, content, &self.known()) {
+                Ok(made) => _ = good.insert(file, made.transform),
+                Err(unusable) => {
+                    tracing::warn!(
+                        file,
+                        "the version that the chain is on probation against cannot be used any more: {}",
+                        unusable.reason
+                    );
+                    return self.end_probation();
+                }
+            }
+        }
+        tracing::info!(chain = chain.tag(), "the chain is still on probation");
+        self.probation = Some(Probation::new(Arc::clone(chain), good, left.baseline, left.changed));
+    }
+
+    fn end_probation(&mut self) {
+        self.probation = None;
+        if let Err(error) = self.last_good.end_probation() {
+            tracing::warn!("could not forget what the chain was on probation against: {error}");
+        }
     }
 
     /// Looks at the counts. Answers whether a probation goes on.
@@ -116,7 +149,7 @@ impl Watcher {
                 "the chain has proven itself over {} messages",
                 total.messages
             );
-            self.probation = None;
+            self.end_probation();
         }
         self.probation.is_some()
     }
@@ -217,6 +250,7 @@ impl Watcher {
         for (file, entry) in refused {
             self.refusals.insert(&file, entry);
         }
+        self.end_probation();
         self.send(Arc::new(chain));
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::super::chain::{self, Chain, Transform};
 use super::super::folder::{self, Look, Seen};
+use super::super::loader;
 use super::super::refused::Refused;
 use super::super::runner::Runner;
 use super::super::settings::Judgement;
@@ -228,7 +229,7 @@ impl Watcher {
             // What it was about is not what the folder shows any more.
             return;
         }
-        let refused = if comparison.breaks > 0 { judged(&changes, comparison) } else { Vec::new() };
+        let refused = judged(&changes, comparison);
         if refused.is_empty() {
             return self.promote(chain, &changes, Some(comparison));
         }
@@ -248,15 +249,8 @@ impl Watcher {
 
     pub(super) fn refuse(&mut self, transform: &Transform, comparison: &Comparison) {
         let report = VetReport::of(comparison).with(VetResult::Refused);
-        let breaks = comparison.breaks;
-        let tried = comparison.of + comparison.sample;
-        let reason = format!(
-            "with it, {breaks} of {tried} messages fail that the chain before handles; the first: \
-             {}. Mend it, or set vet = \"off\" in {} if that is meant; put there anew, it is tried \
-             again",
-            comparison.example.as_deref().unwrap_or("for an unknown reason"),
-            folder::settings_name(&transform.file),
-        );
+        let settings = folder::settings_name(&transform.file);
+        let reason = comparison.refusal(&settings).unwrap_or_default();
         tracing::warn!(
             file = &*transform.file,
             vet = report.text(),
@@ -307,12 +301,12 @@ impl Watcher {
                         None => VetReport::of(&Comparison::default()),
                     };
                     tracing::info!(file, chain = chain.tag(), "vetting: {}", report.text());
-                    if report.drops > 0 {
+                    let lost = report.drops + report.empties;
+                    if lost > 0 {
                         tracing::warn!(
                             file,
-                            "of the messages that were tried, {} are dropped that the chain before \
-                             keeps",
-                            report.drops
+                            "of the messages that were tried, {lost} are dropped or left with nothing that \
+                             the chain before keeps"
                         );
                     }
                     self.notices.remove(file);
@@ -360,6 +354,19 @@ impl Watcher {
             })
             .collect();
         others.extend(self.probation.iter().flat_map(super::probation::Probation::digests));
+        // Somebody may have cleared the copies away.
+        for (file, live) in &self.live {
+            let digest = &live.module.digest;
+            if self.last_good.has(digest) {
+                continue;
+            }
+            let there = folder::read(self.dir(), file).ok();
+            if let Some(there) = there.filter(|there| loader::digest(&there.module) == *digest)
+                && let Err(error) = self.last_good.keep(digest, &there.module)
+            {
+                tracing::warn!(file, "could not keep a copy of the transform: {error}");
+            }
+        }
         let live = self.live.values().map(|live| &**live);
         if let Err(error) = self.last_good.publish(live, &self.reports, &others) {
             tracing::warn!("could not keep copies of the live transforms: {error}");
@@ -397,9 +404,13 @@ fn parting(file: &str, report: Option<VetReport>, comparison: Option<&Comparison
     text
 }
 
-/// The changed transforms that what broke is laid to: those that failed it, or all that are to be
-/// judged where none of them did.
+/// The changed transforms that are refused for what broke or was lost: those that did it, or all that
+/// are to be judged where none of them did.
 pub(super) fn judged(changes: &Changes, comparison: &Comparison) -> Vec<Arc<Transform>> {
+    let (breaks, loses) = (comparison.breaks > 0, comparison.loses());
+    if !breaks && !loses {
+        return Vec::new();
+    }
     let judged: Vec<&Arc<Transform>> = changes
         .values()
         .filter_map(|change| match change {
@@ -407,12 +418,13 @@ pub(super) fn judged(changes: &Changes, comparison: &Comparison) -> Vec<Arc<Tran
             Change::Gone => None,
         })
         .filter(|transform| transform.settings.vet == Judgement::On)
+        .filter(|transform| breaks || !transform.settings.may_drop)
         .collect();
     let named = |culprits: &BTreeSet<String>| {
         let is_named = |transform: &&&Arc<Transform>| culprits.contains(&*transform.file);
         judged.iter().filter(is_named).map(|transform| Arc::clone(transform)).collect::<Vec<_>>()
     };
-    let culprits = named(&comparison.culprits);
+    let culprits = named(if breaks { &comparison.culprits } else { &comparison.losers });
     if culprits.is_empty() { judged.into_iter().map(Arc::clone).collect() } else { culprits }
 }
 

@@ -118,6 +118,10 @@ impl Settler {
                 continue;
             }
             let wait = if self.is_moved(file, seen) { GATHER } else { SETTLE };
+            // As a module that is gone, settings must be gone for a while to count as deleted.
+            let had_settings =
+                self.handled.get(file).is_some_and(|handled| handled.settings.is_some());
+            let wait = if had_settings && seen.settings.is_none() { DELETED_AFTER } else { wait };
             // Who writes a file in place empties it first, and an empty settings file is valid.
             let wait = if seen.has_empty() { UNFINISHED } else { wait };
             let due = (since + wait).max(self.again.get(file).copied().unwrap_or(since));
@@ -213,6 +217,19 @@ mod tests {
         assert!(folder.after(20).is_empty());
         assert!(folder.after(20).is_empty());
         assert_eq!(folder.after(80), ["10-a.wasm"]);
+    }
+
+    #[test]
+    fn settings_that_are_deleted_and_written_anew_are_waited_for() {
+        let mut folder = Folder::new();
+        folder.write("10-a.wasm", "1");
+        folder.write("10-a.toml", "x");
+        assert!(folder.after(0).is_empty());
+        assert_eq!(folder.after(100), ["10-a.wasm"]);
+        fs::remove_file(folder.dir.path().join("10-a.toml")).unwrap();
+        assert!(folder.after(0).is_empty());
+        assert!(folder.after(999).is_empty());
+        assert_eq!(folder.after(1), ["10-a.wasm"]);
     }
 
     #[test]

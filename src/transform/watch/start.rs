@@ -11,6 +11,7 @@ use super::super::settings::Judgement;
 use super::super::vet::{Comparison, Vet};
 use super::promote::{Change, Changes, digest_of, judged};
 use super::settle::{SETTLE, UNFINISHED};
+use super::workshop::Unusable;
 use super::{Error, Watcher};
 
 /// How often a folder is looked at that somebody is copying files into.
@@ -28,7 +29,16 @@ impl Watcher {
                 Ok(made) => made,
                 Err(refusal) => {
                     let Some(good) = self.load_last_good(file) else {
-                        unusable.push(format!("`{file}`: {}", refusal.reason));
+                        if self.was_refused_before(file, &refusal) {
+                            tracing::warn!(
+                                file,
+                                "rejected a transform, as before the restart: {}",
+                                refusal.reason
+                            );
+                            self.note_unusable(file, refusal);
+                        } else {
+                            unusable.push(format!("`{file}`: {}", refusal.reason));
+                        }
                         continue;
                     };
                     tracing::warn!(
@@ -90,18 +100,27 @@ impl Watcher {
                 self.refusals.remove(file);
             }
         }
-        self.warn_of_orphans(&look);
+        self.warn_of_what_is_ignored(&look);
         let last = self.chain().generation;
         let is_last = last_digest == Some(digest_of(&self.live).as_str());
         let generation = if is_last { last } else { last + 1 };
         let chain = Arc::new(Chain::new(generation, self.live.values().cloned().collect()));
         self.note_reports(&chain, &changes, comparison.as_ref());
-        if !before.is_empty() {
+        self.resume_probation(&chain);
+        if !changes.is_empty() && (!before.is_empty() || self.probation.is_some()) {
             self.begin_probation(&chain, &before, &Chain::empty(0), &changes);
         }
         self.publish(chain);
         self.show();
         Ok(())
+    }
+
+    /// Whether the last run rejected this very file and ran without it. To go on like that hides nothing
+    /// that was not hidden before; a restart in the night is no time to ask for a hand.
+    fn was_refused_before(&self, file: &str, refusal: &Unusable) -> bool {
+        let was_live = self.last_good.files().any(|live| live == file);
+        let refused = self.refusals.get(file);
+        !was_live && refused.is_some_and(|refused| refused.is_unusable(&refusal.digest))
     }
 
     /// Somebody may be copying files into the folder at this moment.
@@ -123,7 +142,7 @@ impl Watcher {
         Ok(look)
     }
 
-    fn known(&self) -> Vec<Arc<Module>> {
+    pub(super) fn known(&self) -> Vec<Arc<Module>> {
         self.live.values().map(|live| Arc::clone(&live.module)).collect()
     }
 
@@ -143,8 +162,7 @@ impl Watcher {
         changes: &mut Changes,
     ) -> Option<Comparison> {
         let vet = self.vet.clone()?;
-        // Without anything before, there is nothing that could be broken.
-        while !before.is_empty() {
+        loop {
             let is_judged = |change: &Change| match change {
                 Change::To(transform) => transform.settings.vet == Judgement::On,
                 Change::Gone => false,
@@ -153,8 +171,7 @@ impl Watcher {
                 return None;
             }
             let comparison = self.compare_first(&*vet, before, changes);
-            let broken =
-                if comparison.breaks > 0 { judged(changes, &comparison) } else { Vec::new() };
+            let broken = judged(changes, &comparison);
             if broken.is_empty() {
                 return Some(comparison);
             }
@@ -166,7 +183,6 @@ impl Watcher {
                 self.live.extend(good.map(|good| (file.to_owned(), good)));
             }
         }
-        None
     }
 
     fn compare_first(

@@ -80,15 +80,20 @@ pub(super) struct View {
 }
 
 impl Watcher {
-    pub(super) fn warn_of_orphans(&mut self, look: &Look) {
-        for file in &look.orphans {
-            let text = orphan(file);
-            if self.warned.insert(text.clone()) {
-                tracing::warn!("{text}");
-            }
+    pub(super) fn warn_of_what_is_ignored(&mut self, look: &Look) {
+        let orphans = look.orphans.iter().map(|file| orphan(file));
+        let misnamed = look.misnamed.iter().map(|(name, why)| {
+            format!(
+                "`{name}` in the transforms folder is ignored: its name {why}; modules are called \
+                 `NN-name.wasm`, and their settings `NN-name.toml`"
+            )
+        });
+        let ignored: Vec<String> = orphans.chain(misnamed).collect();
+        for text in &ignored {
+            self.warn(text.clone());
         }
         // Said again should it happen again.
-        self.warned.retain(|text| look.orphans.iter().any(|file| *text == orphan(file)));
+        self.warned.retain(|text| ignored.contains(text));
     }
 
     /// Warns of what keeps the folder from being followed, once.

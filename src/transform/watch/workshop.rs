@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use super::super::cache::Cache;
 use super::super::chain::{Counters, Transform};
@@ -155,9 +155,10 @@ pub(super) struct Lanes {
 impl Lanes {
     pub(super) fn start() -> std::io::Result<Self> {
         Ok(Self {
-            small: Lane::start("transform-load", false)?,
-            large: Lane::start("transform-large", true)?,
-            vetting: Lane::start("transform-vet", true)?,
+            // Two, because a small file too can keep a compiler busy for long.
+            small: Lane::start("transform-load", 2, false)?,
+            large: Lane::start("transform-large", 1, true)?,
+            vetting: Lane::start("transform-vet", 1, true)?,
         })
     }
 
@@ -172,27 +173,34 @@ impl Lanes {
     }
 }
 
-/// One thread, one job after the other.
+/// Threads that take one job after the other.
 #[derive(Debug)]
 struct Lane(mpsc::Sender<Job>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Lane {
-    /// The thread ends with this handle, after the job that it is at.
-    fn start(name: &str, polite: bool) -> std::io::Result<Self> {
+    /// The threads end with this handle, after the jobs that they are at.
+    fn start(name: &str, threads: usize, polite: bool) -> std::io::Result<Self> {
         let (jobs, received) = mpsc::channel::<Job>();
-        std::thread::Builder::new().name(name.into()).spawn(move || {
-            if polite {
-                be_polite();
-            }
-            for job in received {
-                // It has told nobody then, and what it was about stays as it is.
-                if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                    tracing::error!("a thread beside the transforms folder failed, a defect");
+        let received = Arc::new(Mutex::new(received));
+        for _ in 0..threads {
+            let received = Arc::clone(&received);
+            std::thread::Builder::new().name(name.into()).spawn(move || {
+                if polite {
+                    be_polite();
                 }
-            }
-        })?;
+                loop {
+                    // The lock covers only the wait for a job, never a job.
+                    let next = received.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(job) = next else { break };
+                    // It has told nobody then, and what it was about stays as it is.
+                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                        tracing::error!("a thread beside the transforms folder failed, a defect");
+                    }
+                }
+            })?;
+        }
         Ok(Self(jobs))
     }
 
