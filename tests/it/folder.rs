@@ -247,7 +247,8 @@ async fn what_mends_a_parked_message_goes_live_and_what_pretends_to_does_not() {
     let vet = &refused["vet"];
     let counts = ["fixes", "of", "breaks", "sample"].map(|name| vet[name].as_u64().unwrap());
     assert_eq!(counts[..3], [0, 1, 1], "{refused}");
-    assert!(counts[3] >= 2, "{refused}");
+    // The first row is, at least: of rows that come fast, some are taken.
+    assert!(counts[3] >= 1, "{refused}");
     assert_eq!(vet["result"], "refused");
     let reason = refused["reason"].as_str().unwrap();
     assert!(reason.contains("10-pretends.wasm") && reason.contains("vet = \"off\""), "{reason}");
@@ -347,6 +348,165 @@ async fn a_version_that_fails_once_it_is_live_is_taken_back() {
     world.drop_in("10-chaos.wasm", &guest::component(&guest::chaos()));
     entry(&world, "10-chaos.wasm", "live").await;
     running.assert_alive();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_a_parked_message_vanish_does_not_mend_it() {
+    let world = World::new("pretends", NOTES, &["public.notes"]).await;
+    let mut running = world.start().ready().await;
+    world.sql(&[insert(1, "ok"), oversize(2, "over")].concat()).await;
+    world.until_records(1).await;
+    world.until_messages("parked", 1).await;
+
+    // It drops what is parked, and nothing else.
+    let dropping = guest::chaos_text().replace("0x706f7264", "0x7265766f");
+    assert_ne!(dropping, guest::chaos_text());
+    world.drop_in("10-drops.wasm", &guest::core_module(&dropping, &guest::interface_text()));
+    let refused = entry(&world, "10-drops.wasm", "rejected").await;
+    assert_eq!(refused["vet"]["result"], "refused");
+    assert_eq!([&refused["vet"]["fixes"], &refused["vet"]["drops"]], [0, 1], "{refused}");
+    let reason = refused["reason"].as_str().unwrap();
+    for part in ["does not fix 1 of 1 parked", "messages ack", "may_drop = true", "10-drops.toml"] {
+        assert!(reason.contains(part), "{part} is not in {reason}");
+    }
+    assert_eq!(world.messages(Some("parked")).await.len(), 1);
+
+    // One that does nothing goes live, and is said to mend nothing.
+    world.drop_in("20-keeps.wasm", &guest::chaos());
+    let keeps = entry(&world, "20-keeps.wasm", "live").await;
+    assert_eq!([&keeps["vet"]["fixes"], &keeps["vet"]["of"]], [0, 1], "{keeps}");
+    assert_eq!(world.messages(Some("parked")).await.len(), 1);
+
+    // Whoever means it says so.
+    world.drop_in_settings("10-drops.wasm", "may_drop = true\n");
+    let live = entry(&world, "10-drops.wasm", "live").await;
+    assert_eq!([&live["vet"]["fixes"], &live["vet"]["drops"]], [0, 1], "{live}");
+    world.until_no_messages().await;
+    assert_eq!(world.records().await.len(), 1);
+    running.assert_alive();
+    running.stop().await;
+}
+
+/// What is new while nothing ran is tried on what is parked, also where there was no chain before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_tries_what_is_new_and_goes_on_with_a_probation() {
+    let world = World::new("start", NOTES, &["public.notes"]).await;
+    let running = world.start().ready().await;
+    world.sql(&[insert(1, "ok"), oversize(2, "over")].concat()).await;
+    world.until_records(1).await;
+    world.until_messages("parked", 1).await;
+    running.stop().await;
+
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    let running = world.start().ready().await;
+    let live = entry(&world, "10-strip-columns.wasm", "live").await;
+    assert_eq!([&live["vet"]["fixes"], &live["vet"]["of"]], [1, 1], "{live}");
+    world.until_records(2).await;
+    world.drop_in("20-chaos.wasm", &guest::chaos());
+    entry(&world, "20-chaos.wasm", "live").await;
+    running.stop().await;
+
+    // A restart proves nothing.
+    let running = world.start().ready().await;
+    world.sql(&(3..20).map(|id| insert(id, "trap")).collect::<String>()).await;
+    entry(&world, "20-chaos.wasm", "rolled_back").await;
+    world.until_records(19).await;
+    world.until_no_messages().await;
+    running.stop().await;
+}
+
+/// What stands in the folder in place of files: nothing of it is waited for, each is told, and what is
+/// live stays live.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_takes_nothing_out_of_the_chain() {
+    let world = World::new("no_files", NOTES, &["public.notes"]).await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    let strip = "10-strip-columns.wasm";
+    let mut running = world.start().ready().await;
+    entry(&world, strip, "live").await;
+    let at = |name: &str| world.path("transforms").join(name);
+    let good = fs::read(at(strip)).unwrap();
+    let mut id = 0;
+    let mut still_strips = async |running: &mut Running<'_>| {
+        id += 1;
+        world.sql(&insert(id, "ok")).await;
+        let records = world.until_records(usize::try_from(id).unwrap()).await;
+        assert!(records.last().unwrap().json()["record"].get("body").is_none());
+        running.assert_alive();
+    };
+
+    fs::create_dir(at("20-folder.wasm")).unwrap();
+    symlink("nothing", at("30-dangling.wasm")).unwrap();
+    symlink("40-loop.wasm", at("40-loop.wasm")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(at("50-pipe.wasm")).status().unwrap();
+    assert!(made.success());
+    fs::write(at("60-LOUD.WASM"), &good).unwrap();
+    let foreign = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"70-\xff.wasm");
+    fs::write(world.path("transforms").join(foreign), &good).unwrap();
+    for (file, part) in [
+        ("20-folder.wasm", "it is a folder"),
+        ("30-dangling.wasm", "No such file"),
+        ("40-loop.wasm", "symbolic links"),
+        ("50-pipe.wasm", "it is no file"),
+    ] {
+        let reason = entry(&world, file, "rejected").await["reason"].to_string();
+        assert!(reason.contains(part), "{file}: {reason}");
+    }
+    let warnings = list(&world).await["warnings"].to_string();
+    assert!(warnings.contains("60-LOUD.WASM") && warnings.contains("not UTF-8"), "{warnings}");
+    still_strips(&mut running).await;
+
+    // In place of the live one, and of its settings.
+    for what in ["a folder", "a link to nothing", "settings that are a folder"] {
+        let settings = fs::read_to_string(at("10-strip-columns.toml")).unwrap();
+        match what {
+            "a folder" => {
+                fs::remove_file(at(strip)).unwrap();
+                fs::create_dir(at(strip)).unwrap();
+            }
+            "a link to nothing" => {
+                fs::remove_file(at(strip)).unwrap();
+                symlink("nothing", at(strip)).unwrap();
+            }
+            _ => {
+                fs::remove_file(at("10-strip-columns.toml")).unwrap();
+                fs::create_dir(at("10-strip-columns.toml")).unwrap();
+            }
+        }
+        entry(&world, strip, "rejected").await;
+        entry(&world, strip, "live").await;
+        still_strips(&mut running).await;
+        for name in [strip, "10-strip-columns.toml"] {
+            let path = at(name);
+            if fs::symlink_metadata(&path).unwrap().is_dir() {
+                fs::remove_dir(path).unwrap();
+            } else {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        world.drop_in_settings(strip, &settings);
+        world.drop_in(strip, &good);
+        until("the rejection to be over", async || {
+            let list = list(&world).await;
+            let of_file = |entry: &&Value| entry["file"] == strip;
+            let count = list["transforms"].as_array().unwrap().iter().filter(of_file).count();
+            if count == 1 { Ok(()) } else { Err(list.to_string()) }
+        })
+        .await;
+    }
+
+    // What the process keeps for itself is cleared away; it goes on, and makes it anew.
+    fs::remove_dir_all(world.path("state/compiled-transforms")).unwrap();
+    fs::remove_dir_all(world.path("state/last-good-transforms")).unwrap();
+    world.drop_in("80-chaos.wasm", &guest::chaos());
+    entry(&world, "80-chaos.wasm", "live").await;
+    still_strips(&mut running).await;
+    running.stop().await;
+    world.drop_in(strip, b"broken while it was down");
+    let mut running = world.start().ready().await;
+    entry(&world, strip, "rejected").await;
+    still_strips(&mut running).await;
     running.stop().await;
 }
 

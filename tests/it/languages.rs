@@ -40,8 +40,9 @@ fn shell(project: &Path, line: &str) {
     run(&mut sh, line);
 }
 
-/// Makes a project, follows its README to the letter, and looks at what the module does.
-fn follow_the_readme(lang: &str, prepare: impl FnOnce(&Path)) {
+/// Makes a project, follows its README to the letter, and looks at what the module does. Gives the
+/// folder with the project, and with the transforms folder that the module was put into.
+fn follow_the_readme(lang: &str, prepare: impl FnOnce(&Path)) -> tempfile::TempDir {
     let dir = tempfile::Builder::new().prefix("sluicebox-new-").tempdir().unwrap();
     let mut new = Command::new(PROGRAM);
     new.args(["transforms", "new", "hide-it", "--lang", lang]).current_dir(dir.path());
@@ -69,20 +70,86 @@ fn follow_the_readme(lang: &str, prepare: impl FnOnce(&Path)) {
     let update = &report["samples"][2];
     assert_eq!(update["action"], "update");
     assert!(!update["records"][0]["body"].to_string().contains("draft"), "{update}");
+    dir
+}
+
+/// `transforms test` of what is in the transforms folder, on these messages, whatever comes of them.
+fn test_on(dir: &tempfile::TempDir, messages: &str) -> Value {
+    let path = dir.path().join("messages.json");
+    std::fs::write(&path, messages).unwrap();
+    let mut test = Command::new(PROGRAM);
+    test.args(["transforms", "test", "--json", "--messages"]).arg(path);
+    test.arg(dir.path().join("transforms")).env("XDG_CACHE_HOME", CACHE);
+    let output = test.output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("transforms test: {error}\n{}", String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+fn insert(title: &str) -> String {
+    format!(r#"{{"action":"insert","table":"public.t","record":{{"id":1,"title":"{title}"}}}}"#)
 }
 
 #[test]
 fn rust() {
-    follow_the_readme("rust", |project| {
+    let dir = follow_the_readme("rust", |project| {
         // The versions that are here already.
         let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
         std::fs::copy(lock, project.join("Cargo.lock")).unwrap();
     });
+    // The project's own test, without WebAssembly.
+    shell(&dir.path().join("hide-it"), "cargo test --quiet");
+    let mut inspect = Command::new(PROGRAM);
+    inspect.args(["transforms", "inspect"]).arg(dir.path().join("transforms/50-hide-it.wasm"));
+    let output = run(inspect.env("XDG_CACHE_HOME", CACHE), "transforms inspect");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("columns: a list, each a string, required: What to hide."), "{text}");
 }
 
 #[test]
 fn javascript() {
-    follow_the_readme("js", |_| ());
+    // An interpreter that counts its calls and never lets go of anything: it is replaced before it
+    // runs out of memory, and after so many calls in any case.
+    let dir = follow_the_readme("js", |project| {
+        let path = project.join("transform.js");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let counting = text.replace(
+            "  return { tag: \"keep\" };",
+            "  calls += 1;\n  if (asked === \"throw\") throw new TypeError(\"not to my taste\");\n  \
+             change.annotate(\"calls\", String(calls));\n  \
+             if (asked === \"hoard\") hoard.push(new Uint8Array(1 << 20).fill(1));\n  \
+             return { tag: \"keep\" };",
+        );
+        let counting = counting.replace(
+            "  for (const name of columns)",
+            "  const asked = change.getText(\"asked\");\n  for (const name of columns)",
+        );
+        assert_ne!(text, counting);
+        std::fs::write(path, format!("let calls = 0;\nconst hoard = [];\n{counting}")).unwrap();
+    });
+    let calls = |report: &Value| -> Vec<u64> {
+        let samples = report["samples"].as_array().unwrap();
+        let calls = |sample: &Value| sample["records"][0]["body"]["metadata"]["calls"].as_u64();
+        samples.iter().map(|sample| calls(sample).unwrap_or_else(|| panic!("{sample}"))).collect()
+    };
+    let many: Vec<String> = (0..1010).map(|number| insert(&number.to_string())).collect();
+    let counted = calls(&test_on(&dir, &many.join("\n")));
+    let expected: Vec<u64> = (1..=1000).chain(1..=10).collect();
+    assert_eq!(counted, expected, "a fresh instance after 1,000 calls");
+
+    // 200 MiB, where it has 128.
+    let hoarding = r#"{"action":"insert","table":"public.t","record":{"id":1,"asked":"hoard"}}"#;
+    let report = test_on(&dir, &vec![hoarding; 200].join("\n"));
+    let counted = calls(&report);
+    let lives = counted.iter().filter(|calls| **calls == 1).count();
+    assert!((2..100).contains(&lives), "{counted:?}");
+    let memory = report["transforms"][0]["memory_bytes"].as_u64().unwrap();
+    assert!(memory < 128 << 20, "{memory}");
+
+    let throwing = r#"{"action":"insert","table":"public.t","record":{"id":1,"asked":"throw"}}"#;
+    let report = test_on(&dir, throwing);
+    let error = &report["samples"][0]["error"];
+    assert!(error["text"].as_str().unwrap().contains("not to my taste"), "{report}");
 }
 
 #[test]

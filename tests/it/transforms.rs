@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use base64::Engine as _;
 use serde_json::Value;
 
 use crate::support::guest;
@@ -169,6 +170,15 @@ async fn a_broken_file_never_replaces_a_working_one() {
         fs::remove_file(world.path("transforms/90-new.wasm")).unwrap();
     }
 
+    // A restart goes on as before, also where a file was never live.
+    world.drop_in("90-new.wasm", b"no module");
+    world.until_transform("90-new.wasm", "rejected").await;
+    running.stop().await;
+    running = world.start().ready().await;
+    world.until_transform("90-new.wasm", "rejected").await;
+    goes_on(&mut running).await;
+    fs::remove_file(world.path("transforms/90-new.wasm")).unwrap();
+
     // Settings that mean nothing are as bad as a broken module.
     world.drop_in_settings(&wasm, "tabels = [\"public.notes\"]\n");
     let entry = world.until_transform(&wasm, "rejected").await;
@@ -254,6 +264,118 @@ async fn a_module_may_pass_or_drop_what_it_fails_on() {
     let records = world.until_records(2).await;
     assert_eq!(field(&records[1], "id"), "3");
     assert_eq!(records[1].find_header("sb-passed"), None);
+    running.stop().await;
+}
+
+/// Everything waits at the message, visibly, for as long as it takes, over a restart too; mended
+/// settings let it go on by itself, in order and with nothing lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_may_halt_the_pipeline_until_it_is_mended() {
+    let world = notes("halt").await;
+    world.drop_in_settings("10-chaos.wasm", "on_error = \"halt\"\n");
+    world.drop_in("10-chaos.wasm", &guest::chaos());
+    let mut running = world.start().ready().await;
+    world.until_transform("10-chaos.wasm", "live").await;
+    world.sql(&[insert(1, "ok r0wv4lue"), insert(2, "trap r0wv4lue")].concat()).await;
+    let text = running.unready("halted").await;
+    for part in ["`10-chaos.wasm` trapped", "on_error = \"halt\"", "public.notes", "mend"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    world.look_through("/readyz", &text);
+    // What comes later waits too, and nothing is parked for it.
+    let rows: String = (3..40).map(|id| insert(id, "ok r0wv4lue")).collect();
+    world.sql(&rows).await;
+    world.until_records(1).await;
+    assert_eq!(world.messages(None).await.len(), 0);
+    running.stop().await;
+
+    running = world.start();
+    running.unready("halted").await;
+    assert_eq!(world.records().await.len(), 1);
+    // Another chain that does not help, and an operator who hopes.
+    world.drop_in_settings("10-chaos.wasm", "on_error = \"halt\"\n# looked at it\n");
+    until("another halt", async || {
+        let halts = world.log().matches("the pipeline stands still").count();
+        if halts >= 3 { Ok(()) } else { Err(halts.to_string()) }
+    })
+    .await;
+    world.ok(&["messages", "retry", "--all"]).await;
+    running.unready("halted").await;
+
+    world.drop_in_settings("10-chaos.wasm", "on_error = \"pass\"\n");
+    let records = world.until_records(39).await;
+    let ids: Vec<String> = records.iter().map(|record| field(record, "id")).collect();
+    let expected: Vec<String> = (1..40).map(|id| id.to_string()).collect();
+    assert_eq!(ids, expected);
+    assert!(records[1].header("sb-passed").contains("10-chaos"), "{:?}", records[1].headers);
+    let generations: Vec<u64> = records.iter().map(|record| record.generation()).collect();
+    assert!(generations.is_sorted(), "{generations:?}");
+    let running = running.ready().await;
+    world.until_confirmed().await;
+    running.stop().await;
+}
+
+/// The ready-made ones together, as a consumer reads what comes of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_made_transforms_in_one_chain() {
+    let world = World::new(
+        "ready_made",
+        "create table people (id bigint primary key, email text, note text, body text, \
+         internal boolean, secret text);",
+        &["public.people"],
+    )
+    .await;
+    let add = async |arguments: &[&str]| {
+        world.ok(&[&["transforms", "add"], arguments].concat()).await;
+    };
+    add(&["filter", "--set", "drop=[{column=\"internal\",is=true}]"]).await;
+    add(&[
+        "mask-columns",
+        "--column",
+        "email",
+        "--set",
+        "method=hash",
+        "--set",
+        "key=0123456789abcdef",
+    ])
+    .await;
+    add(&["truncate-columns", "--column", "note", "--set", "max_bytes=5"]).await;
+    add(&["compress-columns", "--column", "body"]).await;
+    add(&["keep-columns", "--column", "email", "--column", "note", "--column", "body"]).await;
+    let running = world.start().ready().await;
+    world.until_transform("50-keep-columns.wasm", "live").await;
+    world
+        .sql(
+            "insert into people values \
+             (1, 'new@example', 'äää', repeat('It was a dark night. ', 1000), false, 'r0wv4lue'), \
+             (2, 'new@example', 'r0wv4lue', 'r0wv4lue', true, 'r0wv4lue'), \
+             (3, null, 'abcde', 'short', null, 'r0wv4lue');",
+        )
+        .await;
+    let records = world.until_records(2).await;
+    let messages: Vec<Value> = records.iter().map(|record| record.json()).collect();
+    let first = &messages[0]["record"];
+    assert_eq!(
+        first["email"], "5a0116cb506d4465efd68f683c92c55ae7330493cda6fdfe2dc7fedfb2dff0b1",
+        "the keyed hash is the same for ever"
+    );
+    assert_eq!(first["note"], "ää");
+    assert_eq!(messages[0]["metadata"]["truncated_columns"], serde_json::json!({"note": 6}));
+    assert_eq!(messages[0]["metadata"]["compressed_columns"]["body"]["codec"], "zstd");
+    assert_eq!(
+        messages[0]["metadata"]["stripped_columns"],
+        serde_json::json!(["internal", "secret"])
+    );
+    let packed =
+        base64::engine::general_purpose::STANDARD.decode(first["body"].as_str().unwrap()).unwrap();
+    let body = zstd::stream::decode_all(&*packed).unwrap();
+    assert_eq!(String::from_utf8(body).unwrap(), "It was a dark night. ".repeat(1000));
+    let third = &messages[1]["record"];
+    assert_eq!(
+        *third,
+        serde_json::json!({"id": 3, "email": null, "note": "abcde", "body": "short"})
+    );
+    world.until_confirmed().await;
     running.stop().await;
 }
 
