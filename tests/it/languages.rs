@@ -148,11 +148,31 @@ fn javascript() {
 
     let throwing = r#"{"action":"insert","table":"public.t","record":{"id":1,"asked":"throw"}}"#;
     let report = test_on(&dir, throwing);
-    let error = &report["samples"][0]["error"];
-    assert!(error["text"].as_str().unwrap().contains("not to my taste"), "{report}");
+    let failed = &report["samples"][0];
+    assert_eq!(failed["error"]["class"], "guest", "{report}");
+    let text = failed["error"]["text"].as_str().unwrap();
+    assert!(text.contains("TypeError: not to my taste"), "{report}");
+    assert!(failed["trace"][0]["logs"].to_string().contains("hide@"), "{report}");
 }
 
 #[test]
 fn python() {
-    follow_the_readme("python", |_| ());
+    let dir = follow_the_readme("python", |project| {
+        let path = project.join("app.py");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let failing = text.replace(
+            "    return Verdict_Keep()",
+            "    if change.get_text(\"asked\") == \"raise\":\n        1 / 0\n    return Verdict_Keep()",
+        );
+        assert_ne!(text, failing);
+        std::fs::write(path, failing).unwrap();
+    });
+    let raising = r#"{"action":"insert","table":"public.t","record":{"id":1,"asked":"raise"}}"#;
+    let report = test_on(&dir, raising);
+    let failed = &report["samples"][0];
+    assert_eq!(failed["error"]["class"], "guest", "{report}");
+    let text = failed["error"]["text"].as_str().unwrap();
+    assert!(text.contains("ZeroDivisionError: division by zero"), "{report}");
+    let logs = failed["trace"][0]["logs"].to_string();
+    assert!(logs.contains("app.py:") && logs.contains("in hide"), "{logs}");
 }
