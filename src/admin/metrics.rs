@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::pipeline::control::Status;
 use crate::pipeline::stuck::Part;
+use crate::pipeline::wal;
 
 /// What a scraper is told.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -164,6 +165,18 @@ fn postgres(out: &mut Exposition, status: &Status) {
             out.gauge(name, help);
             out.number(bytes);
         }
+    }
+    out.gauge("wal_kept_by", "1 for what keeps WAL in Postgres, where it is more than a segment.");
+    for code in wal::CODES {
+        let holds = status.wal_kept_by.as_ref().is_some_and(|keeper| keeper.code == code);
+        out.sample(&[("reason", code)], f64::from(u8::from(holds)));
+    }
+    if let Some(seconds) = status.oldest_transaction_seconds {
+        out.gauge(
+            "oldest_transaction_seconds",
+            "How long the transaction has been open that keeps WAL in Postgres.",
+        );
+        out.number(seconds);
     }
     if let Some(bytes) = status.wal_safe_bytes {
         out.gauge(

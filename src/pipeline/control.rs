@@ -158,6 +158,10 @@ pub struct Status {
     pub wal_status: Option<String>,
     /// How many bytes may still be written before Postgres may drop the slot, where that is limited.
     pub wal_safe_bytes: Option<i64>,
+    /// Why so much of it is kept, where it is more than a segment.
+    pub wal_kept_by: Option<KeeperView>,
+    /// How long the oldest transaction that has written has been open, where that is what keeps WAL.
+    pub oldest_transaction_seconds: Option<u64>,
     /// What works and may stop working, one sentence each with its mend.
     pub warnings: Vec<String>,
     /// Parts that get nothing done although they have something to do. Each is among the reasons, too.
@@ -168,6 +172,15 @@ pub struct Status {
     /// For `/metrics`.
     #[serde(skip)]
     pub measures: super::measures::Measures,
+}
+
+/// What keeps WAL in Postgres.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeeperView {
+    /// One of [`wal::CODES`](super::wal::CODES).
+    pub code: String,
+    /// What it is, and what mends it.
+    pub text: String,
 }
 
 /// A part of the pipeline that stands still.

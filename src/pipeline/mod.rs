@@ -12,6 +12,7 @@
 //! | `sample`, `vetting` | what a chain is tried on before it goes live |
 //! | `budget` | how much may be between the source and its settlement |
 //! | `measures` | what is counted for `/metrics` |
+//! | `pressure`, `wal` | what everything waits for lately; why Postgres keeps WAL |
 //! | `stuck` | whether a part stands still although it has something to do |
 //! | `control` | what the console and the commands ask |
 
@@ -26,8 +27,10 @@ pub mod item;
 pub mod link;
 pub mod measures;
 pub mod outbox;
+pub mod pressure;
 pub mod sample;
 pub mod size_gate;
 pub mod stuck;
 pub mod vetting;
+pub mod wal;
 pub mod workers;

@@ -108,6 +108,12 @@ impl Outbox {
         self.since.map(|since| since + self.window.linger)
     }
 
+    /// As much is unacknowledged as may be.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.in_flight_bytes >= self.window.bytes_max && !self.queue.is_empty()
+    }
+
     /// Nothing more may go before something is acknowledged.
     fn is_blocked(&self) -> bool {
         // A suspect travels alone: its refusal must not take others along.

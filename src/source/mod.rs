@@ -49,7 +49,7 @@ use crate::table_name::TableName;
 pub use dsn::{Dsn, DsnError, Endpoint, RootCert, Ssl, SslMode};
 pub use error::{Error, ServerError, Trouble};
 pub use inspect::{Inspector, Published, Rows};
-pub use preflight::{Finding, SlotHealth, check, is_slot_name};
+pub use preflight::{Finding, OpenTransaction, SlotHealth, check, is_slot_name};
 pub use transport::Identity;
 
 /// What our connections are called in `pg_stat_activity`.

@@ -227,6 +227,12 @@ impl Reader {
     /// Everything up to the first byte of the stream.
     async fn connect(&mut self) -> Result<(Replication, Session, Prepared), Error> {
         let session = self.sql.session().await?;
+        // Also where nothing streams: what the slot keeps is seen all the same.
+        let health = preflight::health(&session, &self.settings).await?;
+        self.publish.send_modify(|status| {
+            status.wal_end = status.wal_end.max(health.wal_end);
+            status.slot = health.slot;
+        });
         let prepared = preflight::prepare(&session, &self.settings, self.mark).await?;
         self.check_mark(prepared.confirmed)?;
         self.check_publication(Some(prepared.publication))?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::support::disk::SmallDisk;
 use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::postgres::Cluster;
+use crate::support::proxy::{Relay, Wire};
 use crate::support::s2::Server;
 use crate::support::sluicebox::Running;
 use crate::support::world::{World, field};
@@ -247,4 +248,91 @@ async fn a_full_disk_is_said_and_outlasted() {
     work.stop().await;
     judge(&world, Order::PerRow).await;
     running.stop().await;
+}
+
+/// S2 takes everything, and less of it than is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_is_let_go_while_s2_is_slow() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world("spill_slow", dir.path(), "[delivery]\nspill_after = \"1s\"").await;
+    let relay = Relay::to(world.s2.port()).await;
+    world.home.settings.endpoint = relay.endpoint();
+    world.home.settings.sink = "in_flight_mib = 1".to_owned();
+    world.home.write_config();
+    let mut running = world.start().ready().await;
+    relay.set(Wire::Slow);
+    let mut written = 0;
+    until("changes to be spilled", async || {
+        running.assert_alive();
+        if spilled(&world).await? > 0 {
+            return Ok(());
+        }
+        // Some three times of what gets through.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let (from, to) = (written + 1, written + 400);
+        written = to;
+        let rows = format!(
+            "begin; insert into items select n, n, 'r0wv4lue', repeat('x', 2000)
+               from generate_series({from}, {to}) n;
+             insert into ledger (op, id, action) select n, n, 'insert'
+               from generate_series({from}, {to}) n; commit;"
+        );
+        world.sql(&rows).await;
+        Err(format!("{written} rows written"))
+    })
+    .await;
+    assert!(world.log().contains("S2 takes less than is written"), "{}", world.log());
+    // Nothing but the disk can have taken them so soon.
+    world.until_confirmed().await;
+    relay.set(Wire::Pass);
+    running = running.ready().await;
+    judge(&world, Order::Whole).await;
+    until_nothing_is_spilled(&world).await;
+    running.stop().await;
+}
+
+/// Whoever looks after the database is told what keeps its log, and who.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_the_log_is_named() {
+    let cluster = Cluster::start(&[]).await;
+    let database = cluster.database("keepers").await;
+    let tables = [TABLES, "create table other (id bigint, body text);"].concat();
+    let mut world =
+        World::of(database, Server::in_memory().await, &tables, &["public.items"]).await;
+    world.home.settings.sections = "[delivery]\nspill_max = \"0\"".to_owned();
+    world.home.write_config();
+    let mut running = world.start().ready().await;
+    let kept_by = async |code: &str| {
+        until(&format!("the log to be kept by {code}"), async || {
+            let status = world.status().await?;
+            let found = &status["wal_kept_by"];
+            let is_it = found["code"] == code || (code.is_empty() && found.is_null());
+            if is_it { Ok(status) } else { Err(status.to_string()) }
+        })
+        .await
+    };
+    // 40 MB of it.
+    let much = "select pg_logical_emit_message(false, 'x', repeat('x', 1000000)) \
+                from generate_series(1, 40)";
+    let open = world.database.connect().await;
+    open.batch_execute("begin; insert into other values (1, 'r0wv4lue')").await.unwrap();
+    let pid = open.query_one("select pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
+    world.sql(much).await;
+    let status = kept_by("open_transaction").await;
+    let text = status["wal_kept_by"]["text"].as_str().unwrap();
+    assert!(text.contains(&format!("pid {pid} ")), "{text}");
+    assert!(status["oldest_transaction_seconds"].is_u64(), "{status}");
+    let scrape = world.metrics().await.unwrap();
+    assert!(scrape.contains("sluicebox_wal_kept_by{reason=\"open_transaction\"} 1\n"), "{scrape}");
+    open.batch_execute("commit").await.unwrap();
+    kept_by("").await;
+
+    world.s2.kill().await;
+    world.sql("insert into items values (1, 1, 'r0wv4lue', 'r0wv4lue')").await;
+    running.unready("sink_unreachable").await;
+    world.sql(much).await;
+    let status = kept_by("sink_away").await;
+    let text = status["wal_kept_by"]["text"].as_str().unwrap();
+    assert!(text.contains("sink_unreachable"), "{text}");
+    running.kill().await;
 }

@@ -121,9 +121,11 @@ impl Driver {
                 .cloned()
                 .chain(self.stuck_reasons())
                 .collect();
+        self.look_at_wal(&reasons);
         let (spilled_changes, spilled_bytes) = self.spill.size();
         let slot = source.slot.as_ref();
-        let warnings = source.warnings.iter().cloned().chain(self.store_warning()).collect();
+        let warnings = source.warnings.iter().cloned();
+        let warnings = warnings.chain(self.slot_warning()).chain(self.store_warning()).collect();
         let status = Status {
             ready: reasons.is_empty(),
             reasons,
@@ -151,6 +153,10 @@ impl Driver {
                 .map(|lsn| source.wal_end.0.saturating_sub(lsn.0)),
             wal_status: slot.and_then(|slot| slot.wal_status.clone()),
             wal_safe_bytes: slot.and_then(|slot| slot.safe_wal_bytes),
+            wal_kept_by: self.keeper_view(),
+            oldest_transaction_seconds: slot
+                .and_then(|slot| slot.oldest.as_ref())
+                .map(|oldest| oldest.seconds),
             warnings,
             stuck: self.stuck_views(),
             sink_sessions: self.counters.sink_sessions,

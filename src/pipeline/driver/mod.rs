@@ -28,6 +28,7 @@
 //! Nothing in here may ask another clock or draw from another source: a run has to repeat itself.
 
 mod ask;
+mod database;
 mod deliver;
 mod halt;
 mod keep;
@@ -71,6 +72,7 @@ use crate::sink::client::Client;
 use crate::source::Source;
 use crate::store::{self, Failure, Loaded, Store, StoredState, Tokens, Write};
 use crate::transform::Chain;
+use database::Database;
 use halt::Halt;
 use others::OtherWriters;
 use skip::Skipping;
@@ -275,6 +277,7 @@ struct Driver {
     selected: mpsc::UnboundedSender<Selected>,
     counters: Counters,
     stuck: Stuck,
+    database: Database,
     measures: Measures,
     classes: Classes,
     source_reason: Option<Reason>,
@@ -394,6 +397,7 @@ impl Driver {
             selected,
             counters: Counters::default(),
             stuck,
+            database: Database::default(),
             measures,
             classes,
             source_reason: None,
@@ -454,6 +458,7 @@ impl Driver {
                     self.on_source_status(&status)?;
                 }
                 _ = status_tick.tick() => {
+                    self.look_at_pressure(self.clock.now());
                     self.look_for_stuck();
                     self.publish_status();
                 }

@@ -1,7 +1,8 @@
-//! While S2 is away, changes move on to disk, so that Postgres may forget them.
+//! While S2 is away, or takes less than is written, changes move on to disk, so that Postgres may forget
+//! them.
 //!
 //! ```text
-//! Off ── S2 away, and too much WAL kept ──▶ Gathering ── workers are done ──▶ On
+//! Off ── S2 away or slow, too much WAL kept ▶ Gathering ── workers are done ──▶ On
 //!  ▲                  what is in memory goes to disk first, in its order ──────▲│
 //!  └──────────── S2 is back, and all of it has been read again ◀────────────────┘
 //! ```
@@ -231,9 +232,15 @@ impl Driver {
             Mode::Off if is_away && self.is_time_to_spill(now, since) => {
                 self.spill.mode = Mode::Gathering;
             }
-            Mode::Gathering if !is_away => self.spill.mode = Mode::Off,
+            Mode::Off if self.is_slow(now) => self.spill.mode = Mode::Gathering,
+            Mode::Gathering if !is_away && !self.is_slow(now) => self.spill.mode = Mode::Off,
             Mode::Gathering if self.jobs.is_empty() && self.reading.is_none() => {
-                self.begin_to_spill();
+                // What was sent is spilled too, and what of it has landed is found out by the next
+                // session, as after any other.
+                if !is_away {
+                    self.sink = Sink::Waiting { until: now };
+                }
+                self.begin_to_spill(is_away);
             }
             // A checkpoint has passed all of it: nothing goes past what is spilled.
             Mode::On if !is_away && self.spill.chunks.is_empty() && self.writing.is_none() => {
@@ -265,8 +272,19 @@ impl Driver {
             }
     }
 
+    /// S2 is there and takes less than is written, for so long or with so much behind it that the
+    /// database is better let go. What merely catches up stays where it is.
+    fn is_slow(&self, now: Instant) -> bool {
+        let Some(since) = self.database.pressure.slow_since() else { return false };
+        self.may_spill()
+            && match self.settings.bounds.spill_after {
+                SpillAfter::Bytes(bytes) => self.lag_bytes() >= bytes,
+                SpillAfter::Time(time) => now >= since + time,
+            }
+    }
+
     /// Spills everything unsettled that is in memory. Nobody shapes or reads anything at this moment.
-    fn begin_to_spill(&mut self) {
+    fn begin_to_spill(&mut self, is_away: bool) {
         let mut items = self.take_from_memory();
         items.sort_by_key(|item| item.change.position);
         self.spill.mode = Mode::On;
@@ -276,7 +294,8 @@ impl Driver {
         tracing::warn!(
             wal_bytes = bytes,
             reason = text,
-            "S2 is away: changes are spilled to disk, so that the database need not keep them"
+            "{}: changes are spilled to disk, so that the database need not keep them",
+            if is_away { "S2 is away" } else { "S2 takes less than is written" }
         );
         for item in items {
             let bytes = item.change.bytes();
@@ -311,7 +330,7 @@ impl Driver {
         items
     }
 
-    fn lag_bytes(&self) -> u64 {
+    pub(super) fn lag_bytes(&self) -> u64 {
         self.source.status.borrow().wal_end.0.saturating_sub(self.saved.lsn.0)
     }
 

@@ -5,8 +5,10 @@ use std::collections::HashSet;
 use super::super::error::Error;
 use super::super::sql::{Session, get};
 use super::super::{Settings, TableName};
+use super::slot::{OpenTransaction, oldest_transaction};
 use super::tables::published;
 use crate::change::Lsn;
+use crate::pipeline::wal::KEPT_BYTES_MIN;
 
 /// The slot and the publication while streaming, asked every few seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,9 @@ pub struct SlotHealth {
     pub wal_status: Option<String>,
     /// How many bytes may still be written before the slot may be lost, where that is limited.
     pub safe_wal_bytes: Option<i64>,
+    /// The oldest transaction that has written and is still open, asked for where the slot keeps much
+    /// more than what is not confirmed.
+    pub oldest: Option<OpenTransaction>,
 }
 
 pub(in crate::source) async fn health(
@@ -47,12 +52,21 @@ pub(in crate::source) async fn health(
         )
         .await?;
     let publication: Option<u32> = get(&row, 1)?;
+    let wal_end = lsn(get(&row, 0)?).unwrap_or_default();
     let slot = if get::<bool>(&row, 2)? {
+        let restart_lsn = lsn(get(&row, 3)?);
+        let confirmed_lsn = lsn(get(&row, 4)?);
+        let since = |lsn: Option<Lsn>| lsn.map_or(0, |lsn| wal_end.0.saturating_sub(lsn.0));
+        // What confirming does not let go.
+        let pinned = since(restart_lsn).saturating_sub(since(confirmed_lsn));
+        let oldest =
+            if pinned >= KEPT_BYTES_MIN { oldest_transaction(session).await? } else { None };
         Some(SlotHealth {
-            restart_lsn: lsn(get(&row, 3)?),
-            confirmed_lsn: lsn(get(&row, 4)?),
+            restart_lsn,
+            confirmed_lsn,
             wal_status: get(&row, 5)?,
             safe_wal_bytes: get(&row, 6)?,
+            oldest,
         })
     } else {
         None
@@ -61,6 +75,5 @@ pub(in crate::source) async fn health(
         published(session, &settings.publication).await?.into_iter().collect();
     let unpublished =
         settings.tables.iter().filter(|table| !published.contains(*table)).cloned().collect();
-    let wal_end = lsn(get(&row, 0)?).unwrap_or_default();
     Ok(Health { wal_end, publication, unpublished, slot })
 }

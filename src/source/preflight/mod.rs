@@ -30,7 +30,7 @@ use server::Server;
 use tables::{Publication, TABLE_MISSING, UPDATES_FAIL};
 
 pub use health::SlotHealth;
-pub use slot::is_slot_name;
+pub use slot::{OpenTransaction, is_slot_name};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -163,8 +163,34 @@ pub(super) async fn create_slot(session: &Session, settings: &Settings) -> Resul
     Ok(confirmed.and_then(|lsn| lsn.parse().ok()).unwrap_or_default())
 }
 
-/// The open transactions that have written: what a new slot waits for. Empty where there is none.
+/// A transaction that has written and is open: what a new slot waits for, and what keeps an old one's WAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTransaction {
+    /// Who it is, as far as our role may know; never what it does.
+    pub text: String,
+    /// How long it has been open, where that may be known.
+    pub seconds: u64,
+}
+
+/// All of them, in words. Empty where there is none.
 pub(super) async fn blockers(session: &Session) -> Result<String, Error> {
+    let open = open_transactions(session).await?;
+    if open.is_empty() {
+        return Ok(String::new());
+    }
+    let texts: Vec<_> = open.into_iter().map(|transaction| transaction.text).collect();
+    Ok(format!("Open transactions that have written: {}", texts.join("; ")))
+}
+
+/// The one that has been open for longest.
+pub(super) async fn oldest_transaction(
+    session: &Session,
+) -> Result<Option<OpenTransaction>, Error> {
+    let open = open_transactions(session).await?;
+    Ok(open.into_iter().max_by_key(|transaction| transaction.seconds))
+}
+
+async fn open_transactions(session: &Session) -> Result<Vec<OpenTransaction>, Error> {
     // `pg_locks` shows everybody's transactions to everybody, `pg_stat_activity` does not.
     let rows = session
         .query(
@@ -177,7 +203,8 @@ pub(super) async fn blockers(session: &Session) -> Result<String, Error> {
             &[],
         )
         .await?;
-    let mut texts = Vec::new();
+    let open_for = |seconds: i64| u64::try_from(seconds).unwrap_or(0);
+    let mut open = Vec::new();
     for row in &rows {
         let mut text = format!("pid {}", get::<i32>(row, 0)?);
         if let Some(user) = get::<Option<String>>(row, 1)? {
@@ -189,20 +216,26 @@ pub(super) async fn blockers(session: &Session) -> Result<String, Error> {
         if let Some(state) = get::<Option<String>>(row, 3)? {
             text.push_str(&format!(", {state}"));
         }
-        if let Some(seconds) = get::<Option<i64>>(row, 4)? {
+        let seconds = get::<Option<i64>>(row, 4)?.map(open_for);
+        if let Some(seconds) = seconds {
             text.push_str(&format!(", open for {seconds} s"));
         }
-        texts.push(text);
+        open.push(OpenTransaction { text, seconds: seconds.unwrap_or(0) });
     }
-    let prepared =
-        session.query("SELECT gid FROM pg_prepared_xacts ORDER BY prepared LIMIT 5", &[]).await?;
+    let prepared = session
+        .query(
+            "SELECT gid, extract(epoch FROM now() - prepared)::int8 FROM pg_prepared_xacts \
+             ORDER BY prepared LIMIT 5",
+            &[],
+        )
+        .await?;
     for row in &prepared {
-        texts.push(format!("prepared transaction `{}`", get::<String>(row, 0)?));
+        let seconds = open_for(get(row, 1)?);
+        let text =
+            format!("prepared transaction `{}`, open for {seconds} s", get::<String>(row, 0)?);
+        open.push(OpenTransaction { text, seconds });
     }
-    if texts.is_empty() {
-        return Ok(String::new());
-    }
-    Ok(format!("Open transactions that have written: {}", texts.join("; ")))
+    Ok(open)
 }
 
 #[cfg(test)]

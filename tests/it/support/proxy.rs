@@ -33,6 +33,8 @@ pub enum Wire {
     Delay,
     /// The bytes come one by one.
     Drip,
+    /// Some 600 KB a second.
+    Slow,
     /// The server's side is closed, and what the client sends still arrives.
     HalfClose,
 }
@@ -151,8 +153,17 @@ async fn pump(
         if wire == Wire::Delay {
             tokio::time::sleep(std::time::Duration::from_millis(40)).await;
         }
-        let piece = if wire == Wire::Drip { 1 } else { count };
+        let piece = match wire {
+            Wire::Drip => 1,
+            Wire::Slow => 30_000,
+            Wire::Pass | Wire::Stall | Wire::Cut | Wire::Reset | Wire::Delay | Wire::HalfClose => {
+                count
+            }
+        };
         for bytes in buffer[..count].chunks(piece) {
+            if wire == Wire::Slow {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
             if to.write_all(bytes).await.is_err() {
                 return;
             }
