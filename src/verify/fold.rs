@@ -32,7 +32,7 @@ pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     /// Without a key its rows can only be counted.
     pub(super) has_key: bool,
-    /// With groups of several rows, order is judged row by row.
+    /// What keeps its order: order is judged by it, and row by row.
     grouping: Grouping,
     /// Records that a transform gave a body of its own: nothing says what they did to which row.
     pub(super) opaque: u64,
@@ -57,6 +57,16 @@ impl Table {
         let values = keys.map(|column| value(&column.name).map(canonical));
         let values: Vec<_> = values.collect::<Option<_>>()?;
         Some(format!("[{}]", values.join(",")))
+    }
+
+    /// The group that a row belongs to, where columns make the groups and the row has them all.
+    fn group<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
+        let Grouping::Columns(columns) = &self.grouping else { return None };
+        let part = |index: &usize| {
+            let name = &self.columns.get(*index)?.name;
+            Some(format!("{name}={}", canonical(value(name)?)))
+        };
+        Some(columns.iter().map(part).collect::<Option<Vec<_>>>()?.join(", "))
     }
 
     /// A key as people read it: `id=7, part="a"`.
@@ -266,6 +276,24 @@ impl<'a> Fold<'a> {
             let before = message.changes.as_ref().and_then(|changes| changes.get(name));
             before.map(|value| value.get()).or_else(|| new(name))
         };
+        // A row that changes hands belongs to both groups.
+        // Values that a transform has altered may fall together.
+        let is_told = |name: &str| !message.metadata.is_altered(name);
+        let groups = [
+            state.group(|name| is_told(name).then(|| new(name)).flatten()),
+            state.group(|name| is_told(name).then(|| old(name)).flatten()),
+        ];
+        let groups: std::collections::BTreeSet<_> = groups.into_iter().flatten().collect();
+        for group in groups {
+            let last = self.scratch.pass_group(table, &group, at)?;
+            if let Some(last) = last.filter(|last| *last > at) {
+                let name = &self.tables[table].name;
+                self.faults.add(Fault::Disordered, || {
+                    format!("record {seq}: group {group} of {name} at {at}, after {last}")
+                });
+            }
+        }
+        let state = &self.tables[table];
         let (Some(key), Some(old_key)) = (state.key(new), state.key(old)) else {
             self.tables[table].opaque += 1;
             return Ok(());

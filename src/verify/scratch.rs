@@ -25,6 +25,8 @@ CREATE TABLE versions (tbl INTEGER, key TEXT, state INTEGER, cells BLOB, vals TE
 CREATE INDEX versions_by_key ON versions (tbl, key);
 CREATE TABLE bags (tbl INTEGER, digest BLOB, n INTEGER, late INTEGER, PRIMARY KEY (tbl, digest))
     WITHOUT ROWID;
+CREATE TABLE groups (tbl INTEGER, key TEXT, lsn INTEGER, idx INTEGER, PRIMARY KEY (tbl, key))
+    WITHOUT ROWID;
 CREATE TABLE held (tbl INTEGER, key TEXT, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
 ";
 
@@ -131,6 +133,27 @@ impl Scratch {
         let (state, cells, values) = encode(row);
         insert.execute(params![number(table), key, lsn, idx, state, cells, values])?;
         Ok(())
+    }
+
+    /// The last change of a group so far, which this one becomes if it is later.
+    pub(super) fn pass_group(
+        &self,
+        table: usize,
+        key: &str,
+        at: Position,
+    ) -> Result<Option<Position>, Error> {
+        let sql = "SELECT lsn, idx FROM groups WHERE tbl = ?1 AND key = ?2";
+        let mut select = self.connection.prepare_cached(sql)?;
+        let last = select.query_row(params![number(table), key], |row| {
+            Ok(Position { commit_lsn: Lsn(unsigned(row.get(0)?)), index: unsigned(row.get(1)?) })
+        });
+        let last = last.optional()?;
+        if last.is_none_or(|last| last < at) {
+            let sql = "INSERT OR REPLACE INTO groups VALUES (?1, ?2, ?3, ?4)";
+            let (lsn, idx) = (signed(at.commit_lsn.0), signed(at.index));
+            self.connection.prepare_cached(sql)?.execute(params![number(table), key, lsn, idx])?;
+        }
+        Ok(last)
     }
 
     /// Keeps a state that the row had until just now: the moment that is compared may be before.

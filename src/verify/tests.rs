@@ -57,6 +57,10 @@ fn record(event: &Event<'_>) -> ReadRecord {
 }
 
 fn fold(keys: &[&str]) -> Fold<'static> {
+    fold_by(keys, Grouping::Key)
+}
+
+fn fold_by(keys: &[&str], grouping: Grouping) -> Fold<'static> {
     let column = |name: &&str| Column {
         name: (*name).to_owned(),
         is_key: keys.contains(name),
@@ -64,11 +68,9 @@ fn fold(keys: &[&str]) -> Fold<'static> {
         may_be_altered: *name == "a",
     };
     let columns = ["id", "a"].iter().map(column).collect();
-    let mut fold = Fold::new(vec![(
-        Table::new(TABLE.to_owned(), columns, Grouping::Key),
-        vec![TABLE.to_owned()],
-    )])
-    .unwrap();
+    let mut fold =
+        Fold::new(vec![(Table::new(TABLE.to_owned(), columns, grouping), vec![TABLE.to_owned()])])
+            .unwrap();
     fold.keep_values = true;
     fold
 }
@@ -138,6 +140,33 @@ fn a_changed_key_moves_the_row() {
     // The old key's last change must come first, too.
     let late = Event { position: (9, 0), ..INSERT };
     check(&[late, moved()], &[["1", r#""x""#]], &[(Fault::Disordered, 1)]);
+}
+
+#[test]
+fn order_is_judged_within_the_groups_that_columns_make() {
+    #[track_caller]
+    fn check(events: &[Event<'_>], disordered: u64) {
+        let mut fold = fold_by(&["id"], Grouping::Columns(vec![1]));
+        for event in events {
+            fold.add(&record(event)).unwrap();
+        }
+        let found = fold.faults.of(Fault::Disordered).map_or(0, |found| found.count);
+        assert_eq!(found, disordered, "{:?}", fold.faults);
+    }
+    let insert = |position, record| Event { position, record, ..INSERT };
+    let (first, same) =
+        (insert((1, 0), r#"{"id":1,"a":"x"}"#), insert((2, 0), r#"{"id":2,"a":"x"}"#));
+    let other = insert((3, 0), r#"{"id":3,"a":"y"}"#);
+    check(&[first, same], 0);
+    let (first, same) =
+        (insert((1, 0), r#"{"id":1,"a":"x"}"#), insert((2, 0), r#"{"id":2,"a":"x"}"#));
+    check(&[same, first], 1);
+    let first = insert((1, 0), r#"{"id":1,"a":"x"}"#);
+    check(&[other, first], 0);
+    // It leaves x for y, and is late in both.
+    let moved = Event { changes: r#"{"a":"x"}"#, ..UPDATE };
+    let (x, y) = (insert((8, 0), r#"{"id":4,"a":"x"}"#), insert((9, 0), r#"{"id":5,"a":"y"}"#));
+    check(&[INSERT, x, y, moved], 2);
 }
 
 #[test]

@@ -414,7 +414,22 @@ impl<'a> Stage<'a> {
         }
         match &mut self.running {
             Some(running) => running.assert_alive(),
-            None => self.running = Some(self.home().start()),
+            None => {
+                self.zombies_ended().await;
+                self.running = Some(self.home().start());
+            }
+        }
+    }
+
+    /// Waits until those that were taken over from have found out, which they do when they have anything
+    /// to write. Until then they keep the folder from others.
+    async fn zombies_ended(&mut self) {
+        for mut zombie in std::mem::take(&mut self.zombies) {
+            until("a process that was taken over from to end", async || {
+                if zombie.has_ended() { Ok(()) } else { Err("it runs".to_owned()) }
+            })
+            .await;
+            assert_eq!(zombie.ended().await.code(), Some(1), "of one that was taken over from");
         }
     }
 
@@ -422,14 +437,8 @@ impl<'a> Stage<'a> {
     /// taken over from has found out.
     pub async fn healed(mut self) -> (Running<'a>, Operator, Tally) {
         self.heal().await;
+        self.zombies_ended().await;
         self.bursts.ended().await;
-        for mut zombie in self.zombies {
-            until("a process that was taken over from to end", async || {
-                if zombie.has_ended() { Ok(()) } else { Err("it runs".to_owned()) }
-            })
-            .await;
-            assert_eq!(zombie.ended().await.code(), Some(1), "of one that was taken over from");
-        }
         let mut running = self.running.take().expect("it was just started").ready().await;
         if self.here != 0 {
             running.stop().await;
