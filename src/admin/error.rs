@@ -40,6 +40,7 @@ impl From<control::Error> for ApiError {
             control::Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
             control::Error::Invalid { .. } => (StatusCode::BAD_REQUEST, "invalid"),
             control::Error::Busy { .. } => (StatusCode::CONFLICT, "busy"),
+            control::Error::Unread { .. } => (StatusCode::CONFLICT, "unread"),
             control::Error::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
             control::Error::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };

@@ -219,6 +219,11 @@ pub enum Error {
     Invalid { text: String },
     #[error("message {id} is on its way to S2 at this moment; try again")]
     Busy { id: u64 },
+    #[error(
+        "message {id} may be in the stream already, which is known once S2 has been read; S2 does not \
+         answer at this moment (`sluicebox check` says why): try again when it does"
+    )]
+    Unread { id: u64 },
     #[error("the pipeline has stopped")]
     Stopped,
     #[error("could not read the message store")]

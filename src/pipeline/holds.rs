@@ -203,6 +203,12 @@ impl Holds {
         }
     }
 
+    /// Whether a message waits until what is before it has been read.
+    #[must_use]
+    pub fn is_gated(&self, id: MessageId) -> bool {
+        self.messages.get(&id).is_some_and(|held| held.position > self.passed)
+    }
+
     /// Takes the next message that is due, and marks it busy. Only messages up to `stored` can be
     /// read from the store yet.
     pub fn next_due(&mut self, now: Instant, stored: MessageId) -> Option<MessageId> {
@@ -292,6 +298,12 @@ impl Holds {
     /// All messages with their positions, in no order.
     pub fn positions(&self) -> impl Iterator<Item = (Position, MessageId)> {
         self.messages.iter().map(|(id, held)| (held.position, *id))
+    }
+
+    /// Whether there is such a message.
+    #[must_use]
+    pub fn has(&self, id: MessageId) -> bool {
+        self.messages.contains_key(&id)
     }
 
     /// Whether a message is idle: neither tried nor sent at this moment.

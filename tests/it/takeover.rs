@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::oracle::{Order, TABLES, Work, Workload, judge};
-use crate::support::s2::Record;
+use crate::support::postgres::Cluster;
+use crate::support::proxy::{Relay, Wire};
+use crate::support::s2::{Record, Server};
 use crate::support::sluicebox::{Home, Running};
 use crate::support::until;
 use crate::support::world::{BASIN, STREAM, World, field, settings};
@@ -166,6 +168,65 @@ async fn a_copy_of_the_store_takes_over_and_the_original_stands_down() {
     running.stop().await;
     // The older folder knows that it is not the one that counts.
     refused(&world, &[], &["copy of this state folder", "--take-over"]).await;
+}
+
+/// A message was delivered, and the store does not know it yet, as after a kill at that moment: an
+/// operator who gives it up is told so, and not that it will not be delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_cannot_be_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = Cluster::shared().await.database("delivered").await;
+    let s2 = Server::on_disk(dir.path()).await;
+    let mut world = World::of(database, s2, TABLES, &["public.items"]).await;
+    let port = world.database.cluster.port();
+    let relay = Relay::to(port).await;
+    let (direct, relayed) = (format!(":{port}/"), format!(":{}/", relay.port()));
+    world.home.settings.url = world.home.settings.url.replace(&direct, &relayed);
+    world.home.write_config();
+    let running = world.start().ready().await;
+    world.sql(&insert(1, 2_000_000)).await;
+    let parked = world.until_messages("parked", 1).await;
+    let id = parked[0]["id"].as_str().unwrap().to_owned();
+    world.until_confirmed().await;
+    running.stop().await;
+
+    // Delivered, while Postgres can be told nothing; then the store is as it was before.
+    let (state, copy) = (world.path("state"), world.path("copy"));
+    copy_store(&state, &copy);
+    relay.set(Wire::Cut);
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    let running = world.start();
+    world.until_records(1).await;
+    running.kill().await;
+    copy_store(&copy, &state);
+
+    world.s2.kill().await;
+    let mut running = world.start_with(&["--take-over"]);
+    running.unready("sink_unreachable").await;
+    let refused = world.cli(&["messages", "ack", &id]).await;
+    assert!(!refused.status.success());
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("may be in the stream already"), "{text}");
+    world.s2.up().await;
+    relay.set(Wire::Pass);
+    let running = running.ready().await;
+    let refused = world.cli(&["messages", "ack", &id]).await;
+    assert!(!refused.status.success());
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("delivered"), "{text}");
+    assert_eq!(ids(&world.until_records(1).await), ["1"]);
+    running.stop().await;
+}
+
+/// The store's files alone, in the place of those that are there.
+fn copy_store(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in ["sluicebox.db", "sluicebox.db-wal", "sluicebox.db-shm"] {
+        drop(fs::remove_file(to.join(name)));
+        if from.join(name).exists() {
+            fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

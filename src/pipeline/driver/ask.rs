@@ -1,6 +1,6 @@
 //! Requests of operators, and the status that everybody reads.
 
-use super::{Driver, PAYLOAD_BYTES_MAX, Selected};
+use super::{Driver, PAYLOAD_BYTES_MAX, Selected, Sink};
 use crate::case::{Case, CaseTransform};
 use crate::change::Lsn;
 use crate::message::{Draft, Envelope};
@@ -86,6 +86,21 @@ impl Driver {
                 drop(answer.send(Ok(Changed { changed, unchanged_behind: 0 })));
             }
             Selected::Acknowledge(ids, unchanged_behind, answer) => {
+                if let Some(id) = ids.iter().copied().find(|id| self.may_have_landed(*id)) {
+                    if self.sink_failures > 0 {
+                        drop(answer.send(Err(control::Error::Unread { id })));
+                    } else {
+                        self.undecided.push(Selected::Acknowledge(ids, unchanged_behind, answer));
+                    }
+                    return;
+                }
+                // Others have been delivered since they were chosen.
+                let one = (ids.len() == 1).then(|| ids[0]);
+                let ids: Vec<u64> = ids.into_iter().filter(|id| self.holds.has(*id)).collect();
+                if let (Some(id), true) = (one, ids.is_empty()) {
+                    drop(answer.send(Err(control::Error::NotFound { id })));
+                    return;
+                }
                 let (idle, busy): (Vec<u64>, Vec<u64>) =
                     ids.into_iter().partition(|id| self.holds.is_idle(*id));
                 if let (Some(&id), true) = (busy.first(), idle.is_empty()) {
@@ -106,6 +121,20 @@ impl Driver {
                     self.effects.answers.push((answer, changed));
                 }
             }
+        }
+    }
+
+    /// Whether a stored message may be in the stream without our knowing: after a restart, and where it
+    /// was on its way when spilling began. Giving it up then would deny what consumers have.
+    fn may_have_landed(&self, id: MessageId) -> bool {
+        let is_open = matches!(self.sink, Sink::Open(_));
+        !self.established || self.spill.is_on() && !is_open && self.holds.is_gated(id)
+    }
+
+    /// Who waits for S2 to be read is answered: it was, or it cannot be now.
+    pub(super) fn decide(&mut self) {
+        for selected in std::mem::take(&mut self.undecided) {
+            self.on_selected(selected);
         }
     }
 

@@ -168,6 +168,7 @@ impl Driver {
         }
         self.landed_before_spilling(&landed);
         self.after_refusal(now);
+        self.decide();
     }
 
     /// At start: what the stream holds is not sent again, and messages that are in it leave the store.
@@ -303,5 +304,6 @@ impl Driver {
         }
         self.sink_reason = Some(reason);
         self.sink = Sink::Waiting { until: self.clock.now() + delay };
+        self.decide();
     }
 }

@@ -275,6 +275,8 @@ struct Driver {
     saved_at: Instant,
 
     selected: mpsc::UnboundedSender<Selected>,
+    /// What an operator wants and can only be decided once S2 has been read.
+    undecided: Vec<Selected>,
     counters: Counters,
     stuck: Stuck,
     database: Database,
@@ -395,6 +397,7 @@ impl Driver {
             saved: read,
             saved_at: now,
             selected,
+            undecided: Vec::new(),
             counters: Counters::default(),
             stuck,
             database: Database::default(),
