@@ -13,6 +13,7 @@ use crate::app;
 use crate::change::{Lsn, Position};
 use crate::config::{Config, Endpoint, TableName};
 use crate::pipeline::control::{MessageDetail, MessageList, MessageView, Status};
+use crate::store::given_up::{self, GivenUp};
 use crate::verify::{Held, Settings, Verifier};
 
 /// Messages that one request asks for.
@@ -82,8 +83,10 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
             to_stderr(&format!("read {next} of {end}"));
         }
     };
+    verifier.give_up(&given_up(&config))?;
     verifier.read(&mut progress).await?;
     verifier.choose_moment().await?;
+    verifier.give_up(&given_up(&config))?;
     let held = if reads_tables { held(&process).await? } else { Vec::new() };
     let report = verifier.finish(&held, progress).await?;
     if arguments.json {
@@ -94,6 +97,21 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
         print(&lines.collect::<String>())?;
     }
     Ok(if report.holds { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
+}
+
+/// What operators gave up, from the store itself. It may be on another machine: then nothing is known of
+/// it, and such rows count as missing.
+fn given_up(config: &Config) -> Vec<GivenUp> {
+    match given_up::read(&config.state.dir) {
+        Ok(all) => all.map(|all| all.newest).unwrap_or_default(),
+        Err(error) => {
+            let error = crate::error_chain::error_chain(&error);
+            to_stderr(&format!(
+                "what was given up is not told apart from what is missing: {error}"
+            ));
+            Vec::new()
+        }
+    }
 }
 
 /// What is in the store of the running process: neither in the stream nor lost.

@@ -15,6 +15,7 @@
 
 mod checksum;
 mod codec;
+pub mod given_up;
 mod owner;
 mod schema;
 mod spill;
@@ -508,7 +509,7 @@ impl Store {
 pub struct Database {
     connection: Connection,
     /// Nothing for a database in memory.
-    _lock: Option<owner::Lock>,
+    lock: Option<owner::Lock>,
     /// The name under which this process writes, once it has loaded what is there.
     owner: String,
     /// See [`Store::bytes`].
@@ -526,7 +527,7 @@ impl Database {
         let mut connection = connect(dir.join("sluicebox.db"))?;
         schema::prepare(&mut connection)?;
         let database =
-            Self { connection, _lock: Some(lock), owner: String::new(), bytes: Arc::default() };
+            Self { connection, lock: Some(lock), owner: String::new(), bytes: Arc::default() };
         database.measure()?;
         Ok(database)
     }
@@ -539,7 +540,7 @@ impl Database {
     pub fn in_memory() -> Result<Self, Error> {
         let mut connection = Connection::open_in_memory()?;
         schema::prepare(&mut connection)?;
-        Ok(Self { connection, _lock: None, owner: String::new(), bytes: Arc::default() })
+        Ok(Self { connection, lock: None, owner: String::new(), bytes: Arc::default() })
     }
 
     fn answer(&mut self, request: Request) {
@@ -579,7 +580,7 @@ impl Database {
     /// When the file cannot be read, or holds what this release does not know.
     pub fn load(&mut self, rng: &mut impl rand::Rng) -> Result<Loaded, Error> {
         self.owner = format!("{:016x}", rng.random::<u64>());
-        owner::claim(&mut self.connection, &self.owner)?;
+        owner::claim(&mut self.connection, &self.owner, self.lock.as_ref())?;
         let pipeline_id = match self.fact("pipeline_id")? {
             Some(id) => id,
             None => {
@@ -656,13 +657,18 @@ impl Database {
     fn write(&mut self, writes: &[Write]) -> Result<(), Error> {
         let transaction = owner::begin(&mut self.connection, &self.owner)?;
         let mut removed = false;
+        let mut given_up = Vec::new();
         for write in writes {
+            if let Write::Acknowledge { id } = write {
+                given_up.extend(given_up::entry(&transaction, *id)?);
+            }
             removed |= matches!(
                 write,
                 Write::Remove { .. } | Write::Acknowledge { .. } | Write::Unspill { .. }
             );
             carry_out(&transaction, write)?;
         }
+        given_up::remember(&transaction, given_up)?;
         transaction.commit()?;
         if removed
             // Gives the room of removed messages back to the disk, a few pages at a time.

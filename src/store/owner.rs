@@ -6,6 +6,10 @@
 //! over: its lock still stands, and when it wakes up, it must not write what the other no longer
 //! expects. It finds another owner's name, writes nothing, and stops.
 //!
+//! It may also have stood still after it took the lock and before it made itself the owner. So whoever
+//! takes over first writes itself into the lock's file, and nobody becomes the owner whose mark is no
+//! longer there.
+//!
 //! A process that stands still in the middle of a transaction keeps SQLite's own lock as well, which
 //! nobody can take from it. Then there is no way around ending it, and that is what the error says.
 
@@ -20,7 +24,11 @@ use super::{Error, fact, set_fact};
 /// The lock on a state folder.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+    /// What the file holds as long as nobody has taken over: our pid, and a number that no other
+    /// process draws, since pids are the same on every machine. Nothing where a full disk has no room
+    /// for it.
+    mark: Option<String>,
 }
 
 impl Lock {
@@ -30,6 +38,8 @@ impl Lock {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(dir.join("lock")).map_err(open)?;
+        // Of one length, so that it takes the place of another's without room of its own.
+        let mark = format!("{:<10} {:016x}", std::process::id(), rand::random::<u64>());
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(source)) => return Err(open(source)),
@@ -43,28 +53,38 @@ impl Lock {
                 // not locked against a third process, and the owner's name still is.
                 let wait = move || drop(waiting.lock());
                 std::thread::Builder::new().name("lock".to_owned()).spawn(wait).map_err(open)?;
-                return Ok(Self { _file: file });
             }
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 drop(file.read_to_string(&mut holder));
-                let pid = holder.trim().parse().ok();
+                let pid = holder.split_whitespace().next().and_then(|pid| pid.parse().ok());
                 return Err(Error::Locked { path: dir.to_owned(), pid });
             }
         }
-        // For the error that another process gets; nothing rests on it.
-        let pid = std::process::id().to_string();
-        drop(
-            file.set_len(0)
-                .and_then(|()| file.rewind())
-                .and_then(|()| file.write_all(pid.as_bytes())),
-        );
-        Ok(Self { _file: file })
+        let written = file
+            .rewind()
+            .and_then(|()| file.write_all(mark.as_bytes()))
+            .and_then(|()| file.set_len(mark.len() as u64));
+        Ok(Self { file, mark: written.is_ok().then_some(mark) })
+    }
+
+    /// Whether nobody has taken over since.
+    fn is_ours(&self) -> std::io::Result<bool> {
+        let Some(mark) = &self.mark else { return Ok(true) };
+        let mut file = &self.file;
+        file.rewind()?;
+        let mut found = String::new();
+        file.read_to_string(&mut found)?;
+        Ok(found == *mark)
     }
 }
 
-/// Whose the store is from now on.
-pub(super) fn claim(connection: &mut Connection, owner: &str) -> Result<(), Error> {
+/// Whose the store is from now on. Nothing locks a database in memory.
+pub(super) fn claim(
+    connection: &mut Connection,
+    owner: &str,
+    lock: Option<&Lock>,
+) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate);
     let transaction = transaction.map_err(|error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
@@ -72,6 +92,10 @@ pub(super) fn claim(connection: &mut Connection, owner: &str) -> Result<(), Erro
         }
         _ => error.into(),
     })?;
+    // Whoever takes over writes its mark before its own claim, which waits for this transaction.
+    if lock.is_some_and(|lock| !lock.is_ours().unwrap_or(false)) {
+        return Err(Error::TakenOver);
+    }
     set_fact(&transaction, "owner", owner)?;
     Ok(transaction.commit()?)
 }

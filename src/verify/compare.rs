@@ -83,6 +83,10 @@ impl Comparison {
             self.count(row);
             return Ok(());
         }
+        if fold.scratch.is_given_up(self.table, &key)? {
+            self.report.given_up += 1;
+            return Ok(());
+        }
         let shown = fold.tables[self.table].show(&key);
         let Some(found) = found else {
             if self.rules.allow_unmentioned {
@@ -155,24 +159,29 @@ impl Comparison {
             if fold.scratch.is_held(self.table, super::WHOLE_TABLE)? {
                 self.report.held += stream.max(source);
                 self.report.compared = 0;
+            } else if fold.scratch.is_given_up(self.table, super::WHOLE_TABLE)? {
+                self.report.given_up += stream.max(source);
+                self.report.compared = 0;
             } else if source > 0 && self.rules.allow_unmentioned {
                 self.report.unmentioned += source;
             } else if source > 0 {
                 let text = format!("{name}: {source} rows of the table, which has no key");
                 fold.faults.add(Fault::Missing, || text);
             }
-            if stream > 0 && self.report.held == 0 {
+            if stream > 0 && self.report.held + self.report.given_up == 0 {
                 let text = format!("{name}: {stream} rows that the table has not");
                 fold.faults.add(Fault::Different, || text);
             }
             return Ok(self.report);
         }
-        let (mut stale, mut held) = (Vec::new(), 0);
+        let (mut stale, mut held, mut given_up) = (Vec::new(), 0, 0);
         let mut count = 0_u64;
         fold.scratch.unmatched(self.table, |key| {
             let gone = |row: &Row| matches!(row.state, State::Deleted | State::Unknown);
             if fold.scratch.is_held(self.table, key)? {
                 held += 1;
+            } else if fold.scratch.is_given_up(self.table, key)? {
+                given_up += 1;
             } else if !fold.scratch.versions(self.table, key)?.iter().any(gone) {
                 count += 1;
                 if stale.len() < 5 {
@@ -182,6 +191,7 @@ impl Comparison {
             Ok(())
         })?;
         self.report.held += held;
+        self.report.given_up += given_up;
         for _ in 0..count {
             let row = stale.pop();
             fold.faults.add(Fault::Different, || {

@@ -328,7 +328,9 @@ impl<'a> Fold<'a> {
             return Ok(());
         }
         let former = touched[0].1.take();
-        self.check_former(seq, table, &old_key, message, former.as_ref(), headers.parts);
+        if !self.scratch.is_given_up(table, &old_key)? {
+            self.check_former(seq, table, &old_key, message, former.as_ref(), headers.parts);
+        }
         if is_late {
             let gone = if self.partial { State::Unknown } else { State::Deleted };
             let gone = empty(gone);

@@ -19,7 +19,8 @@
 //! [`scratch`]), the source is read as a stream of rows, and S2 by pages.
 //!
 //! **What is not lost.** Once everything up to the moment is confirmed, each change is in the stream
-//! or in the store; those in the store are asked for then, so that their rows count as held. Where a
+//! or in the store; those in the store are asked for then, so that their rows count as held. What an
+//! operator gave up the store remembers, so that such rows are named as that. Where a
 //! transform has altered a value it says so in the metadata, in a list or object whose name ends in
 //! `_columns`, or the operator names the column. A transform that drops messages makes rows missing.
 //!
@@ -49,6 +50,7 @@ use crate::message::value_json;
 use crate::pipeline::group::key_columns;
 use crate::sink;
 use crate::source::{self, Inspector, Published};
+use crate::store::given_up::GivenUp;
 use crate::table_name::TableName;
 
 pub use fault::{Fault, Faults, Found};
@@ -300,6 +302,24 @@ impl<'a> Verifier<'a> {
         Ok(report.judge(self.fold.moment))
     }
 
+    /// These were given up by an operator: their rows need not be as in the table. To be told before
+    /// the stream is read, and again before [`Self::finish`] for what came meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the temporary file cannot be written.
+    pub fn give_up(&mut self, given_up: &[GivenUp]) -> Result<(), Error> {
+        for message in given_up {
+            let Some(table) = self.fold.table(&message.table) else { continue };
+            let keys = std::slice::from_ref(&message.key);
+            let keys = if message.action == "truncate" { &[] } else { keys };
+            for key in self.rows(table, keys) {
+                self.fold.scratch.give_up(table, &key)?;
+            }
+        }
+        Ok(())
+    }
+
     fn hold(&mut self, held: &[Held]) -> Result<(), Error> {
         for message in held {
             let Some(table) = self.fold.table(&message.table) else { continue };
@@ -307,23 +327,24 @@ impl<'a> Verifier<'a> {
             if self.fold.scratch.has_seen(message.position)? {
                 continue;
             }
-            let has_key = self.fold.tables[table].has_key;
-            if !has_key || message.keys.is_empty() {
-                self.fold.scratch.hold(table, WHOLE_TABLE)?;
-                continue;
-            }
-            for key in &message.keys {
-                let Ok(json) = serde_json::to_string(key) else { continue };
-                let Ok(values) = serde_json::from_str::<HashMap<String, &RawValue>>(&json) else {
-                    continue;
-                };
-                let value = |name: &str| values.get(name).map(|value| value.get());
-                if let Some(key) = self.fold.key_of(table, value) {
-                    self.fold.scratch.hold(table, &key)?;
-                }
+            for key in self.rows(table, &message.keys) {
+                self.fold.scratch.hold(table, &key)?;
             }
         }
         Ok(())
+    }
+
+    /// The rows that a message concerns, by their keys as they are known here.
+    fn rows(&self, table: usize, keys: &[serde_json::Value]) -> Vec<String> {
+        if !self.fold.tables[table].has_key || keys.is_empty() {
+            return vec![WHOLE_TABLE.to_owned()];
+        }
+        let row = |key: &serde_json::Value| {
+            let json = serde_json::to_string(key).ok()?;
+            let values = serde_json::from_str::<HashMap<String, &RawValue>>(&json).ok()?;
+            self.fold.key_of(table, |name| values.get(name).map(|value| value.get()))
+        };
+        keys.iter().filter_map(row).collect()
     }
 
     async fn compare(&mut self, index: usize) -> Result<TableReport, Error> {

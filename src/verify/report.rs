@@ -35,6 +35,8 @@ pub struct TableReport {
     pub compared: u64,
     /// Rows of which a change is parked, or waits behind one: not lost.
     pub held: u64,
+    /// Rows of which an operator has given a change up: not as in the table, and not lost unseen.
+    pub given_up: u64,
     /// Rows that no record names, where that is allowed.
     pub unmentioned: u64,
     /// Rows whose last record does not say what the row is: split, or replaced by a transform.
@@ -119,6 +121,10 @@ impl fmt::Display for Report {
             )?;
             for (count, text) in [
                 (table.held, "rows held back: a change is parked, or waits behind one"),
+                (
+                    table.given_up,
+                    "rows that differ since an operator gave a change up (messages ack)",
+                ),
                 (table.unmentioned, "rows that no record names"),
                 (table.unjudged, "rows in parts or a form of a transform's own: not compared"),
             ] {

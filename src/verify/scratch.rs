@@ -28,6 +28,7 @@ CREATE TABLE bags (tbl INTEGER, digest BLOB, n INTEGER, late INTEGER, PRIMARY KE
 CREATE TABLE groups (tbl INTEGER, key TEXT, lsn INTEGER, idx INTEGER, PRIMARY KEY (tbl, key))
     WITHOUT ROWID;
 CREATE TABLE held (tbl INTEGER, key TEXT, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+CREATE TABLE given_up (tbl INTEGER, key TEXT, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
 ";
 
 /// What the stream says of one column of a row.
@@ -241,6 +242,17 @@ impl Scratch {
         let sql = "INSERT OR IGNORE INTO held VALUES (?1, ?2)";
         self.connection.prepare_cached(sql)?.execute(params![number(table), key])?;
         Ok(())
+    }
+
+    pub(super) fn give_up(&self, table: usize, key: &str) -> Result<(), Error> {
+        let sql = "INSERT OR IGNORE INTO given_up VALUES (?1, ?2)";
+        self.connection.prepare_cached(sql)?.execute(params![number(table), key])?;
+        Ok(())
+    }
+
+    pub(super) fn is_given_up(&self, table: usize, key: &str) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM given_up WHERE tbl = ?1 AND key = ?2";
+        Ok(self.connection.prepare_cached(sql)?.exists(params![number(table), key])?)
     }
 
     pub(super) fn is_held(&self, table: usize, key: &str) -> Result<bool, Error> {

@@ -190,6 +190,10 @@ impl Driver {
                 }
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
+                    tracing::info!(
+                        message = id,
+                        "a transform dropped it when it was tried again: it is not delivered"
+                    );
                     self.off_the_way(&item);
                     self.forget(id);
                 }

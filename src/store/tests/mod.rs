@@ -224,3 +224,41 @@ async fn spilled_changes_come_back_as_they_went_in_across_a_restart() {
     store.write(vec![Write::Unspill { through: 1 }].into()).await.unwrap();
     assert_eq!(store.read_spill(0).await.unwrap().unwrap().0, 2);
 }
+
+/// It stood still between the lock and its first transaction, and wakes up when another is the owner.
+#[test]
+fn a_process_that_was_taken_over_from_before_it_began_does_not_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Database::open(dir.path(), false, Connection::open).unwrap();
+    assert!(matches!(
+        Database::open(dir.path(), false, Connection::open),
+        Err(Error::Locked { pid: Some(pid), .. }) if pid == std::process::id()
+    ));
+    let mut second = Database::open(dir.path(), true, Connection::open).unwrap();
+    second.load(&mut rand::rng()).unwrap();
+    assert!(matches!(first.load(&mut rand::rng()), Err(Error::TakenOver)));
+    second.write(&[Write::Chain { generation: 1, digest: String::new() }]).unwrap();
+}
+
+#[test]
+fn what_was_given_up_is_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(given_up::read(dir.path()).unwrap(), None);
+    let mut database = Database::open(dir.path(), false, Connection::open).unwrap();
+    database.load(&mut rand::rng()).unwrap();
+    for id in 1..=3 {
+        let change = insert_of(id, at(100 * id, 0), b"x");
+        let parked = inserted(id, change, StoredState::Parked, Some(failure()));
+        database.write(&[parked]).unwrap();
+    }
+    // The second time it is gone already; the checkpoint takes the tombstone.
+    let give_up = |id| Write::Acknowledge { id };
+    database.write(&[give_up(2), give_up(3)]).unwrap();
+    let checkpoint = Checkpoint { position: at(1000, 0), ..Checkpoint::default() };
+    database.write(&[give_up(2), Write::Checkpoint(checkpoint)]).unwrap();
+    let all = given_up::read(dir.path()).unwrap().unwrap();
+    assert_eq!(all.count, 2);
+    let found: Vec<_> =
+        all.newest.iter().map(|one| (&*one.table, one.key["id"].as_u64())).collect();
+    assert_eq!(found, [("public.documents", Some(2)), ("public.documents", Some(3))]);
+}
