@@ -435,7 +435,7 @@ impl<'a> Stage<'a> {
 
     /// Heals, waits until everything works again, in the first of the homes, and until whoever was
     /// taken over from has found out.
-    pub async fn healed(mut self) -> (Running<'a>, Operator, Tally) {
+    pub async fn healed(mut self) -> Healed<'a> {
         self.heal().await;
         self.zombies_ended().await;
         self.bursts.ended().await;
@@ -444,8 +444,18 @@ impl<'a> Stage<'a> {
             running.stop().await;
             running = self.around.homes[0].start().ready().await;
         }
-        (running, self.operator, self.tally)
+        let Self { operator, tally, around, .. } = self;
+        Healed { running, operator, tally, disk: around.disk }
     }
+}
+
+/// What is left when nothing is wrong any more.
+pub struct Healed<'a> {
+    pub running: Running<'a>,
+    pub operator: Operator,
+    pub tally: Tally,
+    /// The state is on it.
+    pub disk: Option<SmallDisk>,
 }
 
 /// Of the disk while it is not full: more than a run can fill.
