@@ -92,7 +92,7 @@ pub async fn start(
         pipeline_name: config.source.slot.clone(),
         database_name: dsn.database().to_owned(),
         hostname: dsn.hostname(),
-        chain: String::new(),
+        ..EnvelopeSettings::default()
     };
     let host = Arc::new(Host::start(HostSettings {
         dir: config.transforms.dir.clone(),
@@ -131,6 +131,7 @@ pub async fn start(
         pipeline_name: config.source.slot.clone(),
         database_name: dsn.database().to_owned(),
         hostname: dsn.hostname(),
+        unguarded: config.sink.mode == config::Mode::Unguarded,
     };
     let source = source::start(
         source_settings(&config, dsn),
@@ -236,6 +237,7 @@ pub fn sink_settings(
             config::Mode::Session => sink::Mode::Session,
             config::Mode::Unary => sink::Mode::Unary,
             config::Mode::Discard => sink::Mode::Discard,
+            config::Mode::Unguarded => sink::Mode::Unguarded,
         },
         create: config.create,
         fencing: config.fencing,

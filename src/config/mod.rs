@@ -110,6 +110,10 @@ pub enum Mode {
     /// Throws every record away and confirms it to Postgres: only for measuring. Not offered by
     /// error texts, so that nobody chooses it by mistake.
     Discard,
+    /// As a session, without all that makes delivery exactly once: no fencing token, no numbers, no
+    /// headers that a recovery reads, no checkpoints. Only for measuring what these cost, and as
+    /// little offered.
+    Unguarded,
 }
 
 /// `[transforms]`: the folder and who runs what is in it.
@@ -337,6 +341,7 @@ fn sink(document: &mut Document<'_>) -> Option<Sink> {
         "session" => Ok(Mode::Session),
         "unary" => Ok(Mode::Unary),
         "discard" => Ok(Mode::Discard),
+        "unguarded" => Ok(Mode::Unguarded),
         _ => {
             let mend = "write \"session\" or \"unary\"";
             Err(Complaint::new(format!("`{text}` is no mode"), mend))

@@ -25,6 +25,8 @@ pub struct EnvelopeSettings {
     pub hostname: String,
     /// The chain's tag: generation and digest, `7:16 hexadecimal digits`.
     pub chain: String,
+    /// Without the headers by which a recovery finds its records: for `sink::Mode::Unguarded`.
+    pub unguarded: bool,
 }
 
 /// The constants of every message that one pipeline makes with one chain.
@@ -131,8 +133,7 @@ fn key_columns(table: &Table) -> Box<[usize]> {
 }
 
 fn metadata_tail(settings: &EnvelopeSettings) -> Box<[u8]> {
-    let EnvelopeSettings { pipeline_id, pipeline_name, database_name, hostname, chain: _ } =
-        settings;
+    let EnvelopeSettings { pipeline_id, pipeline_name, database_name, hostname, .. } = settings;
     let mut tail = Vec::new();
     let mut member = |before: &str, value: &str| {
         tail.extend_from_slice(before.as_bytes());

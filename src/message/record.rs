@@ -131,16 +131,20 @@ impl Draft {
             name: Bytes::from_static(name.as_bytes()),
             value,
         };
-        let part = match extras.part {
+        let part = || match extras.part {
             None => Bytes::from_static(b"0/1"),
             Some((index, count)) => Bytes::from(format!("{index}/{count}")),
         };
-        let key = IdempotencyKey::new(self.change.position);
         let mut headers = Vec::with_capacity(7 + extras.headers.len());
+        if !self.envelope.settings().unguarded {
+            let key = IdempotencyKey::new(self.change.position);
+            headers.extend([
+                own(header::PIPELINE, self.envelope.pipeline.clone()),
+                own(header::KEY, Bytes::copy_from_slice(key.as_bytes())),
+                own(header::PART, part()),
+            ]);
+        }
         headers.extend([
-            own(header::PIPELINE, self.envelope.pipeline.clone()),
-            own(header::KEY, Bytes::copy_from_slice(key.as_bytes())),
-            own(header::PART, part),
             own(header::TABLE, self.table.header.clone()),
             own(header::ACTION, Bytes::from_static(self.change.action.as_str().as_bytes())),
             own(header::CHAIN, self.envelope.chain.clone()),

@@ -16,6 +16,7 @@ fn envelope() -> Arc<Envelope> {
         database_name: "shop".to_owned(),
         hostname: "db.example".to_owned(),
         chain: "7:0123456789abcdef".to_owned(),
+        unguarded: false,
     }))
 }
 

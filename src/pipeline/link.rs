@@ -97,10 +97,11 @@ pub struct Established {
 /// What S2 or the store said.
 pub async fn establish(opening: Opening) -> Result<Established, Error> {
     let Opening { client, store, pipeline_id, read_from, tokens, grants, least, numbers } = opening;
-    if client.settings().mode == Mode::Discard {
+    let mode = client.settings().mode;
+    if matches!(mode, Mode::Discard | Mode::Unguarded) {
         let line = Line {
             session: Session::open(&client),
-            next_seq: Some(read_from.unwrap_or_default()),
+            next_seq: read_from.or(Some(0)).filter(|_| mode == Mode::Discard),
             fencing_token: None,
             guarantee: Guarantee::AtLeastOnce,
         };

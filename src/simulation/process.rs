@@ -171,6 +171,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
             pipeline_name: "simulated".to_owned(),
             database_name: "simulated".to_owned(),
             hostname: "simulated".to_owned(),
+            unguarded: false,
         },
         store: store(world, &process),
         loaded,

@@ -60,6 +60,9 @@ pub enum Mode {
     /// Nothing is sent: batches are encoded, thrown away and acknowledged at once. Only for measuring
     /// what everything in front of S2 costs.
     Discard,
+    /// A session whose appends nothing guards, and whose records nobody could find again. Only for
+    /// measuring what exactly once costs.
+    Unguarded,
 }
 
 /// What a client is made of.

@@ -151,7 +151,7 @@ impl Session {
         let (answers, incoming) = mpsc::unbounded_channel();
         let progress = Arc::new(Progress::new());
         let (way, task) = match client.settings().mode {
-            Mode::Session | Mode::SessionHttp2 => {
+            Mode::Session | Mode::SessionHttp2 | Mode::Unguarded => {
                 let (out, frames) = mpsc::unbounded_channel();
                 let (release, held) = oneshot::channel();
                 let body = FrameStream {

@@ -195,6 +195,7 @@ pub(super) fn envelope(sample: &Sample) -> Arc<Envelope> {
             database_name: pipeline.database,
             hostname: pipeline.hostname,
             chain: pipeline.chain,
+            unguarded: false,
         },
         // As long as those of a real pipeline, so that sizes are near.
         None => EnvelopeSettings {
@@ -203,6 +204,7 @@ pub(super) fn envelope(sample: &Sample) -> Arc<Envelope> {
             database_name: "postgres".to_owned(),
             hostname: "localhost".to_owned(),
             chain: "1:0000000000000000".to_owned(),
+            unguarded: false,
         },
     }))
 }

@@ -148,6 +148,8 @@ pub struct Settings {
     pub pipeline_name: String,
     pub database_name: String,
     pub hostname: String,
+    /// For `sink::Mode::Unguarded`: records without what recovery needs, and no checkpoints.
+    pub unguarded: bool,
 }
 
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -583,5 +585,6 @@ fn envelope(settings: &Settings, pipeline_id: &str, chain: &str) -> EnvelopeSett
         database_name: settings.database_name.clone(),
         hostname: settings.hostname.clone(),
         chain: chain.to_owned(),
+        unguarded: settings.unguarded,
     }
 }

@@ -142,6 +142,7 @@ fn envelope() -> Arc<Envelope> {
         database_name: "shop".to_owned(),
         hostname: "db.example".to_owned(),
         chain: "1:0123456789abcdef".to_owned(),
+        unguarded: false,
     }))
 }
 

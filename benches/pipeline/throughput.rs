@@ -1,28 +1,13 @@
-//! How fast, how large and how costly the pipeline is, beside what bounds it on the same machine.
-//!
-//! ```text
-//! cargo bench --bench pipeline                     500,000 rows of about 1 KiB, and the rest
-//! cargo bench --bench pipeline -- --quick          a tenth of everything, to see that it works
-//! cargo bench --bench pipeline -- --rows 200000    another number of rows
-//! cargo bench --bench pipeline -- --only strip     variants whose name holds the word
-//! ```
+//! How fast: changes a second beside what bounds them, CPU of a change, and peak memory.
 //!
 //! In one run, against the same data in one Postgres: `pg_recvlogical` to /dev/null (what the
-//! source can give), the sink alone (what s2-lite takes on this machine), and `sluicebox run` as a
-//! child process. s2-lite is a process of its own, in memory, a fresh one for each variant. Every
-//! variant has a slot of its own that exists before the rows are written, so that all of them read
-//! the same write-ahead log.
+//! source can give), the sink alone (what s2-lite takes on this machine), and `sluicebox run` with a
+//! fresh s2-lite in memory for each variant. Every variant has a slot of its own that exists before
+//! the rows are written, so that all of them read the same write-ahead log.
 //!
 //! A rate counts from the moment when Postgres has sent the first of the rows until the last one is
 //! settled, for `pg_recvlogical` as for Sluicebox. `pg_recvlogical` reads twice, before and behind
 //! the variants, because the first to read finds cold caches; ratios are to the better of the two.
-//! CPU is user and system time of the Sluicebox
-//! process alone, peak memory its `VmHWM`; both need `/proc`.
-
-#![allow(clippy::unwrap_used, reason = "a benchmark that meets the unexpected is meant to fail")]
-
-#[path = "../tests/it/support/mod.rs"]
-mod support;
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -31,64 +16,25 @@ use sluicebox::change::Lsn;
 use sluicebox::pipeline::size_gate::{self, SizedRecord};
 use sluicebox::sink::record::{Header, Record};
 use sluicebox::sink::session::BatchMeter;
-use sluicebox::sink::{Append, Client, Endpoint, Session, Settings};
+use sluicebox::sink::{Append, Session};
 
-use support::postgres::{Cluster, Database};
-use support::s2::Server;
-use support::sluicebox::{Home, Running};
-use support::world::{BASIN, STREAM, settings};
-
-/// Rows of one transaction.
-const TRANSACTION_ROWS: u64 = 1_000;
+use crate::Options;
+use crate::measure::{
+    MIB, TRANSACTION_ROWS, client, create_events, insert_events, server, until_delivered, usage,
+    write,
+};
+use crate::support::postgres::{Cluster, Database};
+use crate::support::s2::Server;
+use crate::support::sluicebox::Home;
+use crate::support::world::{STREAM, settings};
 
 /// Unacknowledged bytes of the sink alone, the pipeline's own default.
 const WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 
-const MIB: f64 = 1024.0 * 1024.0;
-
-fn main() {
-    let options = Options::from_args();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let cluster = Cluster::start(&[
-            ("shared_buffers", "512MB"),
-            ("max_wal_size", "32GB"),
-            ("checkpoint_timeout", "1h"),
-            ("autovacuum", "off"),
-        ])
-        .await;
-        small_rows(&cluster, &options).await;
-        large_rows(&cluster, &options, "2 MiB rows", 2 * 1024 * 1024, options.rows / 1000).await;
-        huge_rows(&cluster, &options).await;
-    });
-}
-
-struct Options {
-    rows: u64,
-    quick: bool,
-    only: String,
-}
-
-impl Options {
-    fn from_args() -> Self {
-        let mut options = Self { rows: 500_000, quick: false, only: String::new() };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            match arg.as_str() {
-                "--quick" => (options.quick, options.rows) = (true, 50_000),
-                "--rows" => options.rows = args.next().unwrap().parse().unwrap(),
-                "--only" => options.only = args.next().unwrap(),
-                // Cargo's own.
-                "--bench" => {}
-                other => panic!("unknown option {other}: see the head of benches/pipeline.rs"),
-            }
-        }
-        options
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        name.contains(&self.only)
-    }
+pub async fn run(cluster: &Cluster, options: &Options) {
+    small_rows(cluster, options).await;
+    large_rows(cluster, options, "2 MiB rows", 2 * 1024 * 1024, options.rows / 1000).await;
+    huge_rows(cluster, options).await;
 }
 
 /// Where a variant's records go.
@@ -135,31 +81,13 @@ impl Variant {
 
     /// Delivers everything, and measures.
     async fn run(self, data: &Data<'_>) -> Measured {
-        let cpu_and_memory = |running: &Running<'_>| usage(running.pid());
-        let started = Instant::now();
         let running = self.home.start();
         let first = data.first_sent(&self.home.settings.slot).await;
-        let last = loop {
-            let records = self.home.status().await.ok().and_then(|s| s["records"].as_u64());
-            if records.unwrap_or(0) >= data.rows {
-                break Instant::now();
-            }
-            if started.elapsed() > Duration::from_secs(900) {
-                panic!("{}: {records:?} of {} records\n{}", self.name, data.rows, self.home.log());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        let (cpu, memory) = cpu_and_memory(&running);
+        let last = until_delivered(&self.home, data.rows).await;
+        let (cpu, memory) = usage(running.pid());
         running.stop().await;
         Measured { name: self.name, took: last - first, cpu: Some(cpu), memory: Some(memory) }
     }
-}
-
-async fn server() -> Server {
-    let server = Server::in_memory().await;
-    server.create_basin(BASIN).await;
-    server.create_stream(BASIN, STREAM).await;
-    server
 }
 
 /// What is read by every variant of a table.
@@ -224,12 +152,7 @@ fn print(title: &str, data: &Data<'_>, measured: &[Measured]) {
 async fn small_rows(cluster: &Cluster, options: &Options) {
     let database = cluster.database("small").await;
     let table = "public.events";
-    database
-        .run(
-            "create table events (id bigint primary key, customer int, amount numeric, \
-             active bool, created timestamptz, tags jsonb, title text, body text)",
-        )
-        .await;
+    create_events(&database, table).await;
     let mut variants = Vec::new();
     for (name, sink, strip) in [
         ("discard", Sink::Discard, None),
@@ -244,14 +167,8 @@ async fn small_rows(cluster: &Cluster, options: &Options) {
             variants.push(Variant::prepare(&database, name, table, sink, strip).await);
         }
     }
-    let data = fill(&database, table, options.rows, |first, last| {
-        format!(
-            "insert into events select n, n % 1000, n * 0.01, n % 2 = 0, now(), \
-             jsonb_build_object('kind', 'order', 'n', n), 'event number ' || n, \
-             repeat(md5(n::text), 26) from generate_series({first}, {last}) n"
-        )
-    })
-    .await;
+    let insert = |first, last| insert_events(table, first, last);
+    let data = fill(&database, table, options.rows, TRANSACTION_ROWS, insert).await;
     let [first, last] = recvlogical_slots(table);
     let mut measured = vec![recvlogical(&data, table, &first).await];
     if options.wants("sink alone") {
@@ -275,7 +192,7 @@ async fn large_rows(cluster: &Cluster, options: &Options, title: &str, row_bytes
     database.run("create table documents (id bigint primary key, title text, body text)").await;
     database.run("alter table documents alter body set storage external").await;
     let variant = Variant::prepare(&database, name, table, Sink::S2, Some("body")).await;
-    let data = fill_by(&database, table, rows, 1, |first, last| {
+    let data = fill(&database, table, rows, 1, |first, last| {
         format!(
             "insert into documents select n, 'document ' || n, \
              repeat(md5(n::text), {}) from generate_series({first}, {last}) n",
@@ -303,7 +220,7 @@ async fn huge_rows(cluster: &Cluster, options: &Options) {
     database.run("create table huge (id bigint primary key, title text, body text)").await;
     database.run("alter table huge alter body set storage external").await;
     let variant = Variant::prepare(&database, name, table, Sink::S2, Some("body")).await;
-    let data = fill_by(&database, table, rows, 1, |first, last| {
+    let data = fill(&database, table, rows, 1, |first, last| {
         format!(
             "insert into huge select n, 'document ' || n, \
              repeat(md5(n::text), {}) from generate_series({first}, {last}) n",
@@ -320,17 +237,8 @@ async fn huge_rows(cluster: &Cluster, options: &Options) {
     print(&format!("Rows of {row_bytes} MiB (for the memory)"), &data, &measured);
 }
 
+/// Writes the rows, so many per transaction, for slots that exist and for those of the source alone.
 async fn fill<'a>(
-    database: &'a Database<'a>,
-    table: &str,
-    rows: u64,
-    insert: impl Fn(u64, u64) -> String,
-) -> Data<'a> {
-    fill_by(database, table, rows, TRANSACTION_ROWS, insert).await
-}
-
-/// Writes the rows, so many per transaction.
-async fn fill_by<'a>(
     database: &'a Database<'a>,
     table: &str,
     rows: u64,
@@ -353,13 +261,7 @@ async fn fill_by<'a>(
     };
     eprintln!("writing {rows} rows into {table}");
     let start = lsn().await;
-    let client = database.connect().await;
-    let mut first = 1;
-    while first <= rows {
-        let last = (first + transaction_rows - 1).min(rows);
-        client.batch_execute(&insert(first, last)).await.unwrap();
-        first = last + 1;
-    }
+    write(database, 1, rows, transaction_rows, insert).await;
     let end = lsn().await;
     // `--endpos` ends at the first message behind it.
     database.run("select pg_logical_emit_message(true, 'bench', 'end')").await;
@@ -394,9 +296,7 @@ async fn recvlogical(data: &Data<'_>, table: &str, slot: &str) -> Measured {
 /// The limit of the sink: records that are ready, appended as the pipeline appends them.
 async fn sink_alone(records: u64) -> Measured {
     let server = server().await;
-    let mut settings = Settings::new(BASIN, STREAM);
-    settings.endpoint = Endpoint::Url(server.endpoint());
-    let client = Client::new(settings).unwrap();
+    let client = client(&server, STREAM);
     let batch = batch();
     let batch_bytes: u64 = batch.iter().map(SizedRecord::metered_bytes).sum();
     let mut session = Session::open(&client);
@@ -439,18 +339,4 @@ fn batch() -> Vec<SizedRecord> {
         batch.push(record.clone());
     }
     batch
-}
-
-/// User and system time, and the peak of resident memory in bytes.
-fn usage(pid: u32) -> (Duration, u64) {
-    // The kernel counts in hundredths of a second for user space on every Linux.
-    const TICKS_PER_SECOND: u64 = 100;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name before it may hold spaces.
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-    (Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND), kib * 1024)
 }
