@@ -96,6 +96,10 @@ pub enum Action {
 }
 
 impl Action {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 5] =
+        [Self::Insert, Self::Update, Self::Delete, Self::Read, Self::Truncate];
+
     /// The word that messages and headers carry.
     #[must_use]
     pub fn as_str(self) -> &'static str {

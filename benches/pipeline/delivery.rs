@@ -15,6 +15,7 @@
 use std::time::{Duration, Instant};
 
 use sluicebox::pipeline::size_gate;
+use sluicebox::sink::headers::Headers;
 use sluicebox::sink::record::Record;
 use sluicebox::sink::{Append, Session};
 
@@ -164,8 +165,11 @@ async fn latency(cluster: &Cluster, options: &Options) {
         ours.push(committed.elapsed().as_secs_f64() * 1e3);
         tokio::time::sleep(Duration::from_millis(5 + n % 7)).await;
 
-        let record =
-            Record { timestamp_ms: None, headers: Vec::new(), body: vec![b'x'; 1200].into() };
+        let record = Record {
+            timestamp_ms: None,
+            headers: Headers::default(),
+            body: vec![b'x'; 1200].into(),
+        };
         let records = [size_gate::check(record).unwrap()];
         let appended = Instant::now();
         let append = Append { records: &records, match_seq_num: None, fencing_token: None };
@@ -197,6 +201,9 @@ async fn waiting(cluster: &Cluster, options: &Options) {
     {
         let server = server().await;
         let home = home(&database, &server, slot, tables);
+        // Small records: the servers keep all of them in memory.
+        let strip = ["strip-columns", "--column", "body", "--table", EVENTS];
+        home.ok(&[["transforms", "add"].as_slice(), &strip].concat()).await;
         prepare(&home).await;
         variants.push((home, server));
     }

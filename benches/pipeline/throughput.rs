@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use sluicebox::change::Lsn;
 use sluicebox::pipeline::size_gate::{self, SizedRecord};
+use sluicebox::sink::headers::Headers;
 use sluicebox::sink::record::{Header, Record};
 use sluicebox::sink::session::BatchMeter;
 use sluicebox::sink::{Append, Session};
@@ -322,14 +323,14 @@ fn batch() -> Vec<SizedRecord> {
         |name: &'static str, value: &'static str| Header { name: name.into(), value: value.into() };
     let record = Record {
         timestamp_ms: Some(1_750_000_000_000),
-        headers: vec![
+        headers: Headers::from_iter([
             header("sb-pipeline", "0123456789abcdef"),
             header("sb-key", "MTIzNDU2Nzg5MDEyOjEyMw=="),
             header("sb-part", "0/1"),
             header("sb-table", "public.events"),
             header("sb-action", "insert"),
             header("sb-chain", "1:0123456789abcdef"),
-        ],
+        ]),
         body: vec![b'x'; 1024 - 160].into(),
     };
     let record = size_gate::check(record).unwrap();

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use base64::Engine;
-use bytes::Bytes;
-
+use super::header;
 use super::string::write_string;
-use crate::change::{Position, Table};
+use crate::change::{Action, Position, Table};
+use crate::sink::headers::Headers;
+use base64::Engine;
 
 /// How many tables' parts are kept. A connection has one description of each table; parked
 /// messages bring descriptions of their own, which are made anew when the room is needed.
@@ -33,8 +33,8 @@ pub struct EnvelopeSettings {
 #[derive(Debug)]
 pub struct Envelope {
     settings: EnvelopeSettings,
-    pub(super) pipeline: Bytes,
-    pub(super) chain: Bytes,
+    /// The header that begins every record.
+    pub(super) head: Headers,
     /// The members of `metadata` that never change, each after a comma.
     pub(super) metadata_tail: Box<[u8]>,
     /// By the address of the table's description, which the entry keeps alive.
@@ -44,13 +44,9 @@ pub struct Envelope {
 impl Envelope {
     #[must_use]
     pub fn new(settings: EnvelopeSettings) -> Self {
-        Self {
-            pipeline: Bytes::copy_from_slice(settings.pipeline_id.as_bytes()),
-            chain: Bytes::copy_from_slice(settings.chain.as_bytes()),
-            metadata_tail: metadata_tail(&settings),
-            settings,
-            tables: RwLock::default(),
-        }
+        let mut head = Headers::default();
+        head.push(header::PIPELINE.as_bytes(), settings.pipeline_id.as_bytes());
+        Self { head, metadata_tail: metadata_tail(&settings), settings, tables: RwLock::default() }
     }
 
     #[must_use]
@@ -66,7 +62,7 @@ impl Envelope {
             return Arc::clone(parts);
         }
         drop(tables);
-        let parts = Arc::new(TableParts::new(Arc::clone(table)));
+        let parts = Arc::new(TableParts::new(Arc::clone(table), &self.settings.chain));
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         if tables.len() >= TABLES_MAX {
             tables.clear();
@@ -85,8 +81,8 @@ pub(super) struct TableParts {
     pub(super) keys: Box<[Box<[u8]>]>,
     /// `"metadata":{` with the table's names, up to the quote that opens the commit time.
     pub(super) metadata_head: Box<[u8]>,
-    /// The record header `sb-table`.
-    pub(super) header: Bytes,
+    /// The record headers `sb-table`, `sb-action` and `sb-chain`, by the action.
+    tails: [Headers; Action::ALL.len()],
     /// The columns whose values `record_pks` shows, by their place in the table.
     pub(super) key_columns: Box<[usize]>,
     /// What the constants take in a message, for reserving memory.
@@ -94,7 +90,7 @@ pub(super) struct TableParts {
 }
 
 impl TableParts {
-    fn new(table: Arc<Table>) -> Self {
+    fn new(table: Arc<Table>, chain: &str) -> Self {
         let key = |name: &str| {
             let mut key = vec![b','];
             json_string(&mut key, name);
@@ -111,10 +107,21 @@ impl TableParts {
             bytes: keys.iter().map(|key| key.len()).sum::<usize>() + metadata_head.len(),
             keys,
             metadata_head: metadata_head.into_boxed_slice(),
-            header: Bytes::from(table.qualified_name().into_bytes().into_boxed_slice()),
+            tails: Action::ALL.map(|action| {
+                let mut tail = Headers::default();
+                tail.push(header::TABLE.as_bytes(), table.qualified_name().as_bytes());
+                tail.push(header::ACTION.as_bytes(), action.as_str().as_bytes());
+                tail.push(header::CHAIN.as_bytes(), chain.as_bytes());
+                tail
+            }),
             key_columns: key_columns(&table),
             _table: table,
         }
+    }
+
+    /// The constant headers behind a record's own.
+    pub(super) fn tail(&self, action: Action) -> &Headers {
+        &self.tails[action as usize]
     }
 }
 

@@ -14,7 +14,8 @@ use super::encode::{EncodeError, Value};
 use super::envelope::IdempotencyKey;
 use super::header;
 use super::out::{Capped, Counter, Out};
-use crate::sink::record::{Header, RECORD_BYTES_MAX, Record, metered_bytes};
+use crate::sink::headers::Headers;
+use crate::sink::record::{Header, RECORD_BYTES_MAX, RECORD_METERED_BYTES, Record};
 
 /// Why there is no record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,34 +126,33 @@ impl Draft {
         }
     }
 
-    fn headers(&self) -> Vec<Header> {
+    fn headers(&self) -> Headers {
+        /// The key and the part, at their longest, and their names.
+        const OWN_BYTES: usize = 96;
         let extras = &self.extras;
-        let own = |name: &'static str, value: Bytes| Header {
-            name: Bytes::from_static(name.as_bytes()),
-            value,
-        };
-        let part = || match extras.part {
-            None => Bytes::from_static(b"0/1"),
-            Some((index, count)) => Bytes::from(format!("{index}/{count}")),
-        };
-        let mut headers = Vec::with_capacity(7 + extras.headers.len());
+        let (head, tail) = (&self.envelope.head, self.table.tail(self.change.action));
+        let more = extras.headers.iter().map(|header| header.name.len() + header.value.len() + 10);
+        let more = more.sum::<usize>() + extras.passed.len() + 32;
+        let mut headers =
+            Headers::with_capacity(head.packed_bytes() + OWN_BYTES + tail.packed_bytes() + more);
         if !self.envelope.settings().unguarded {
+            headers.extend_from(head);
             let key = IdempotencyKey::new(self.change.position);
-            headers.extend([
-                own(header::PIPELINE, self.envelope.pipeline.clone()),
-                own(header::KEY, Bytes::copy_from_slice(key.as_bytes())),
-                own(header::PART, part()),
-            ]);
+            headers.push(header::KEY.as_bytes(), key.as_bytes());
+            match extras.part {
+                None => headers.push(header::PART.as_bytes(), b"0/1"),
+                Some((index, count)) => {
+                    headers.push(header::PART.as_bytes(), format!("{index}/{count}").as_bytes());
+                }
+            }
         }
-        headers.extend([
-            own(header::TABLE, self.table.header.clone()),
-            own(header::ACTION, Bytes::from_static(self.change.action.as_str().as_bytes())),
-            own(header::CHAIN, self.envelope.chain.clone()),
-        ]);
+        headers.extend_from(tail);
         if !extras.passed.is_empty() {
-            headers.push(own(header::PASSED, Bytes::copy_from_slice(extras.passed.as_bytes())));
+            headers.push(header::PASSED.as_bytes(), extras.passed.as_bytes());
         }
-        headers.extend_from_slice(&extras.headers);
+        for Header { name, value } in &extras.headers {
+            headers.push(name, value);
+        }
         headers
     }
 
@@ -196,6 +196,6 @@ impl Draft {
     }
 }
 
-fn headers_bytes(headers: &[Header]) -> u64 {
-    metered_bytes(headers.iter().map(|header| (header.name.len(), header.value.len())), 0)
+fn headers_bytes(headers: &Headers) -> u64 {
+    RECORD_METERED_BYTES + headers.metered_bytes()
 }

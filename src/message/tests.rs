@@ -100,8 +100,8 @@ fn message(draft: &Draft) -> Value {
 }
 
 fn headers(record: &Record) -> Vec<(String, String)> {
-    let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
-    record.headers.iter().map(|header| (text(&header.name), text(&header.value))).collect()
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    record.headers.iter().map(|header| (text(header.name), text(header.value))).collect()
 }
 
 #[test]

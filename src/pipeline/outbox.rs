@@ -297,7 +297,7 @@ mod tests {
             old: None,
         };
         let body = Bytes::from(vec![b'x'; body_bytes]);
-        let record = Record { timestamp_ms: None, headers: Vec::new(), body };
+        let record = Record { timestamp_ms: None, headers: Default::default(), body };
         let record = size_gate::check(record).unwrap();
         Parcel::new(Item { change, origin: Origin::Store { id } }, vec![record; records])
     }

@@ -70,7 +70,7 @@ mod tests {
             Header { name: Bytes::from_static(b"name"), value: Bytes::from_static(b"value") };
         Record {
             timestamp_ms: Some(1),
-            headers: vec![header; headers],
+            headers: vec![header; headers].into_iter().collect(),
             body: Bytes::from(vec![b'x'; body_bytes]),
         }
     }

@@ -337,7 +337,8 @@ impl Client {
     ///
     /// What an append would get: 401, 403, 404 and the rest.
     pub async fn check_append(&self) -> Result<u64, Error> {
-        let record = Record { timestamp_ms: Some(0), headers: Vec::new(), body: Bytes::new() };
+        let record =
+            Record { timestamp_ms: Some(0), headers: Default::default(), body: Bytes::new() };
         match self.append_unary(std::iter::once(&record), Some(UNREACHABLE_SEQ), None).await {
             Err(Error::SeqMismatch { next, .. }) => Ok(next),
             Err(error) => Err(error),
@@ -636,7 +637,7 @@ fn fence_record(token: &str, timestamp_ms: u64) -> Record {
     use super::record::Header;
     Record {
         timestamp_ms: Some(timestamp_ms),
-        headers: vec![Header { name: Bytes::new(), value: Bytes::from_static(b"fence") }],
+        headers: Header { name: Bytes::new(), value: Bytes::from_static(b"fence") }.into(),
         body: Bytes::copy_from_slice(token.as_bytes()),
     }
 }

@@ -8,7 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::record::{Header, Record};
+use super::headers::HeaderRef;
+use super::record::Record;
 
 /// The most bytes that S2 reads of a request (`common/src/caps.rs` of s2-streamstore/s2, and tried
 /// against s2-lite).
@@ -83,7 +84,7 @@ fn write<'a, T: Serialize>(
     fencing_token: Option<T>,
     form: impl Fn(&'a [u8]) -> Option<T>,
 ) -> Option<Vec<u8>> {
-    let header = |header: &'a Header| Some((form(&header.name)?, form(&header.value)?));
+    let header = |header: HeaderRef<'a>| Some((form(header.name)?, form(header.value)?));
     let record = |record: &'a Record| {
         Some(AppendRecord {
             timestamp: record.timestamp_ms,
@@ -100,18 +101,15 @@ fn write<'a, T: Serialize>(
 mod tests {
     use bytes::Bytes;
 
+    use super::super::headers::Headers;
     use super::*;
 
     fn record(headers: &[(&'static str, &'static str)], body: &'static [u8]) -> Record {
-        let header = |(name, value): &(&'static str, &'static str)| Header {
-            name: Bytes::from_static(name.as_bytes()),
-            value: Bytes::from_static(value.as_bytes()),
-        };
-        Record {
-            timestamp_ms: Some(7),
-            headers: headers.iter().map(header).collect(),
-            body: Bytes::from_static(body),
+        let mut packed = Headers::default();
+        for (name, value) in headers {
+            packed.push(name.as_bytes(), value.as_bytes());
         }
+        Record { timestamp_ms: Some(7), headers: packed, body: Bytes::from_static(body) }
     }
 
     fn check(records: &[Record], token: Option<&str>, format: Format, expected: &str) {
@@ -140,7 +138,7 @@ mod tests {
     #[test]
     fn what_json_would_blow_up_is_base64() {
         let body = Bytes::from(vec![1; 500_000]);
-        let records = [Record { timestamp_ms: None, headers: Vec::new(), body }];
+        let records = [Record { timestamp_ms: None, headers: Headers::default(), body }];
         let body = append_body(records.iter(), None, None);
         assert_eq!(body.format, Format::Base64);
         assert!(body.json.len() < REQUEST_BYTES_MAX);

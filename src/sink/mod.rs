@@ -14,6 +14,7 @@ pub mod client;
 pub mod embedded;
 pub mod endpoint;
 pub mod error;
+pub mod headers;
 mod json;
 #[cfg(test)]
 pub(crate) mod model;

@@ -16,7 +16,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use super::record::{Header, Record};
+use super::record::Record;
 
 /// The most bytes that a frame's length may state (`api/src/v1/stream/s2s.rs` of
 /// s2-streamstore/s2).
@@ -36,10 +36,10 @@ const INPUT_RECORDS: u32 = 1;
 const INPUT_MATCH_SEQ_NUM: u32 = 2;
 const INPUT_FENCING_TOKEN: u32 = 3;
 const RECORD_TIMESTAMP: u32 = 1;
-const RECORD_HEADERS: u32 = 2;
+pub(super) const RECORD_HEADERS: u32 = 2;
 const RECORD_BODY: u32 = 3;
-const HEADER_NAME: u32 = 1;
-const HEADER_VALUE: u32 = 2;
+pub(super) const HEADER_NAME: u32 = 1;
+pub(super) const HEADER_VALUE: u32 = 2;
 
 /// Where a record is in its stream.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -134,11 +134,7 @@ fn put_record(frame: &mut BytesMut, record: &Record) {
     if let Some(timestamp) = record.timestamp_ms {
         put_number(frame, RECORD_TIMESTAMP, timestamp);
     }
-    for header in &record.headers {
-        put_head(frame, RECORD_HEADERS, header_len(header));
-        put_optional_bytes(frame, HEADER_NAME, &header.name);
-        put_optional_bytes(frame, HEADER_VALUE, &header.value);
-    }
+    frame.put_slice(record.headers.packed());
     put_optional_bytes(frame, RECORD_BODY, &record.body);
 }
 
@@ -148,12 +144,8 @@ fn input_record_len(record: &Record) -> usize {
 
 fn record_len(record: &Record) -> usize {
     record.timestamp_ms.map_or(0, |timestamp| 1 + encoded_len_varint(timestamp))
-        + record.headers.iter().map(|header| message_len(header_len(header))).sum::<usize>()
+        + record.headers.packed().len()
         + optional_bytes_len(&record.body)
-}
-
-fn header_len(header: &Header) -> usize {
-    optional_bytes_len(&header.name) + optional_bytes_len(&header.value)
 }
 
 /// The length of a field with `payload` bytes behind its key and its own length.
@@ -170,9 +162,14 @@ fn optional_bytes_len(bytes: &[u8]) -> usize {
     if bytes.is_empty() { 0 } else { bytes_len(bytes) }
 }
 
-fn put_head(frame: &mut BytesMut, tag: u32, payload: usize) {
+pub(super) fn put_head(frame: &mut impl BufMut, tag: u32, payload: usize) {
     encode_key(tag, WireType::LengthDelimited, frame);
     encode_varint(payload as u64, frame);
+}
+
+/// The tag of a field whose key was read.
+pub(super) fn tag_of(key: u64) -> u32 {
+    u32::try_from(key >> 3).unwrap_or(u32::MAX)
 }
 
 fn put_number(frame: &mut BytesMut, tag: u32, number: u64) {
@@ -180,12 +177,13 @@ fn put_number(frame: &mut BytesMut, tag: u32, number: u64) {
     encode_varint(number, frame);
 }
 
-fn put_bytes(frame: &mut BytesMut, tag: u32, bytes: &[u8]) {
+fn put_bytes(frame: &mut impl BufMut, tag: u32, bytes: &[u8]) {
     put_head(frame, tag, bytes.len());
     frame.put_slice(bytes);
 }
 
-fn put_optional_bytes(frame: &mut BytesMut, tag: u32, bytes: &[u8]) {
+/// Proto3 leaves out a field that holds its default.
+pub(super) fn put_optional_bytes(frame: &mut impl BufMut, tag: u32, bytes: &[u8]) {
     if !bytes.is_empty() {
         put_bytes(frame, tag, bytes);
     }
@@ -293,6 +291,7 @@ pub(super) struct AppendRecord {
 
 #[cfg(test)]
 mod tests {
+    use super::super::headers::Headers;
     use super::*;
     use proptest::prelude::*;
     use prost::Message as _;
@@ -306,9 +305,9 @@ mod tests {
                     headers: record
                         .headers
                         .iter()
-                        .map(|Header { name, value }| HeaderMessage {
-                            name: name.clone(),
-                            value: value.clone(),
+                        .map(|header| HeaderMessage {
+                            name: Bytes::copy_from_slice(header.name),
+                            value: Bytes::copy_from_slice(header.value),
                         })
                         .collect(),
                     body: record.body.clone(),
@@ -329,15 +328,11 @@ mod tests {
     }
 
     fn record(timestamp_ms: Option<u64>, headers: &[(&str, &str)], body: &[u8]) -> Record {
-        let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        Record {
-            timestamp_ms,
-            headers: headers
-                .iter()
-                .map(|(name, value)| Header { name: bytes(name), value: bytes(value) })
-                .collect(),
-            body: Bytes::copy_from_slice(body),
+        let mut packed = Headers::default();
+        for (name, value) in headers {
+            packed.push(name.as_bytes(), value.as_bytes());
         }
+        Record { timestamp_ms, headers: packed, body: Bytes::copy_from_slice(body) }
     }
 
     #[test]

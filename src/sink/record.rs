@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use super::headers::Headers;
+
 /// The most metered bytes that one record may have, and one batch of an append.
 ///
 /// Source: `common/src/caps.rs` of s2-streamstore/s2; the limit is inclusive.
@@ -9,6 +11,9 @@ pub const RECORD_BYTES_MAX: u64 = sluicebox_edits::RECORD_BYTES_MAX;
 
 /// The most records that one append may carry (the same source).
 pub const BATCH_RECORDS_MAX: usize = 1000;
+
+/// What S2 counts for a record beside its headers and its body.
+pub(crate) const RECORD_METERED_BYTES: u64 = 8;
 
 /// A name and a value beside a record's body. A name is never empty: that would make the record a
 /// command to S2.
@@ -24,7 +29,7 @@ pub struct Header {
 pub struct Record {
     /// Milliseconds since the Unix epoch.
     pub timestamp_ms: Option<u64>,
-    pub headers: Vec<Header>,
+    pub headers: Headers,
     pub body: Bytes,
 }
 
@@ -33,16 +38,19 @@ impl Record {
     /// timestamp is free (`common/src/record/envelope.rs` of s2-streamstore/s2).
     #[must_use]
     pub fn metered_bytes(&self) -> u64 {
-        metered_bytes(
-            self.headers.iter().map(|header| (header.name.len(), header.value.len())),
-            self.body.len(),
-        )
+        RECORD_METERED_BYTES + self.headers.metered_bytes() + self.body.len() as u64
     }
 }
 
 /// The metered size of a record with these header lengths (name, value) and this body length.
 #[must_use]
 pub fn metered_bytes(headers: impl Iterator<Item = (usize, usize)>, body_bytes: usize) -> u64 {
-    let headers: usize = headers.map(|(name, value)| 2 + name + value).sum();
-    (8 + headers + body_bytes) as u64
+    let headers: u64 = headers.map(|(name, value)| header_metered_bytes(name, value)).sum();
+    RECORD_METERED_BYTES + headers + body_bytes as u64
+}
+
+/// What S2 counts for a header with a name and a value of these lengths.
+#[must_use]
+pub(crate) fn header_metered_bytes(name: usize, value: usize) -> u64 {
+    (2 + name + value) as u64
 }

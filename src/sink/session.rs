@@ -560,7 +560,7 @@ mod tests {
 
     fn record(body_bytes: u64) -> SizedRecord {
         let body = Bytes::from(vec![b'x'; usize::try_from(body_bytes).unwrap()]);
-        size_gate::check(Record { timestamp_ms: None, headers: Vec::new(), body }).unwrap()
+        size_gate::check(Record { timestamp_ms: None, headers: Default::default(), body }).unwrap()
     }
 
     #[test]

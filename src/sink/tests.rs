@@ -54,7 +54,7 @@ fn record(text: &str) -> SizedRecord {
     };
     size_gate::check(Record {
         timestamp_ms: Some(1_700_000_000_000),
-        headers: vec![header],
+        headers: header.into(),
         body: Bytes::copy_from_slice(text.as_bytes()),
     })
     .unwrap()
@@ -62,7 +62,7 @@ fn record(text: &str) -> SizedRecord {
 
 fn sized(body_bytes: usize) -> SizedRecord {
     let body = Bytes::from(vec![b'x'; body_bytes]);
-    size_gate::check(Record { timestamp_ms: None, headers: Vec::new(), body }).unwrap()
+    size_gate::check(Record { timestamp_ms: None, headers: Default::default(), body }).unwrap()
 }
 
 fn batch(name: &str, count: usize) -> Vec<SizedRecord> {
@@ -143,7 +143,7 @@ async fn any_bytes_up_to_the_limit_are_read_back() {
         let bodies = [vec![0xff; 10], vec![1; full], vec![b'x'; full]];
         for body in &bodies {
             let body = Bytes::from(body.clone());
-            let record = Record { timestamp_ms: Some(1), headers: Vec::new(), body };
+            let record = Record { timestamp_ms: Some(1), headers: Default::default(), body };
             send(&mut session, &[size_gate::check(record).unwrap()], None, None);
         }
         session.close().await.unwrap();
@@ -239,7 +239,7 @@ async fn the_servers_own_word_on_an_oversize_record_is_understood() {
         let mut session = Session::open(&client);
         let oversize = Record {
             timestamp_ms: None,
-            headers: Vec::new(),
+            headers: Default::default(),
             body: Bytes::from(vec![b'x'; 1024 * 1024]),
         };
         send(&mut session, &batch("a", 2), None, None);
@@ -407,7 +407,7 @@ async fn a_trimmed_stream_is_refused() {
     session.next_ack().await.unwrap();
     let trim = Record {
         timestamp_ms: None,
-        headers: vec![Header { name: Bytes::new(), value: Bytes::from_static(b"trim") }],
+        headers: Header { name: Bytes::new(), value: Bytes::from_static(b"trim") }.into(),
         body: Bytes::copy_from_slice(&5_u64.to_be_bytes()),
     };
     session.send_records(std::iter::once(&trim), 1, None, None).unwrap();

@@ -117,7 +117,7 @@ pub fn fuzz_answers(bytes: &[u8]) {
         let is_ours = |name: &[u8]| {
             name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(header::PREFIX.as_bytes()))
         };
-        let ours = headers.iter().filter(|header| is_ours(&header.name)).count();
+        let ours = headers.iter().filter(|header| is_ours(header.name)).count();
         assert_eq!(ours, 6, "none of our headers is missing or there twice");
     }
 }

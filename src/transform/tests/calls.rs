@@ -445,7 +445,7 @@ fn later_transforms_see_each_part() {
     assert_eq!(records.len(), 2);
     for record in records {
         let record = record.into_record().unwrap();
-        assert!(record.headers.iter().any(|header| header.name == "h0"));
+        assert!(record.headers.iter().any(|header| header.name == b"h0"));
     }
 
     // A mask behind a split must not be silently without effect.
@@ -474,8 +474,8 @@ fn settings_decide_what_an_error_means() {
     // The edit before the trap is undone.
     assert_eq!(message(&passed), message(&draft("text")));
     let record = passed.into_record().unwrap();
-    let header = record.headers.iter().find(|header| header.name == "sb-passed").unwrap();
-    assert_eq!(header.value, "10-chaos.wasm");
+    let header = record.headers.iter().find(|header| header.name == b"sb-passed").unwrap();
+    assert_eq!(header.value, b"10-chaos.wasm");
     assert_eq!(runner.trace()[0].verdict, "trap");
 }
 

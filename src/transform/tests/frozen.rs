@@ -40,7 +40,7 @@ fn what_was_built_for_1_0_0_reads_and_edits() {
     let hash = |act: &str| edited(act, "")["record"]["title"].as_str().unwrap().len();
     assert_eq!([hash("hash"), hash("hmac")], [64, 64]);
     let record = kept(run("headers", "number = 2", "")).into_record().unwrap();
-    assert!(record.headers.iter().any(|header| header.name == "h1"));
+    assert!(record.headers.iter().any(|header| header.name == b"h1"));
 }
 
 #[test]
