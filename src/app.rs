@@ -10,7 +10,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
-use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::message::EnvelopeSettings;
@@ -114,7 +113,6 @@ pub async fn start(
     let client = sink::Client::new(sink_settings(&config.sink, url)?)?;
 
     let budget = Arc::new(ByteBudget::new(BUDGET_BYTES));
-    let checkpoint = loaded.checkpoint;
     let settings = driver::Settings {
         window: Window {
             linger: config.sink.linger,
@@ -128,6 +126,7 @@ pub async fn start(
             store_bytes_max: config.state.bytes_max,
         },
         stuck_after: config.delivery.stuck_after,
+        portions: driver::Portions::default(),
         pipeline_name: config.source.slot.clone(),
         database_name: dsn.database().to_owned(),
         hostname: dsn.hostname(),
@@ -135,18 +134,7 @@ pub async fn start(
     };
     let source = source::start(
         source_settings(&config, dsn),
-        Resume {
-            // What is spilled is not read again.
-            skip_through: loaded
-                .spilled
-                .last()
-                .map(|chunk| chunk.last)
-                .max(checkpoint.map(|checkpoint| checkpoint.position)),
-            // Nothing was confirmed yet, so nothing can be missing.
-            cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
-            system_identifier: loaded.source_identity.clone(),
-            take_over: grants.take_over,
-        },
+        Resume { take_over: grants.take_over, ..Resume::from(&loaded) },
         Arc::clone(&budget),
         &shutdown,
     );

@@ -40,11 +40,31 @@ pub(crate) enum Rule {
     WriteAgain,
     /// A stream with somebody else's token is left alone.
     StandDown,
+    /// Stored messages behind what is spilled wait until that has been read again.
+    WaitForTheSpill,
+    /// What was sent and is spilled without an answer is looked for in the stream.
+    FindWhatWasSpilled,
+    /// A checkpoint does not pass what is spilled.
+    CheckpointBehindSpill,
+    /// Chunks leave the disk when the checkpoint has passed them.
+    KeepTheSpill,
+    /// While something is spilled, what comes from the source goes behind it.
+    BehindTheSpill,
+    /// Nothing is spilled beyond the bound.
+    SpillBound,
+    /// A message that meets its table under another grouping waits for all of it.
+    BarrierBetweenGroupings,
+    /// Results of the workers are taken in the order of the source.
+    InOrder,
+    /// A process that has lost its store writes nothing to it.
+    OneOwner,
+    /// Memory is given back for what is settled.
+    GiveBack,
 }
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
@@ -62,6 +82,16 @@ impl Rule {
         Self::FreshToken,
         Self::WriteAgain,
         Self::StandDown,
+        Self::WaitForTheSpill,
+        Self::FindWhatWasSpilled,
+        Self::CheckpointBehindSpill,
+        Self::KeepTheSpill,
+        Self::BehindTheSpill,
+        Self::SpillBound,
+        Self::BarrierBetweenGroupings,
+        Self::InOrder,
+        Self::OneOwner,
+        Self::GiveBack,
     ];
 }
 

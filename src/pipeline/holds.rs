@@ -131,7 +131,9 @@ impl Holds {
         let other = |table: &TableQueue| {
             table.groupings.keys().any(|grouping| Some(*grouping) != groups.grouping())
         };
-        if self.tables.get(&groups.table).is_some_and(other) { groups.as_barrier() } else { groups }
+        let meets = self.tables.get(&groups.table).is_some_and(other)
+            && !mutation::broken(Rule::BarrierBetweenGroupings);
+        if meets { groups.as_barrier() } else { groups }
     }
 
     /// Whether a stored message has to wait for another.
@@ -181,7 +183,19 @@ impl Holds {
         self.disarm_followers(id);
     }
 
-    /// The source has read everything at or below this position.
+    /// See [`Self::pass`].
+    #[must_use]
+    pub fn passed(&self) -> Position {
+        self.passed
+    }
+
+    /// Some messages wait until the source has read past them.
+    #[must_use]
+    pub fn wait_for_source(&self) -> bool {
+        !self.gated.is_empty()
+    }
+
+    /// Everything at or below this position was read from the source, and from what was put aside.
     pub fn pass(&mut self, position: Position) {
         self.passed = self.passed.max(position);
         while let Some((gated, id)) = self.gated.first_key_value().map(|(at, id)| (*at, *id)) {

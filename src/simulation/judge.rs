@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use base64::Engine as _;
 
-use super::workload::Fate;
-use super::world::{STREAM, World, lock};
+use super::tables::{ID, VALUE};
+use super::workload::{Fate, Planned};
+use super::world::{Landed, Stage, World};
 use crate::change::{Action, Lsn, Position};
 use crate::message::header;
+use crate::pipeline::control::Status;
 use crate::sink::ReadRecord;
-use crate::store::{Loaded, StoredState};
+use crate::store::{Chunk, Loaded, StoredState};
 
 /// A record that a pipeline of ours made.
 #[derive(Debug)]
@@ -55,73 +57,100 @@ pub(super) fn store_is_as_told(world: &World, loaded: &Loaded) {
     if held != told {
         world.violated(format!("the store holds {held:?}, and was told to hold {told:?}"));
     }
+    let chunk = |chunk: &Chunk| (chunk.id, chunk.changes, chunk.bytes);
+    let held: Vec<(u64, u64, u64)> = loaded.spilled.iter().map(chunk).collect();
+    let chunk = |(id, changes): (&u64, &Vec<(Position, usize)>)| {
+        let bytes = changes.iter().map(|(_, bytes)| *bytes as u64);
+        (*id, changes.len() as u64, bytes.sum())
+    };
+    let told: Vec<(u64, u64, u64)> = world.state().store.spilled.iter().map(chunk).collect();
+    if held != told {
+        world.violated(format!("the spill holds {held:?}, and was told to hold {told:?}"));
+    }
 }
 
 /// Judges a run that has healed.
 pub(super) fn judge(world: &World) {
-    let records = lock(&world.server).records(STREAM, 0);
-    let ours: Vec<Ours> = records.iter().filter_map(ours).collect();
-    let verdict = check(world, &ours);
+    let verdict = check(world);
     if let Err(text) = verdict {
         world.violated(text);
     }
 }
 
-fn check(world: &World, ours: &[Ours]) -> Result<(), String> {
+fn check(world: &World) -> Result<(), String> {
     let state = world.state();
-    let store = &state.store;
-    each_once(world, ours)?;
-    let landed: BTreeMap<Position, u64> =
-        ours.iter().rev().map(|record| (record.position, record.seq)).collect();
+    let (store, history) = (&state.store, &state.history);
+    each_once(world, history, state.granted)?;
+    // By when each change came first.
+    let mut landed: BTreeMap<Position, usize> = BTreeMap::new();
+    for (number, record) in history.iter().enumerate() {
+        landed.entry(record.ours.position).or_insert(number);
+    }
     for planned in world.workload.changes() {
         let position = planned.change.position;
-        let may_be_dropped = state.dropped.contains(&position);
-        if !landed.contains_key(&position)
-            && !may_be_dropped
-            && !store.given_up.contains_key(&position)
-        {
+        let accounted = landed.contains_key(&position)
+            || state.dropped.contains(&position)
+            || state.excused.contains(&position)
+            || store.given_up.contains_key(&position);
+        if !accounted {
             return Err(format!("{position} is lost: neither in the stream nor given up"));
         }
     }
-    for (position, (tail, process)) in &store.given_up {
+    for (position, (length, process)) in &store.given_up {
         // One that was given up while the batch of a dead process was still under way may land.
-        if let Some(seq) = landed.get(position)
-            && seq >= tail
-            && state.senders.get(usize::try_from(*seq).unwrap_or(usize::MAX)) >= Some(process)
+        if let Some(number) = landed.get(position)
+            && number >= length
+            && history[*number].process >= *process
         {
-            return Err(format!("{position} was given up, and delivered later, as {seq}"));
+            return Err(format!("{position} was given up, and delivered later"));
         }
     }
     let mut may_be_held = troubled(world, state.refused_any);
     may_be_held.extend(&store.ever);
     in_order(world, &landed, &may_be_held)?;
-    bodies(world, ours)
+    bodies(world, history)
 }
 
-/// Each change once, and of a split one each part once, side by side, made by one chain.
-fn each_once(world: &World, ours: &[Ours]) -> Result<(), String> {
-    let mut by_position: BTreeMap<Position, Vec<&Ours>> = BTreeMap::new();
-    for record in ours {
-        by_position.entry(record.position).or_default().push(record);
+/// Each change once, and of a split one each part once, side by side, made by one chain. Again only in
+/// another stream, or where what had come before is gone and an operator decided so.
+fn each_once(world: &World, history: &[Landed], granted: bool) -> Result<(), String> {
+    let mut by_position: BTreeMap<Position, Vec<(usize, &Landed)>> = BTreeMap::new();
+    for (number, record) in history.iter().enumerate() {
+        by_position.entry(record.ours.position).or_default().push((number, record));
     }
     for (position, records) in by_position {
         if world.workload.planned(position).is_none() {
             return Err(format!("{position} is in the stream and was never committed"));
         }
-        let first = records[0];
-        let parts: Vec<u32> = records.iter().map(|record| record.part).collect();
-        if parts != (0..first.parts).collect::<Vec<_>>() {
-            let seqs: Vec<u64> = records.iter().map(|record| record.seq).collect();
-            return Err(format!(
-                "{position} should be in the stream once in {} parts, and is there as parts \
-                 {parts:?}, numbers {seqs:?}",
-                first.parts
-            ));
-        }
-        let adjacent = records.windows(2).all(|pair| pair[0].seq + 1 == pair[1].seq);
-        let one_chain = records.iter().all(|record| record.chain == first.chain);
-        if !adjacent || !one_chain {
-            return Err(format!("the parts of {position} are torn apart or of several chains"));
+        let of_part = |(_, record): &(usize, &Landed)| record.ours.part;
+        let wrong = || {
+            let seqs: Vec<u64> = records.iter().map(|(_, record)| record.ours.seq).collect();
+            let parts: Vec<u32> = records.iter().map(of_part).collect();
+            format!(
+                "{position} should be in the stream once, and is there as parts {parts:?}, \
+                     numbers {seqs:?}"
+            )
+        };
+        let mut left = records.as_slice();
+        while let [(_, first), ..] = left {
+            let parts = (first.ours.parts as usize).min(left.len());
+            let (whole, rest) = left.split_at(parts);
+            if whole.iter().map(of_part).ne(0..first.ours.parts) {
+                return Err(wrong());
+            }
+            let adjacent =
+                whole.windows(2).all(|pair| pair[0].1.ours.seq + 1 == pair[1].1.ours.seq);
+            let one_chain = whole.iter().all(|(_, record)| record.ours.chain == first.ours.chain);
+            if !adjacent || !one_chain {
+                return Err(format!("the parts of {position} are torn apart or of several chains"));
+            }
+            let gone = whole.iter().all(|(_, record)| record.lost);
+            let deleted = whole.iter().all(|(_, record)| !record.current);
+            let may_come_again = deleted || (granted && gone);
+            if !rest.is_empty() && !may_come_again {
+                return Err(wrong());
+            }
+            left = rest;
         }
     }
     Ok(())
@@ -142,12 +171,12 @@ fn troubled(world: &World, any: bool) -> BTreeSet<Position> {
                 Fate::Failing { .. } | Fate::Flaky | Fate::Refused { .. } => true,
             };
             let truncates = change.action == Action::Truncate;
-            let depends = planned.keys.iter().any(|key| rows.contains(&**key))
+            let depends = planned.spread.iter().any(|key| rows.contains(&**key))
                 || tables.contains(&change.table.oid)
                 || (truncates && planned_of(world, change.table.oid, &troubled));
             if fails || depends {
                 troubled.insert(change.position);
-                rows.extend(planned.keys.iter().map(String::as_str));
+                rows.extend(planned.spread.iter().map(String::as_str));
                 if truncates {
                     tables.insert(change.table.oid);
                 }
@@ -170,15 +199,16 @@ fn planned_of(world: &World, table: u32, among: &BTreeSet<Position>) -> bool {
 /// for what was held.
 fn in_order(
     world: &World,
-    landed: &BTreeMap<Position, u64>,
+    landed: &BTreeMap<Position, usize>,
     may_be_held: &BTreeSet<Position>,
 ) -> Result<(), String> {
-    let mut by_seq: Vec<(u64, Position)> = landed.iter().map(|(at, seq)| (*seq, *at)).collect();
-    by_seq.sort_unstable();
+    let mut by_number: Vec<(usize, Position)> =
+        landed.iter().map(|(at, number)| (*number, *at)).collect();
+    by_number.sort_unstable();
     let mut rows: HashMap<&str, Position> = HashMap::new();
     let mut tables: HashMap<u32, (Position, Position)> = HashMap::new();
     let mut last_unheld = Position::default();
-    for (seq, position) in by_seq {
+    for (number, position) in by_number {
         let Some(planned) = world.workload.planned(position) else { continue };
         let truncates = planned.change.action == Action::Truncate;
         let (last, barrier) = tables.entry(planned.change.table.oid).or_default();
@@ -193,12 +223,15 @@ fn in_order(
             *barrier = position.max(*barrier);
         }
         if before > position {
-            return Err(format!("{position} of {:?} is behind {before}, at {seq}", planned.keys));
+            return Err(format!(
+                "{position} of {:?} is behind {before}, as record {number}",
+                planned.keys
+            ));
         }
         if !may_be_held.contains(&position) {
             if last_unheld > position {
                 return Err(format!(
-                    "{position} was never held and is behind {last_unheld}, at {seq}"
+                    "{position} was never held and is behind {last_unheld}, as record {number}"
                 ));
             }
             last_unheld = position;
@@ -208,13 +241,13 @@ fn in_order(
 }
 
 /// Each record holds the row of its own change.
-fn bodies(world: &World, ours: &[Ours]) -> Result<(), String> {
+fn bodies(world: &World, history: &[Landed]) -> Result<(), String> {
     #[derive(serde::Deserialize)]
     struct Message {
         record: Option<serde_json::Map<String, serde_json::Value>>,
         action: String,
     }
-    for record in ours.iter().filter(|record| record.parts == 1) {
+    for record in history.iter().map(|landed| &landed.ours).filter(|record| record.parts == 1) {
         let Some(planned) = world.workload.planned(record.position) else { continue };
         if matches!(planned.fate, Fate::Split(_)) {
             continue;
@@ -229,8 +262,8 @@ fn bodies(world: &World, ours: &[Ours]) -> Result<(), String> {
         };
         let said = |name: &str| message.record.as_ref()?.get(name)?.as_u64();
         if message.action != change.action.as_str()
-            || said("id") != number(0)
-            || (change.new.is_some() && said("value") != number(1))
+            || said("id") != number(ID)
+            || (change.new.is_some() && said("value") != number(VALUE))
         {
             return Err(format!("record {} holds another change than its key says", record.seq));
         }
@@ -238,15 +271,46 @@ fn bodies(world: &World, ours: &[Ours]) -> Result<(), String> {
     Ok(())
 }
 
-/// Why a run that has had its time has not come to rest; nothing where it has.
+/// Why a run whose faults are over has not come to rest; nothing where it has. Before it is mended, what
+/// fails and what waits for it stays in the store, and all else has to be through.
 pub(super) fn unrest(world: &World) -> Option<String> {
     let state = world.state();
+    let store = &state.store;
     let end = world.workload.transactions.last().map_or(0, |last| last.end_lsn);
+    let status = state.status.as_ref().map(|status| status.borrow().clone()).unwrap_or_default();
+    if state.stage < Stage::Mended {
+        let full = status.reasons.iter().any(|reason| reason.code == "store_full");
+        let may_be_held = troubled(world, state.refused_any);
+        let stays = |position: &Position| store.holds(*position) && may_be_held.contains(position);
+        // With the store full of what fails, nothing is read any more.
+        let waits = |planned: &&Planned| {
+            let position = planned.change.position;
+            let through = state.landed.contains(&position)
+                || state.dropped.contains(&position)
+                || state.excused.contains(&position)
+                || store.given_up.contains_key(&position);
+            !through && !stays(&position) && !full
+        };
+        let waiting = world.workload.changes().find(waits)?;
+        return Some(format!("{} does not get through", waiting.change.position));
+    }
     if state.confirmed < end {
         return Some(format!("Postgres was told {}, and its end is {end}", state.confirmed));
     }
-    if !state.store.messages.is_empty() {
-        return Some(format!("the store still holds {:?}", state.store.messages));
+    if !store.messages.is_empty() {
+        return Some(format!("the store still holds {:?}", store.messages));
+    }
+    if !store.spilled.is_empty() {
+        return Some(format!("the spill still holds {:?}", store.spilled));
+    }
+    let Status { parked, retrying, waiting, spilled_changes, spilled_bytes, .. } = status;
+    let left = [parked, retrying, waiting, spilled_changes, spilled_bytes];
+    if !status.ready || left != [0; 5] {
+        return Some(format!("at rest it says {:?}, and to hold {left:?}", status.reasons));
+    }
+    let out = state.budget.as_ref().map_or(0, |budget| budget.bytes_out());
+    if out > 0 {
+        return Some(format!("{out} bytes are still out of the budget"));
     }
     None
 }

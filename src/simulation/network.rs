@@ -52,10 +52,14 @@ impl Transport for Network {
 }
 
 /// What S2 may say by itself: status, code, and whether an append may have landed all the same.
-const TROUBLES: [(u16, &str, bool); 13] = [
+const TROUBLES: [(u16, &str, bool); 17] = [
     (400, "bad_header", false),
     (401, "authn", false),
     (403, "quota_exhausted", false),
+    (403, "permission_denied", false),
+    (404, "stream_not_found", false),
+    (404, "basin_not_found", false),
+    (404, "access_token_not_found", false),
     (408, "request_timeout", true),
     (409, "transaction_conflict", false),
     (429, "rate_limited", false),
@@ -69,7 +73,19 @@ const TROUBLES: [(u16, &str, bool); 13] = [
 ];
 
 fn trouble(world: &World) -> (Answer, bool) {
-    let (status, code, may_land) = world.draw(|rng| TROUBLES[rng.random_range(0..TROUBLES.len())]);
+    let (status, code, may_land) = loop {
+        let drawn = world.draw(|rng| TROUBLES[rng.random_range(0..TROUBLES.len())]);
+        let believed = match drawn.1 {
+            // At its first opening, a process would take the token for one that may no more.
+            "permission_denied" => !world.is_opened(),
+            // Where missing streams are to be created, this one would count as deleted.
+            "stream_not_found" | "basin_not_found" => world.workload.create,
+            _ => false,
+        };
+        if !believed {
+            break drawn;
+        }
+    };
     world.note(code, u64::from(status), 0);
     (error(status, code, "simulated"), may_land && world.chance(0.5))
 }
@@ -93,7 +109,7 @@ async fn unary(
     process: Arc<Process>,
     request: Request,
 ) -> Result<Response, Failed> {
-    if world.fault(Fault::Refuse, 0.2) {
+    if world.fault(Fault::Refuse, 0.2) || world.is_away() {
         sleep(world.delay()).await;
         return Err(failed(Broken::Connect));
     }
@@ -110,6 +126,8 @@ async fn unary(
                     handle(&world, &process, &request);
                 }
                 answer
+            } else if is_json_append(&request) && world.fault(Fault::RefuseRecord, 0.05) {
+                refused(&world, &process)
             } else {
                 handle(&world, &process, &request)
             };
@@ -131,6 +149,18 @@ async fn unary(
     }
 }
 
+fn is_json_append(request: &Request) -> bool {
+    request.body().and_then(Body::as_bytes).is_some_and(|body| body.starts_with(b"{\"records"))
+}
+
+/// S2 does not take a record, whatever it thinks is wrong with it.
+fn refused(world: &World, process: &Process) -> Answer {
+    let text = if world.chance(0.5) { "its metered size" } else { "not this one" };
+    world.note("refused", process.number, 0);
+    world.state().refused_any = true;
+    error(422, "invalid", text)
+}
+
 fn handle(world: &World, process: &Process, request: &Request) -> Answer {
     let url = request.url();
     let query = |name: &str| {
@@ -150,7 +180,7 @@ async fn session(
     mut request: Request,
 ) -> Result<Response, Failed> {
     sleep(world.delay()).await;
-    if world.fault(Fault::Refuse, 0.2) {
+    if world.fault(Fault::Refuse, 0.2) || world.is_away() {
         return Err(failed(Broken::Connect));
     }
     if world.fault(Fault::Status, 0.05) {
@@ -181,6 +211,7 @@ async fn serve(
     let mut frames = VecDeque::new();
     let (back, mut on_their_way) = mpsc::unbounded_channel::<(Instant, Result<Bytes, io::Error>)>();
     let closed = answers.clone();
+    let answers_cut = answers.clone();
     tokio::spawn(async move {
         while let Some((due, answer)) = on_their_way.recv().await {
             sleep_until(due).await;
@@ -195,7 +226,15 @@ async fn serve(
         drop(back.send((due, answer)));
     };
     loop {
-        let Some(input) = next_frame(&mut body, &mut decoder, &mut frames).await else { break };
+        let input = tokio::select! {
+            biased;
+            () = world.cut.notified() => {
+                drop(answers_cut.send(Err(io::ErrorKind::ConnectionReset.into())));
+                return;
+            }
+            input = next_frame(&mut body, &mut decoder, &mut frames) => input,
+        };
+        let Some(input) = input else { break };
         sleep(world.delay()).await;
         if late && world.chance(0.3) {
             sleep(world.between(1000, 30_000)).await;
@@ -233,10 +272,7 @@ async fn serve(
             return;
         }
         if !silent && world.fault(Fault::RefuseRecord, 0.03) {
-            let text = if world.chance(0.5) { "its metered size" } else { "not this one" };
-            world.note("refused", process.number, 0);
-            world.state().refused_any = true;
-            send(world.delay(), Ok(frame(Err(error(422, "invalid", text)))));
+            send(world.delay(), Ok(frame(Err(refused(&world, &process)))));
             return;
         }
         // From here on nothing comes back: answers come in order, or not at all.

@@ -2,6 +2,7 @@
 //! last confirmed, over connections that break.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,7 +14,7 @@ use super::world::{Fault, World};
 use crate::change::Lsn;
 use crate::pipeline::budget::ByteBudget;
 use crate::source::seen::Seen;
-use crate::source::{Batch, Item, Resume, Source, SourceStatus, State};
+use crate::source::{Batch, Identity, Item, Resume, Source, SourceStatus, State};
 
 /// A source that reads the workload.
 pub(super) fn start(
@@ -49,14 +50,30 @@ pub(super) fn start(
         }
     });
     process.owns(telling.abort_handle());
-    let slot = Slot { world: Arc::clone(world), process: Arc::clone(process), seen, budget, out };
+    let told = tokio::spawn({
+        let (world, publish) = (Arc::clone(world), publish.clone());
+        async move {
+            loop {
+                let wal_end = Lsn(world.workload.committed(world.elapsed_ms()).1);
+                publish.send_if_modified(|status| {
+                    let rises = wal_end > status.wal_end;
+                    status.wal_end = status.wal_end.max(wal_end);
+                    rises
+                });
+                sleep(Duration::from_millis(300)).await;
+            }
+        }
+    });
+    process.owns(told.abort_handle());
+    let slot =
+        Slot { world: Arc::clone(world), process: Arc::clone(process), seen, budget, out, publish };
     let task = tokio::spawn(async move {
         let ended = slot.out.clone();
         tokio::select! {
             biased;
             () = shutdown.cancelled() => {}
             () = ended.closed() => {}
-            () = slot.run(publish) => {}
+            () = slot.run() => {}
         }
         ended.closed().await;
     });
@@ -70,14 +87,23 @@ struct Slot {
     seen: Seen,
     budget: Arc<ByteBudget>,
     out: mpsc::Sender<Batch>,
+    publish: watch::Sender<SourceStatus>,
 }
 
 impl Slot {
-    async fn run(mut self, publish: watch::Sender<SourceStatus>) {
+    async fn run(mut self) {
         loop {
-            publish.send_modify(|status| status.state = State::Connecting);
+            self.publish.send_modify(|status| status.state = State::Connecting);
             sleep(self.world.delay()).await;
-            publish.send_modify(|status| status.state = State::Streaming);
+            let wal_end = Lsn(self.world.workload.committed(self.world.elapsed_ms()).1);
+            if self.process.excuses.load(Ordering::Relaxed) {
+                self.world.excuse();
+            }
+            self.publish.send_modify(|status| {
+                status.state = State::Streaming;
+                let system_identifier = "7".to_owned();
+                status.identity = Some(Identity { system_identifier, timeline: 1, wal_end });
+            });
             if !self.stream().await {
                 return;
             }
@@ -113,7 +139,7 @@ impl Slot {
                 sleep(Duration::from_millis(wait.min(200))).await;
             }
             for planned in &transaction.changes {
-                let change = &planned.change;
+                let change = &world.workload.described(&planned.change, self.process.number);
                 if !self.seen.change(change.position) {
                     continue;
                 }
@@ -157,6 +183,12 @@ impl Slot {
     }
 
     async fn hand_over(&mut self, batch: &mut Batch) -> bool {
+        let received = self.seen.received();
+        self.publish.send_if_modified(|status| {
+            let rises = received > status.received;
+            status.received = received;
+            rises
+        });
         if batch.items.is_empty() {
             return true;
         }

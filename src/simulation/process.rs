@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, watch};
@@ -16,15 +16,13 @@ use tokio_util::sync::CancellationToken;
 use super::network::Network;
 use super::postgres;
 use super::workload::{FailureClass, Fate};
-use super::world::{Fault, STREAM, World, lock};
-use crate::change::Lsn;
+use super::world::{Fault, STREAM, Stage, World, lock};
 use crate::clock::Clock;
-use crate::config::SpillAfter;
 use crate::message::Draft;
 use crate::pipeline::budget::ByteBudget;
-use crate::pipeline::control::{Control, ErrorView, Status};
+use crate::pipeline::control::{Control, ErrorView, Filter, Status};
 use crate::pipeline::driver::{self, Parts};
-use crate::pipeline::grants::Grants;
+use crate::pipeline::grants::{Grants, LostRecords};
 use crate::pipeline::item::{Item, Shaped};
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::workers::{self, Done, Job, Workers};
@@ -44,7 +42,9 @@ pub(super) struct Process {
     alive: AtomicBool,
     frozen: AtomicBool,
     frozen_once: AtomicBool,
-    waker: Mutex<Option<Waker>>,
+    /// It was told to take as delivered what nobody can know of.
+    pub(super) excuses: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
     tasks: Mutex<Vec<AbortHandle>>,
     /// It died, or stands still: time for another one.
     pub(super) gone: Notify,
@@ -57,7 +57,8 @@ impl Process {
             alive: AtomicBool::new(true),
             frozen: AtomicBool::new(false),
             frozen_once: AtomicBool::new(false),
-            waker: Mutex::default(),
+            excuses: AtomicBool::new(false),
+            wakers: Mutex::default(),
             tasks: Mutex::default(),
             gone: Notify::new(),
         })
@@ -97,13 +98,11 @@ impl Process {
 
     fn thaw(&self) {
         self.frozen.store(false, Ordering::Relaxed);
-        if let Some(waker) = lock(&self.waker).take() {
-            waker.wake();
-        }
+        lock(&self.wakers).drain(..).for_each(Waker::wake);
     }
 }
 
-/// Runs the driver, and not while the process stands still.
+/// Runs a part of a process, and not while the process stands still.
 struct Freezing<F> {
     inner: Pin<Box<F>>,
     process: Arc<Process>,
@@ -114,7 +113,7 @@ impl<F: Future> Future for Freezing<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         if self.process.frozen.load(Ordering::Relaxed) {
-            *lock(&self.process.waker) = Some(context.waker().clone());
+            lock(&self.process.wakers).push(context.waker().clone());
             return Poll::Pending;
         }
         self.inner.as_mut().poll(context)
@@ -133,59 +132,62 @@ pub(super) struct Running {
 /// Starts a process on the world's store.
 pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     let process = Process::new(number);
+    let mut database = Database::shared(&world.store_name).expect("the store can be opened");
     let loaded = {
         let mut rng = world.draw(rand::rngs::SmallRng::from_rng);
-        lock(&world.database).load(&mut rng).expect("the store can be read")
+        database.load(&mut rng).expect("the store can be read")
     };
+    world.state().owner = number;
     super::judge::store_is_as_told(world, &loaded);
     world.note("start", number, loaded.messages.len() as u64);
+    // What operators do between two runs.
+    if world.fault(Fault::Reload, 0.3) {
+        another_chain(world);
+    }
+    if world.fault(Fault::ClockJump, 0.5) {
+        let off = world.draw(|rng| rng.random_range(-1_000_000_000..1_000_000_000));
+        world.state().clock_off_ms = off;
+    }
+    let lost_records = world.state().grant.take();
+    if lost_records.is_some() {
+        world.state().granted = true;
+    }
+    if lost_records == Some(LostRecords::Skip) {
+        process.excuses.store(true, Ordering::Relaxed);
+    }
 
     let shutdown = CancellationToken::new();
     let budget = Arc::new(ByteBudget::new(world.workload.budget_bytes));
-    let checkpoint = loaded.checkpoint;
-    let resume = Resume {
-        skip_through: checkpoint.map(|checkpoint| checkpoint.position),
-        cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
-        system_identifier: None,
-        take_over: false,
-    };
+    let resume = Resume::from(&loaded);
     let source = postgres::start(world, &process, &resume, Arc::clone(&budget), shutdown.clone());
     let (workers, finished) = workers(world, &process);
     let chain = chain(world);
     let (chains, chains_in) = watch::channel(chain);
     let (requests_in, requests) = mpsc::channel(64);
     let (status_in, status) = watch::channel(Status::default());
-    let control = Control::new(requests_in, status);
+    let control = Control::new(requests_in, status.clone());
     let parts = Parts {
         settings: driver::Settings {
             window: world.workload.window,
-            grants: Grants::default(),
+            grants: Grants { lost_records, ..Grants::default() },
             retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
-            // Spilling has its own tests; here nobody does.
-            bounds: driver::Bounds {
-                spill_after: SpillAfter::Time(Duration::MAX),
-                spill_bytes_max: 0,
-                store_bytes_max: u64::MAX,
-            },
+            bounds: world.workload.bounds,
+            portions: world.workload.portions,
             stuck_after: Duration::from_secs(20),
             pipeline_name: "simulated".to_owned(),
             database_name: "simulated".to_owned(),
             hostname: "simulated".to_owned(),
             unguarded: false,
         },
-        store: store(world, &process),
+        store: store(world, &process, database),
         loaded,
         source,
-        budget,
+        budget: Arc::clone(&budget),
         chains: chains_in,
         sampler: Sampler::new(Sample::default()),
         workers,
         client: client(world, &process),
-        clock: Clock::starting_at(
-            UNIX_EPOCH
-                + Duration::from_secs(1_700_000_000)
-                + Duration::from_millis(world.elapsed_ms()),
-        ),
+        clock: Clock::starting_at(time_of_day(world)),
         rng: world.draw(rand::rngs::SmallRng::from_rng),
         status: status_in,
         shutdown: shutdown.clone(),
@@ -193,8 +195,18 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     let inner = Box::pin(driver::run(parts, finished, requests));
     let driver = tokio::spawn(Freezing { inner, process: Arc::clone(&process) });
     process.owns(driver.abort_handle());
-    world.state().process = Some(Arc::clone(&process));
+    {
+        let mut state = world.state();
+        state.process = Some(Arc::clone(&process));
+        (state.status, state.budget) = (Some(status), Some(budget));
+    }
     Running { process, control, chains, shutdown, driver }
+}
+
+fn time_of_day(world: &World) -> SystemTime {
+    let off = world.state().clock_off_ms;
+    let ms = 1_700_000_000_000_u64.saturating_add_signed(off) + world.elapsed_ms();
+    UNIX_EPOCH + Duration::from_millis(ms)
 }
 
 impl Running {
@@ -218,8 +230,16 @@ impl Running {
             }
             Some(Ok(Err(error))) => {
                 let text = crate::error_chain::error_chain(&error);
-                world.violated(format!("process {number} ended by itself: {text}"));
                 self.process.kill();
+                // Records are gone, and an operator reads what to choose from.
+                if world.state().decimated && text.contains("--lost-records") {
+                    world.note("it wants a decision", number, 0);
+                    let skip = world.chance(0.5);
+                    let choice = if skip { LostRecords::Skip } else { LostRecords::Resend };
+                    world.state().grant = Some(choice);
+                } else {
+                    world.violated(format!("process {number} ended by itself: {text}"));
+                }
             }
             Some(Err(broken)) if broken.is_panic() => {
                 let panic = broken.into_panic();
@@ -270,12 +290,13 @@ impl Running {
             if slow || world.chance(0.3) {
                 world.state().slow = slow;
             }
-            if world.is_calm() && !world.state().generations.last().copied().unwrap_or(false) {
-                reload(&world, &chains);
-            }
-            if world.is_calm() {
-                // What was refused for its size is tried again by hand.
-                drop(control.retry(Default::default()).await);
+            if world.stage() == Stage::Mended {
+                if !world.state().generations.last().copied().unwrap_or(false) {
+                    reload(&world, &chains);
+                }
+                // What was refused for its size is tried again by hand, and all else by itself.
+                let parked = Filter { state: Some("parked".to_owned()), ..Filter::default() };
+                drop(control.retry(parked).await);
             }
         }
     }
@@ -308,11 +329,18 @@ async fn operate(world: &World, control: &Control) {
         let state = world.state();
         state.store.messages.keys().copied().collect::<Vec<_>>()
     };
-    let mut filter = crate::pipeline::control::Filter::default();
+    let mut filter = Filter::default();
     if !some.is_empty() && world.chance(0.7) {
         filter.id = Some(world.draw(|rng| some[rng.random_range(0..some.len())]));
     }
-    let give_up = filter.id.is_some() && world.chance(0.5);
+    let one = filter.id.is_some();
+    if !one && world.chance(0.3) {
+        filter.state = Some(
+            ["failed", "parked", "retrying", "waiting"][world.draw(|rng| rng.random_range(0..4))]
+                .to_owned(),
+        );
+    }
+    let give_up = world.chance(if one { 0.5 } else { 0.1 });
     world.note(
         if give_up { "operator gives up" } else { "operator retries" },
         filter.id.unwrap_or(0),
@@ -327,11 +355,15 @@ fn chain(world: &World) -> Arc<Chain> {
     Arc::new(Chain::empty(world.state().generations.len() as u64 - 1))
 }
 
-fn reload(world: &World, chains: &watch::Sender<Arc<Chain>>) {
-    let fixed = world.is_calm() || world.chance(0.5);
+fn another_chain(world: &World) {
+    let fixed = world.stage() == Stage::Mended || world.chance(0.5);
     world.state().generations.push(fixed);
+}
+
+fn reload(world: &World, chains: &watch::Sender<Arc<Chain>>) {
+    another_chain(world);
     let chain = chain(world);
-    world.note("reload", chain.generation, u64::from(fixed));
+    world.note("reload", chain.generation, 0);
     chains.send_replace(chain);
 }
 
@@ -340,6 +372,7 @@ pub(super) fn client(world: &Arc<World>, process: &Arc<Process>) -> Client {
     let settings = Settings {
         endpoint: Endpoint::Url("http://s2.simulated".to_owned()),
         create: world.workload.create,
+        mode: world.workload.mode,
         ..Settings::new("simulated", STREAM)
     };
     Client::over(Arc::new(Network::new(world, process)), settings).expect("the settings are right")
@@ -352,23 +385,25 @@ pub(super) fn stranger() -> Arc<Process> {
 
 /// An empty store that nothing happens to.
 pub(super) fn store_of_its_own() -> Store {
-    let database = Mutex::new(Database::in_memory().expect("there is memory"));
-    Store::over(move |task| task.carry_out(&mut lock(&database)))
+    let database = Database::shared("").expect("there is memory");
+    let shared = Arc::new(Mutex::new(database));
+    let database = Arc::clone(&shared);
+    Store::over(&lock(&shared), move |task| {
+        let _ = task.carry_out(&mut lock(&database));
+    })
 }
 
-/// The world's store, over a thread that takes its time and dies with the process.
-fn store(world: &Arc<World>, process: &Arc<Process>) -> Store {
+/// The world's store as this process has it open, over a thread that takes its time and dies with the
+/// process.
+fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> Store {
     let (tasks, mut received) = mpsc::unbounded_channel::<Task>();
     let number = process.number;
+    let store = Store::over(&database, move |task| drop(tasks.send(task)));
     let world = Arc::clone(world);
     let owner = Arc::clone(process);
-    let thread = tokio::spawn(async move {
+    let thread = async move {
         while let Some(task) = received.recv().await {
             sleep(world.delay()).await;
-            // The lock on its folder is another's by now.
-            if owner.is_frozen() {
-                return;
-            }
             let full = task.writes() && world.state().disk_full;
             if full {
                 task.refuse(Error::Full);
@@ -379,15 +414,21 @@ fn store(world: &Arc<World>, process: &Arc<Process>) -> Store {
                 return;
             }
             let transaction = task.transaction();
-            task.carry_out(&mut lock(&world.database));
-            if let Some(writes) = transaction {
+            let written = task.carry_out(&mut database);
+            if let (Some(writes), true) = (transaction, written) {
+                if world.state().owner != number {
+                    world
+                        .violated(format!("process {number} wrote to a store that was taken over"));
+                }
                 world.carried_out(&writes, number);
                 world.event("stored", number, 0);
             }
         }
-    });
+    };
+    let inner = Box::pin(thread);
+    let thread = tokio::spawn(Freezing { inner, process: Arc::clone(process) });
     process.owns(thread.abort_handle());
-    Store::over(move |task| drop(tasks.send(task)))
+    store
 }
 
 /// Transforms that do what the workload says, in any order.
@@ -399,6 +440,9 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
         let (world, done) = (Arc::clone(&world), done.clone());
         let task = tokio::spawn(async move {
             sleep(world.delay()).await;
+            if world.fault(Fault::SlowTransform, 0.1) {
+                sleep(world.between(100, 5000)).await;
+            }
             world.event("shaped", job.number, job.items.len() as u64);
             let Job { number, chain, envelope, items } = job;
             let fixed = {
@@ -450,7 +494,9 @@ fn outcome(world: &World, item: &Item, draft: Draft, fixed: bool) -> Made {
         Fate::Dropped => 0,
         Fate::Failing { class, .. } if !fixed => return failed(class),
         Fate::Failing { parts, .. } => parts,
-        Fate::Flaky if !world.is_calm() && world.chance(0.5) => return failed(FailureClass::Trap),
+        Fate::Flaky if world.stage() == Stage::Storm && world.chance(0.5) => {
+            return failed(FailureClass::Trap);
+        }
         Fate::Flaky => 1,
         Fate::Refused { oversize } => {
             let mut draft = draft;

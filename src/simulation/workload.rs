@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
-use crate::change::{Action, Cell, Change, Column, Grouping, Lsn, Position, Table, Tuple};
-use crate::pg_type::Kind;
+use super::tables::{Habits, Order, Rows};
+use crate::change::{Change, Lsn, Position, Table};
+use crate::config::SpillAfter;
+use crate::pipeline::driver::{Bounds, Portions};
 use crate::pipeline::outbox::Window;
+use crate::sink::Mode;
 
 /// What becomes of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +47,10 @@ pub(super) enum FailureClass {
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) change: Change,
-    /// The rows whose order it keeps; none for a truncate.
+    /// The groups whose order it keeps; none for a truncate.
     pub(super) keys: Vec<String>,
+    /// The groups through which it holds others while it is held, and they it.
+    pub(super) spread: Vec<String>,
     pub(super) fate: Fate,
 }
 
@@ -65,31 +69,37 @@ pub(super) struct Transaction {
 pub(super) struct Workload {
     pub(super) transactions: Vec<Transaction>,
     pub(super) by_position: BTreeMap<Position, (usize, usize)>,
+    tables: [Rows; 3],
     pub(super) window: Window,
     pub(super) budget_bytes: usize,
+    pub(super) bounds: Bounds,
+    pub(super) portions: Portions,
     pub(super) workers: usize,
     pub(super) create: bool,
+    pub(super) mode: Mode,
     /// When faults end, in milliseconds.
     pub(super) calm_ms: u64,
 }
 
-struct Rows {
-    table: Arc<Table>,
-    keyed: bool,
-    rows: BTreeMap<u64, u64>,
-}
-
 impl Workload {
     pub(super) fn draw(rng: &mut SmallRng) -> Self {
+        let order = |rng: &mut SmallRng| match rng.random_range(0..10) {
+            0..4 => Order::Key,
+            4..6 => Order::Owner,
+            6 => Order::Table,
+            7 => Order::Nothing,
+            _ => Order::InTurn,
+        };
         let mut tables = [
-            Rows { table: table(1, "items", true), keyed: true, rows: BTreeMap::new() },
-            Rows { table: table(2, "others", true), keyed: true, rows: BTreeMap::new() },
-            Rows { table: table(3, "log", false), keyed: false, rows: BTreeMap::new() },
+            Rows::new(1, "items", order(rng)),
+            Rows::new(2, "others", order(rng)),
+            Rows::new(3, "log", Order::Keyless),
         ];
         let trouble = rng.random_range(0.0..0.3_f64).powi(2) * 3.0;
         let keys = rng.random_range(2..12);
         let large = rng.random_bool(0.03);
         let truncates = if rng.random_bool(0.4) { 0.05 } else { 0.0 };
+        let habits = Habits { keys, truncates, large };
         let duration_ms = rng.random_range(200..8000);
         let mut transactions = Vec::new();
         let mut by_position = BTreeMap::new();
@@ -111,7 +121,7 @@ impl Workload {
                 let position = Position { commit_lsn: Lsn(commit_lsn), index };
                 index += 1;
                 let which = [0, 0, 0, 1, 1, 2][rng.random_range(0..6)];
-                let mut planned = tables[which].draw(rng, position, keys, truncates, large);
+                let mut planned = tables[which].draw(rng, position, habits);
                 planned.fate = fate(rng, trouble);
                 by_position.insert(position, (number, changes.len()));
                 changes.push(planned);
@@ -125,13 +135,21 @@ impl Workload {
         Self {
             transactions,
             by_position,
+            tables,
             window: Window {
                 linger: Duration::from_millis(rng.random_range(0..8)),
                 bytes_max: if rng.random_bool(0.5) { 3000 } else { 1 << 24 },
             },
             budget_bytes: if rng.random_bool(0.3) { 4000 } else { 1 << 20 },
+            bounds: bounds(rng),
+            portions: portions(rng),
             workers: rng.random_range(1..4),
             create: rng.random_bool(0.3),
+            mode: match rng.random_range(0..10) {
+                0..6 => Mode::Session,
+                6..8 => Mode::SessionHttp2,
+                _ => Mode::Unary,
+            },
             calm_ms: at_ms + rng.random_range(100..10_000),
         }
     }
@@ -141,8 +159,64 @@ impl Workload {
         self.transactions.get(*transaction)?.changes.get(*change)
     }
 
+    /// A change as this process's source describes it.
+    pub(super) fn described(&self, change: &Change, process: u64) -> Change {
+        let is_of = |rows: &&Rows| rows.described(0).oid == change.table.oid;
+        let table = self.tables.iter().find(is_of).map(|rows| rows.described(process));
+        let table: &Arc<Table> = table.unwrap_or(&change.table);
+        Change { table: Arc::clone(table), ..change.clone() }
+    }
+
+    /// What is committed by this moment: how many transactions, and the end of the log.
+    pub(super) fn committed(&self, at_ms: u64) -> (usize, u64) {
+        let count = self.transactions.partition_point(|transaction| transaction.at_ms <= at_ms);
+        let end = count.checked_sub(1).map_or(0, |last| self.transactions[last].end_lsn);
+        (count, end)
+    }
+
+    /// What the largest change holds in memory, in bytes.
+    pub(super) fn change_bytes_max(&self) -> usize {
+        self.changes().map(|planned| planned.change.bytes()).max().unwrap_or(0)
+    }
+
     pub(super) fn changes(&self) -> impl Iterator<Item = &Planned> {
         self.transactions.iter().flat_map(|transaction| &transaction.changes)
+    }
+}
+
+fn bounds(rng: &mut SmallRng) -> Bounds {
+    Bounds {
+        spill_after: match rng.random_range(0..3) {
+            0 => SpillAfter::Time(Duration::MAX),
+            1 => SpillAfter::Time(Duration::from_millis(rng.random_range(0..4000))),
+            _ => SpillAfter::Bytes(rng.random_range(1..2000)),
+        },
+        spill_bytes_max: match rng.random_range(0..4) {
+            0 => 0,
+            1 => rng.random_range(1000..10_000),
+            _ => 1 << 20,
+        },
+        // An empty store takes more than a hundred kibibytes.
+        store_bytes_max: match rng.random_range(0..4) {
+            0 => rng.random_range(120_000..200_000),
+            _ => u64::MAX,
+        },
+    }
+}
+
+fn portions(rng: &mut SmallRng) -> Portions {
+    if rng.random_bool(0.3) {
+        return Portions::default();
+    }
+    Portions {
+        retry_bytes_max: rng.random_range(300..3000),
+        retry_messages: rng.random_range(1..6),
+        chunk_changes_max: rng.random_range(1..8),
+        chunk_bytes_max: rng.random_range(300..4000),
+        pending_bytes_max: rng.random_range(300..6000),
+        drain_bytes_max: rng.random_range(300..6000),
+        closing_bytes: rng.random_range(0..6000),
+        job_changes: rng.random_range(1..6),
     }
 }
 
@@ -160,119 +234,4 @@ fn fate(rng: &mut SmallRng, trouble: f64) -> Fate {
         6..8 => Fate::Flaky,
         _ => Fate::Refused { oversize: rng.random_bool(0.5) },
     }
-}
-
-impl Rows {
-    fn draw(
-        &mut self,
-        rng: &mut SmallRng,
-        position: Position,
-        keys: u64,
-        truncates: f64,
-        large: bool,
-    ) -> Planned {
-        let key = rng.random_range(0..keys);
-        let value = position.commit_lsn.0 * 1000 + position.index;
-        let bytes = match rng.random_range(0..20) {
-            0 if large => 300_000,
-            0..4 => rng.random_range(100..1500),
-            _ => rng.random_range(0..20),
-        };
-        let big = "b".repeat(bytes);
-        let key_text = key.to_string();
-        let value_text = value.to_string();
-        let row = |key: &str| tuple(&[Some(key), Some(&value_text), Some(&big)]);
-        let exists = self.rows.contains_key(&key);
-        let (action, new, old, mut keys_of) = if self.keyed && rng.random_bool(truncates) {
-            self.rows.clear();
-            (Action::Truncate, None, None, Vec::new())
-        } else if !self.keyed || !exists {
-            self.rows.insert(key, value);
-            (Action::Insert, Some(row(&key_text)), None, vec![key])
-        } else {
-            match rng.random_range(0..10) {
-                0..2 => {
-                    self.rows.remove(&key);
-                    let mut old = tuple(&[Some(&key_text), None, None]);
-                    absent(&mut old);
-                    (Action::Delete, None, Some(old), vec![key])
-                }
-                2..5 if (0..keys).any(|free| !self.rows.contains_key(&free)) => {
-                    let free = (0..keys).find(|free| !self.rows.contains_key(free)).unwrap_or(key);
-                    self.rows.remove(&key);
-                    self.rows.insert(free, value);
-                    let mut old = tuple(&[Some(&key_text), None, None]);
-                    absent(&mut old);
-                    (Action::Update, Some(row(&free.to_string())), Some(old), vec![free, key])
-                }
-                5..7 => {
-                    self.rows.insert(key, value);
-                    let mut new = tuple(&[Some(&key_text), Some(&value_text), None]);
-                    new.cells[2] = Cell::Unchanged;
-                    (Action::Update, Some(new), None, vec![key])
-                }
-                _ => {
-                    self.rows.insert(key, value);
-                    (Action::Update, Some(row(&key_text)), None, vec![key])
-                }
-            }
-        };
-        if !self.keyed {
-            keys_of = vec![0];
-        }
-        let change = Change {
-            position,
-            commit_timestamp_us: 1_700_000_000_000_000
-                + i64::try_from(position.commit_lsn.0).unwrap_or(0),
-            action,
-            table: Arc::clone(&self.table),
-            new,
-            old,
-        };
-        let keys = keys_of.iter().map(|key| format!("{}:{key}", self.table.name)).collect();
-        Planned { change, keys, fate: Fate::Plain }
-    }
-}
-
-fn absent(tuple: &mut Tuple) {
-    for cell in &mut tuple.cells[1..] {
-        *cell = Cell::Absent;
-    }
-}
-
-fn tuple(values: &[Option<&str>]) -> Tuple {
-    let mut data = String::new();
-    let mut cells = Vec::new();
-    for value in values {
-        cells.push(match value {
-            Some(value) => {
-                let start = u32::try_from(data.len()).expect("rows are small");
-                data.push_str(value);
-                Cell::Text { start, end: u32::try_from(data.len()).expect("rows are small") }
-            }
-            None => Cell::Null,
-        });
-    }
-    Tuple { data: Bytes::from(data), cells: cells.into() }
-}
-
-fn table(oid: u32, name: &str, keyed: bool) -> Arc<Table> {
-    let column = |name: &str, kind: Kind, key: bool| Column {
-        name: name.to_owned(),
-        type_name: if kind == Kind::Integer { "int8" } else { "text" }.to_owned(),
-        kind,
-        identity: key || !keyed,
-        primary_key: key && keyed,
-    };
-    Arc::new(Table {
-        oid,
-        schema: "public".to_owned(),
-        name: name.to_owned(),
-        columns: vec![
-            column("id", Kind::Integer, true),
-            column("value", Kind::Integer, false),
-            column("big", Kind::Text, false),
-        ],
-        grouping: Grouping::Key,
-    })
 }

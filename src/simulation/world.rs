@@ -1,16 +1,25 @@
 //! What all parts of a run share: chance, the trace, which faults there are, and what is known of the
 //! store from outside.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::judge::{self, Ours};
+use super::mirror::Mirror;
 use super::process::Process;
 use super::workload::{Planned, Workload};
 use crate::change::Position;
+use crate::pipeline::budget::ByteBudget;
+use crate::pipeline::control::Status;
+use crate::pipeline::grants::LostRecords;
 use crate::sink::model::Model;
 use crate::store::{Database, Write};
 
@@ -40,16 +49,26 @@ pub(super) enum Fault {
     Advise,
     /// The whole of S2 is slow.
     Slow,
+    /// S2 is away for a while: connections break, and nothing listens.
+    Outage,
+    /// Records of the stream expire.
+    Expire,
+    /// The stream is deleted and created again.
+    Recreate,
     /// S2 refuses a batch that is in order.
     RefuseRecord,
     /// The disk of the store is full.
     DiskFull,
+    /// The clock of the machine is set, between two processes.
+    ClockJump,
     /// Somebody else appends to the stream.
     Foreign,
     /// Another pipeline wants the stream.
     Intruder,
     /// The connection to Postgres breaks; it starts again at what was confirmed, or at less.
     Disconnect,
+    /// A transform takes seconds.
+    SlowTransform,
     /// The chain changes: a mend appears or disappears.
     Reload,
     /// An operator retries and gives up.
@@ -58,25 +77,56 @@ pub(super) enum Fault {
 
 const FAULTS: usize = Fault::Operator as usize + 1;
 
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Faults happen.
+    Storm,
+    /// No more faults: everything that is in order has to get through.
+    Calm,
+    /// What was refused or failed is mended and asked for: all the rest has to get through.
+    Mended,
+}
+
+/// A record of ours that is or was in the stream.
+#[derive(Debug)]
+pub(super) struct Landed {
+    pub(super) ours: Ours,
+    /// Which process sent it.
+    pub(super) process: u64,
+    /// Nobody can read it any more.
+    pub(super) lost: bool,
+    /// It is of the stream as it is, and not of one that was deleted.
+    pub(super) current: bool,
+}
+
 /// A run's world.
 pub(super) struct World {
     pub(super) workload: Workload,
     pub(super) server: Mutex<Model>,
-    pub(super) database: Mutex<Database>,
-    began: tokio::time::Instant,
+    /// The name of the store in memory, and what keeps it there.
+    pub(super) store_name: String,
+    _store: Mutex<Database>,
+    began: Instant,
     state: Mutex<State>,
+    /// Connections to S2 break.
+    pub(super) cut: Notify,
 }
 
 pub(super) struct State {
     rng: SmallRng,
     weights: [f64; FAULTS],
-    /// No more faults: everything is to heal.
-    calm: bool,
+    pub(super) stage: Stage,
     hash: u64,
     pub(super) events: u64,
     verbose: bool,
     violation: Option<String>,
     pub(super) process: Option<Arc<Process>>,
+    /// Whose the store is: the last process that opened it.
+    pub(super) owner: u64,
+    /// What the last process says of itself.
+    pub(super) status: Option<watch::Receiver<Status>>,
+    pub(super) budget: Option<Arc<ByteBudget>>,
     /// Which generations of the chain have the mend.
     pub(super) generations: Vec<bool>,
     /// What Postgres was told, and what of it would survive its own crash.
@@ -87,26 +137,27 @@ pub(super) struct State {
     pub(super) store: Mirror,
     /// Dropped by the transforms at least once.
     pub(super) dropped: BTreeSet<Position>,
-    /// Which process sent each record of the stream, by sequence number.
-    pub(super) senders: Vec<u64>,
-    /// The changes that are in the stream.
+    /// Every record of ours that ever was in the stream, in its order.
+    pub(super) history: Vec<Landed>,
+    /// How many records of the stream as it is have been noted.
+    noted: usize,
+    /// The changes that are or were in the stream.
     pub(super) landed: BTreeSet<Position>,
+    /// Records of the stream are gone, of ours or not.
+    pub(super) decimated: bool,
+    /// What the operator decided about records that are gone, for the next process.
+    pub(super) grant: Option<LostRecords>,
+    /// The operator decided so at least once.
+    pub(super) granted: bool,
+    /// Taken as delivered, as the operator decided.
+    pub(super) excused: BTreeSet<Position>,
     /// S2 has refused a batch that was in order.
     pub(super) refused_any: bool,
     pub(super) disk_full: bool,
     pub(super) slow: bool,
-}
-
-/// What the store holds, told by the transactions that it carried out.
-#[derive(Default)]
-pub(super) struct Mirror {
-    pub(super) messages: BTreeMap<u64, Position>,
-    /// What the last checkpoint on disk says may be confirmed.
-    pub(super) confirm: u64,
-    /// Everything that ever was in it.
-    pub(super) ever: BTreeSet<Position>,
-    /// Given up: how long the stream was then, and by which process.
-    pub(super) given_up: BTreeMap<Position, (u64, u64)>,
+    /// How far the machine's clock is off, in milliseconds.
+    pub(super) clock_off_ms: i64,
+    away_until: Instant,
 }
 
 impl World {
@@ -119,42 +170,66 @@ impl World {
                 *weight = rng.random_range(0.1..1.0_f64).powi(2);
             }
         }
+        // With these, a record may be gone or come twice by an operator's decision: few runs have them,
+        // and all others are judged without exception. Whoever deletes a stream opens it to anybody.
+        for rare in [Fault::Expire, Fault::Recreate] {
+            if rng.random_bool(0.8) {
+                weights[rare as usize] = 0.0;
+            }
+        }
+        if weights[Fault::Recreate as usize] > 0.0 {
+            weights[Fault::Intruder as usize] = 0.0;
+        }
         let workload = Workload::draw(&mut rng);
         if verbose {
             for planned in workload.changes() {
-                let Planned { change, keys, fate } = planned;
+                let Planned { change, keys, fate, .. } = planned;
                 println!("{} {} {keys:?} {fate:?}", change.position, change.action);
             }
         }
         let mut server = Model::default();
         server.create(STREAM);
-        let database = Database::in_memory().expect("there is memory");
+        static WORLDS: AtomicU64 = AtomicU64::new(0);
+        let store_name = format!("world-{}", WORLDS.fetch_add(1, Ordering::Relaxed));
+        let store = Database::shared(&store_name).expect("there is memory");
         let fixed = rng.random_bool(0.3);
         Arc::new(Self {
             workload,
             server: Mutex::new(server),
-            database: Mutex::new(database),
-            began: tokio::time::Instant::now(),
+            store_name,
+            _store: Mutex::new(store),
+            began: Instant::now(),
+            cut: Notify::new(),
             state: Mutex::new(State {
                 rng,
                 weights,
-                calm: false,
+                stage: Stage::Storm,
                 hash: 0xcbf2_9ce4_8422_2325,
                 events: 0,
                 verbose,
                 violation: None,
                 process: None,
+                owner: 0,
+                status: None,
+                budget: None,
                 generations: vec![fixed],
                 confirmed: 0,
                 persisted: 0,
                 checked: 0,
                 store: Mirror::default(),
                 dropped: BTreeSet::new(),
-                senders: Vec::new(),
+                history: Vec::new(),
+                noted: 0,
                 landed: BTreeSet::new(),
+                decimated: false,
+                grant: None,
+                granted: false,
+                excused: BTreeSet::new(),
                 refused_any: false,
                 disk_full: false,
                 slow: false,
+                clock_off_ms: 0,
+                away_until: Instant::now(),
             }),
         })
     }
@@ -175,7 +250,7 @@ impl World {
     pub(super) fn fault(&self, fault: Fault, probability: f64) -> bool {
         let mut state = self.state();
         let weight = state.weights[fault as usize];
-        !state.calm && weight > 0.0 && state.rng.random_bool(weight * probability)
+        state.stage == Stage::Storm && weight > 0.0 && state.rng.random_bool(weight * probability)
     }
 
     /// How long something takes that is not in trouble.
@@ -246,74 +321,126 @@ impl World {
         self.state().hash
     }
 
-    pub(super) fn is_calm(&self) -> bool {
-        self.state().calm
+    pub(super) fn stage(&self) -> Stage {
+        self.state().stage
     }
 
     /// Ends all faults.
     pub(super) fn calm(&self) {
+        self.note("calm", 0, 0);
         let mut state = self.state();
-        (state.calm, state.disk_full, state.slow) = (true, false, false);
+        state.stage = Stage::Calm;
+        (state.disk_full, state.slow, state.away_until) = (false, false, Instant::now());
+    }
+
+    /// Mends everything.
+    pub(super) fn mend(&self) {
+        self.note("mended", 0, 0);
+        self.state().stage = Stage::Mended;
+    }
+
+    /// S2 goes away for so long.
+    pub(super) fn away(&self, time: Duration) {
+        self.note("S2 is away", u64::try_from(time.as_millis()).unwrap_or(u64::MAX), 0);
+        self.state().away_until = Instant::now() + time;
+        self.cut.notify_waiters();
+    }
+
+    /// Whether the last process has been connected to S2.
+    pub(super) fn is_opened(&self) -> bool {
+        let state = self.state();
+        state.status.as_ref().is_some_and(|status| !status.borrow().guarantee.is_empty())
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        self.state().away_until > Instant::now()
     }
 
     /// Notes what is new in the stream, and that this process sent it.
     pub(super) fn landed(&self, process: u64) {
         let mut state = self.state();
-        let from = state.senders.len();
         let mut positions = Vec::new();
-        for record in lock(&self.server).records(STREAM, from) {
-            state.senders.push(process);
-            if let Some(ours) = super::judge::ours(&record) {
+        for record in lock(&self.server).records(STREAM, state.noted) {
+            state.noted += 1;
+            if let Some(ours) = judge::ours(&record) {
                 state.landed.insert(ours.position);
-                positions.push(ours.position);
+                positions.push((ours.position, ours.seq));
+                state.history.push(Landed { ours, process, lost: false, current: true });
             }
         }
         drop(state);
-        for position in positions {
-            self.note(&format!("landed {position}"), position.index, process);
+        for (position, seq) in positions {
+            self.note(&format!("landed {position} by {process}"), position.index, seq);
         }
+    }
+
+    /// Lets some of the stream's records expire.
+    pub(super) fn expire(&self) {
+        let tail = lock(&self.server).tail(STREAM);
+        let to = self.draw(|rng| rng.random_range(0..=tail));
+        lock(&self.server).trim(STREAM, to);
+        self.note("expired", to, tail);
+        self.lose(|landed| landed.ours.seq < to);
+    }
+
+    /// Deletes the stream, and creates it again.
+    pub(super) fn recreate(&self) {
+        lock(&self.server).recreate(STREAM);
+        self.note("recreated", 0, 0);
+        self.lose(|_| true);
+        let mut state = self.state();
+        state.noted = 0;
+        for landed in &mut state.history {
+            landed.current = false;
+        }
+    }
+
+    fn lose(&self, which: impl Fn(&Landed) -> bool) {
+        let mut state = self.state();
+        state.decimated = true;
+        for landed in &mut state.history {
+            landed.lost |= landed.current && which(landed);
+        }
+    }
+
+    /// An operator decides that what is committed by now and not covered by a checkpoint is taken as
+    /// delivered, except for what the store holds.
+    pub(super) fn excuse(&self) {
+        let (count, _) = self.workload.committed(self.elapsed_ms());
+        let mut state = self.state();
+        let checkpoint = state.store.checkpoint.position;
+        let transactions = &self.workload.transactions[..count];
+        let positions = transactions.iter().flat_map(|transaction| &transaction.changes);
+        let positions = positions.map(|planned| planned.change.position);
+        let excused: Vec<Position> = positions
+            .filter(|position| *position > checkpoint && !state.store.holds(*position))
+            .collect();
+        state.excused.extend(excused);
     }
 
     /// A transaction of a process was carried out.
     pub(super) fn carried_out(&self, writes: &[Write], process: u64) {
-        let tail = lock(&self.server).tail(STREAM);
-        let mut text = String::new();
-        {
-            let mut state = self.state();
-            let store = &mut state.store;
-            for write in writes {
-                match write {
-                    Write::Insert { id, change, .. } => {
-                        store.messages.insert(*id, change.position);
-                        store.ever.insert(change.position);
-                        text += &format!(" +{id}@{}", change.position);
-                    }
-                    Write::Remove { id } => {
-                        store.messages.remove(id);
-                        text += &format!(" -{id}");
-                    }
-                    Write::Acknowledge { id } => {
-                        if let Some(position) = store.messages.remove(id) {
-                            store.given_up.insert(position, (tail, process));
-                        }
-                        text += &format!(" given up {id}");
-                    }
-                    Write::Checkpoint(checkpoint) => {
-                        store.confirm = checkpoint.confirm.0;
-                        text += &format!(
-                            " checkpoint {} seq {} confirm {}",
-                            checkpoint.position, checkpoint.seq, checkpoint.confirm.0
-                        );
-                    }
-                    Write::Failed { .. }
-                    | Write::Chain { .. }
-                    | Write::SourceIdentity { .. }
-                    | Write::Spill { .. }
-                    | Write::Unspill { .. } => {}
-                }
-            }
+        let mut state = self.state();
+        let State { store, history, dropped, excused, .. } = &mut *state;
+        let text = store.carry_out(writes, (history.len(), process));
+        let unaccounted = store.unaccounted(&self.workload, history, dropped, excused);
+        let too_much = store.spilled_bytes() > self.spilled_bytes_max();
+        let spilled = store.spilled_bytes();
+        drop(state);
+        self.note(&format!("stored by {process}:{text}"), writes.len() as u64, 0);
+        if let Some(text) = unaccounted {
+            self.violated(text);
         }
-        self.note(&format!("stored by {process}:{text}"), writes.len() as u64, tail);
+        if too_much {
+            self.violated(format!("{spilled} bytes are spilled, and that is beyond the bound"));
+        }
+    }
+
+    /// What may be spilled at most: at the bound nothing more is read, but what was read by then is.
+    fn spilled_bytes_max(&self) -> usize {
+        let in_memory = self.workload.budget_bytes.max(self.workload.change_bytes_max());
+        let bound = usize::try_from(self.workload.bounds.spill_bytes_max).unwrap_or(usize::MAX);
+        bound.saturating_add(2 * in_memory)
     }
 
     /// Postgres is told that it may forget everything before this.
@@ -323,20 +450,20 @@ impl World {
             return;
         }
         state.confirmed = lsn;
-        let durable = state.store.confirm;
+        let durable = state.store.checkpoint.confirm.0;
         let mut unsafe_at = None;
         while let Some(transaction) = self.workload.transactions.get(state.checked) {
             if transaction.commit_lsn >= lsn {
                 break;
             }
             state.checked += 1;
-            let held: BTreeSet<Position> = state.store.messages.values().copied().collect();
             for planned in &transaction.changes {
                 let position = planned.change.position;
                 let is_safe = state.landed.contains(&position)
-                    || held.contains(&position)
+                    || state.store.holds(position)
                     || state.store.given_up.contains_key(&position)
-                    || state.dropped.contains(&position);
+                    || state.dropped.contains(&position)
+                    || state.excused.contains(&position);
                 if !is_safe {
                     unsafe_at = Some(position);
                 }

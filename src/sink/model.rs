@@ -1,8 +1,8 @@
 //! A model of an S2 server, for the simulation: streams in memory behind the requests that the client
 //! sends, without a network, a disk or a clock. `tests` holds it to the real server.
 //!
-//! It knows what the client uses: appends with their two conditions, fences, tails, pages of records,
-//! and whether streams exist. An append lands as a whole or not at all.
+//! It knows what the client uses: appends as protobuf and as JSON, with their two conditions, fences,
+//! tails, pages of records, and whether streams exist. An append lands as a whole or not at all.
 
 #[cfg(feature = "embedded-s2")]
 #[cfg(test)]
@@ -38,6 +38,8 @@ pub(crate) struct Model {
 #[derive(Debug, Default)]
 struct Stream {
     records: Vec<SequencedRecord>,
+    /// Those before this number have expired.
+    first: usize,
     token: String,
     timestamp: u64,
 }
@@ -57,6 +59,19 @@ impl Model {
     /// The number that the stream's next record gets.
     pub(crate) fn tail(&self, stream: &str) -> u64 {
         self.streams.get(stream).map_or(0, |stream| stream.tail().seq_num)
+    }
+
+    /// Lets the records before this number expire.
+    pub(crate) fn trim(&mut self, stream: &str, to: u64) {
+        if let Some(stream) = self.streams.get_mut(stream) {
+            let to = usize::try_from(to).unwrap_or(usize::MAX).min(stream.records.len());
+            stream.first = stream.first.max(to);
+        }
+    }
+
+    /// Deletes a stream and creates it again.
+    pub(crate) fn recreate(&mut self, stream: &str) {
+        self.streams.insert(stream.to_owned(), Stream::default());
     }
 
     /// The stream's fencing token, empty where it never had one.
@@ -110,6 +125,14 @@ impl Model {
                 }
                 None => missing(),
             },
+            // No `AppendInput` begins like this as protobuf.
+            ("POST", ["v1", "streams", stream, "records"]) if body.starts_with(b"{") => {
+                let append = |input: AppendInput| self.append(stream, &input.encode_to_vec());
+                match from_json(body).and_then(append) {
+                    Ok(ack) => json(200, &to_json(&ack)),
+                    Err(refused) => refused,
+                }
+            }
             ("POST", ["v1", "streams", stream, "records"]) => match self.append(stream, body) {
                 Ok(ack) => Answer { status: 200, body: ack.encode_to_vec().into() },
                 Err(refused) => refused,
@@ -187,7 +210,7 @@ impl Stream {
     }
 
     fn read(&self, from: u64, count: u64) -> Answer {
-        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let from = usize::try_from(from).unwrap_or(usize::MAX).max(self.first);
         if from >= self.records.len() {
             return json(416, &self.tail_json());
         }
@@ -202,6 +225,46 @@ impl Stream {
         let batch = ReadBatch { records, tail: Some(self.tail()) };
         Answer { status: 200, body: batch.encode_to_vec().into() }
     }
+}
+
+/// An append as curl sends it. Base64, for what is no text, is not known here.
+fn from_json(body: &[u8]) -> Result<AppendInput, Answer> {
+    #[derive(serde::Deserialize)]
+    struct Input {
+        records: Vec<Record>,
+        match_seq_num: Option<u64>,
+        fencing_token: Option<String>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Record {
+        timestamp: Option<u64>,
+        #[serde(default)]
+        headers: Vec<(String, String)>,
+        body: String,
+    }
+    let input: Input = serde_json::from_slice(body)
+        .map_err(|source| error(400, "bad_json", &source.to_string()))?;
+    let header =
+        |(name, value): (String, String)| HeaderMessage { name: name.into(), value: value.into() };
+    let record = |Record { timestamp, headers, body }| AppendRecord {
+        timestamp,
+        headers: headers.into_iter().map(header).collect(),
+        body: body.into(),
+    };
+    Ok(AppendInput {
+        records: input.records.into_iter().map(record).collect(),
+        match_seq_num: input.match_seq_num,
+        fencing_token: input.fencing_token,
+    })
+}
+
+fn to_json(ack: &AppendAck) -> String {
+    let position = |position: Option<StreamPosition>| {
+        let StreamPosition { seq_num, timestamp } = position.unwrap_or_default();
+        serde_json::json!({ "seq_num": seq_num, "timestamp": timestamp })
+    };
+    let (start, end, tail) = (position(ack.start), position(ack.end), position(ack.tail));
+    serde_json::json!({ "start": start, "end": end, "tail": tail }).to_string()
 }
 
 /// What goes down an append session for one append.

@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::change::{Change, Lsn, Position};
 use crate::group_by::GroupBys;
 use crate::pipeline::budget::ByteBudget;
+use crate::store::Loaded;
 use crate::table_name::TableName;
 
 pub use dsn::{Dsn, DsnError, Endpoint, RootCert, Ssl, SslMode};
@@ -84,6 +85,19 @@ pub struct Resume {
     pub system_identifier: Option<String>,
     /// End the connection of another Sluicebox that still has the slot, once.
     pub take_over: bool,
+}
+
+impl From<&Loaded> for Resume {
+    fn from(loaded: &Loaded) -> Self {
+        let checkpoint = loaded.checkpoint;
+        Self {
+            skip_through: checkpoint.map(|_| loaded.read_through()),
+            // Nothing was confirmed yet, so nothing can be missing.
+            cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
+            system_identifier: loaded.source_identity.clone(),
+            take_over: false,
+        }
+    }
 }
 
 /// What comes out of the slot, in its order.

@@ -249,6 +249,18 @@ pub struct Loaded {
     pub spilled: Vec<Chunk>,
 }
 
+impl Loaded {
+    /// Everything up to here was read from the source and is settled or in the store.
+    #[must_use]
+    pub fn read_through(&self) -> Position {
+        let checkpoint = self.checkpoint.unwrap_or_default();
+        let spilled = self.spilled.last().map(|chunk| chunk.last).unwrap_or_default();
+        // The source may have gone on behind what was spilled, and kept nothing of it.
+        let confirmed = Position::last_before(checkpoint.confirm);
+        checkpoint.position.max(spilled).max(confirmed)
+    }
+}
+
 /// Fencing tokens, at most 36 bytes each.
 #[derive(Clone, Debug)]
 pub struct Tokens {
@@ -318,9 +330,9 @@ impl Task {
         if let Request::Write(writes, _) = &self.0 { Some(Arc::clone(writes)) } else { None }
     }
 
-    /// Carries it out and answers.
-    pub fn carry_out(self, database: &mut Database) {
-        database.answer(self.0);
+    /// Carries it out and answers. Says whether the file holds what it asked to write.
+    pub fn carry_out(self, database: &mut Database) -> bool {
+        database.answer(self.0)
     }
 
     /// Answers a request that [writes](Self::writes) that it failed, and leaves the file as it was. Any
@@ -378,7 +390,8 @@ impl Store {
             .name("store".to_owned())
             .spawn(move || {
                 while let Ok(task) = received.recv() {
-                    task.carry_out(&mut database);
+                    // Whoever asked is told.
+                    let _ = task.carry_out(&mut database);
                     done.done.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -393,13 +406,14 @@ impl Store {
         Ok((Self { hand_over, bytes, load }, loaded))
     }
 
-    /// A handle whose requests go to `hand_over`, which sees to it that each is carried out, in order.
-    pub fn over(hand_over: impl Fn(Task) + Send + Sync + 'static) -> Self {
-        Self { hand_over: Arc::new(hand_over), bytes: Arc::default(), load: Arc::default() }
+    /// A handle whose requests go to `hand_over`, which sees to it that each is carried out on this
+    /// database, in order.
+    pub fn over(database: &Database, hand_over: impl Fn(Task) + Send + Sync + 'static) -> Self {
+        let bytes = Arc::clone(&database.bytes);
+        Self { hand_over: Arc::new(hand_over), bytes, load: Arc::default() }
     }
 
-    /// What of the file is in use, in bytes, as of the last write. Nothing for a handle over another
-    /// [`Database`].
+    /// What of the file is in use, in bytes, as of the last write.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -532,22 +546,26 @@ impl Database {
         Ok(database)
     }
 
-    /// An empty one that lasts as long as this value.
-    ///
-    /// # Errors
-    ///
-    /// When there is no memory for it.
-    pub fn in_memory() -> Result<Self, Error> {
-        let mut connection = Connection::open_in_memory()?;
+    /// The one of this name in memory, which lasts as long as anybody has it open. Each that opens it
+    /// is another process to it.
+    #[cfg(test)]
+    pub(crate) fn shared(name: &str) -> Result<Self, Error> {
+        let flags = rusqlite::OpenFlags::default();
+        let name = format!("file:{name}?mode=memory&cache=shared");
+        let mut connection = Connection::open_with_flags(name, flags)?;
         schema::prepare(&mut connection)?;
         Ok(Self { connection, lock: None, owner: String::new(), bytes: Arc::default() })
     }
 
-    fn answer(&mut self, request: Request) {
+    /// Says whether it is written, where it was to be.
+    fn answer(&mut self, request: Request) -> bool {
         // A caller that no longer waits does not matter to the file.
         match request {
             Request::Write(writes, answer) => {
-                drop(answer.send(self.write(&writes)));
+                let result = self.write(&writes);
+                let written = result.is_ok();
+                drop(answer.send(result));
+                return written;
             }
             Request::Read(ids, bytes_max, answer) => {
                 drop(answer.send(self.read(&ids, bytes_max)));
@@ -556,7 +574,10 @@ impl Database {
                 drop(answer.send(spill::read(&self.connection, after)));
             }
             Request::DrawToken(nonce, in_force, answer) => {
-                drop(answer.send(self.draw_token(nonce, in_force.as_deref())));
+                let result = self.draw_token(nonce, in_force.as_deref());
+                let written = result.is_ok();
+                drop(answer.send(result));
+                return written;
             }
             Request::List(query, moving, answer) => {
                 drop(answer.send(view::list(&self.connection, &query, &moving)));
@@ -571,6 +592,7 @@ impl Database {
                 drop(answer.send(view::unchanged_behind(&self.connection, &ids)));
             }
         }
+        false
     }
 
     /// What a pipeline has to know at its start. A new file is given its pipeline's id here.

@@ -57,6 +57,9 @@ impl Driver {
 
     pub(super) fn send(&mut self, now: Instant) -> Result<(), Error> {
         let Sink::Open(line) = &mut self.sink else { return Ok(()) };
+        if self.begins_elsewhere {
+            return Ok(());
+        }
         if self.reconnecting {
             if !self.outbox.is_in_flight() {
                 self.reconnecting = false;
@@ -250,6 +253,11 @@ impl Driver {
             }
             Class::Oversize(refusal) => self.on_refused("oversize", &refusal),
             Class::Refused(refusal) => self.on_refused("refused", &refusal),
+            // Ours is no longer the stream's, and no other took its place.
+            Class::Fenced { actual } if actual.is_empty() => {
+                tracing::warn!("the stream has lost its fencing token; looking at it anew");
+                self.sink = Sink::Waiting { until: self.clock.now() };
+            }
             Class::Fenced { .. } => {
                 return Err(Error::Sink(crate::error_chain::error_chain(error)));
             }

@@ -1,8 +1,7 @@
 //! What goes into the store and comes out of it: parked and waiting messages, and the checkpoint.
 
 use super::{
-    CHECKPOINT_INTERVAL, Driver, Effects, Error, IDLE_CHECKPOINT_INTERVAL, RETRY_BATCH,
-    RETRY_BYTES_MAX, Reading, Writing,
+    CHECKPOINT_INTERVAL, Driver, Effects, Error, IDLE_CHECKPOINT_INTERVAL, Reading, Writing,
 };
 use crate::change::Change;
 use crate::mutation::{self, Rule};
@@ -92,7 +91,9 @@ impl Driver {
         match origin {
             Origin::Source { entry } => {
                 self.tracker.settle(entry, seq);
-                self.budget.release(bytes);
+                if !mutation::broken(Rule::GiveBack) {
+                    self.budget.release(bytes);
+                }
             }
             Origin::Spilled { entry } => {
                 self.spill.settle(entry, bytes, seq);
@@ -126,7 +127,7 @@ impl Driver {
             && self.draining.is_none()
             && !self.spill.is_gathering()
             && self.reading.is_none()
-            && self.retry_bytes < RETRY_BYTES_MAX
+            && self.retry_bytes < self.settings.portions.retry_bytes_max
             && self.jobs.len() < self.workers.jobs_max()
     }
 
@@ -136,14 +137,15 @@ impl Driver {
             return;
         }
         let mut ids = Vec::new();
-        while ids.len() < RETRY_BATCH {
+        let portions = self.settings.portions;
+        while ids.len() < portions.retry_messages {
             let Some(id) = self.holds.next_due(now, self.stored) else { break };
             ids.push(id);
         }
         if !ids.is_empty() {
             let store = self.store.clone();
             let wanted = ids.clone();
-            let done = Box::pin(async move { store.read(wanted, RETRY_BYTES_MAX).await });
+            let done = Box::pin(async move { store.read(wanted, portions.retry_bytes_max).await });
             self.reading = Some(Reading { ids, done });
         }
     }
@@ -180,6 +182,7 @@ impl Driver {
 
     pub(super) fn checkpoint_interval(&self) -> Duration {
         let urgent = self.draining.is_some()
+            || self.begins_elsewhere
             || self.writes.iter().any(|write| !matches!(write, Write::Remove { .. }));
         let moved = self.delivered
             || !self.writes.is_empty()
@@ -222,13 +225,13 @@ impl Driver {
                 Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
                 _ => acknowledged,
             };
-            writes.push(Write::Checkpoint(Checkpoint {
-                position: self.delivered_position(),
-                seq,
-                confirm: progress.lsn,
-            }));
-            writes.extend(self.unspill());
+            // Without the chunks that it passes, the checkpoint may reach further.
+            let unspill = self.unspill();
+            let position = self.delivered_position();
+            writes.push(Write::Checkpoint(Checkpoint { position, seq, confirm: progress.lsn }));
+            writes.extend(unspill);
             effects.confirm = Some(progress);
+            effects.beginning = self.begins_elsewhere;
         }
         self.start_writing(writes.into(), effects);
     }
@@ -304,6 +307,9 @@ impl Driver {
         if let Some(progress) = effects.confirm {
             self.saved = progress;
             self.confirm(progress);
+        }
+        if effects.beginning {
+            self.begins_elsewhere = false;
         }
         if let Some(chain) = effects.chain {
             self.on_chain_stored(chain);

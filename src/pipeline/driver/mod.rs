@@ -34,10 +34,12 @@ mod halt;
 mod keep;
 mod looks;
 mod others;
+mod portions;
 mod shape;
 mod skip;
 mod spill;
 
+pub use portions::Portions;
 pub use spill::Bounds;
 
 use std::collections::{HashMap, VecDeque};
@@ -91,12 +93,6 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a shutdown waits for what is on its way.
 const DRAIN_TIME: Duration = Duration::from_secs(20);
 
-/// How many bytes of stored messages are tried at once, beside the first.
-const RETRY_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// How many stored messages are read from the store at once.
-const RETRY_BATCH: usize = 64;
-
 /// How much of a message an operator is shown, in bytes.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -141,6 +137,7 @@ pub struct Settings {
     /// Between attempts of a failed message.
     pub retry: Backoff,
     pub bounds: Bounds,
+    pub portions: Portions,
     /// What gets nothing done for so long is stuck.
     pub stuck_after: Duration,
     /// For this start.
@@ -182,6 +179,8 @@ struct Reading {
 struct Effects {
     settled: Vec<(Origin, usize)>,
     confirm: Option<Progress>,
+    /// The store knows where the stream begins.
+    beginning: bool,
     answers: Vec<(oneshot::Sender<Result<Changed, control::Error>>, Changed)>,
     /// Its number is on disk, so that records may carry it.
     chain: Option<Arc<Chain>>,
@@ -260,6 +259,9 @@ struct Driver {
     skipping: Skipping,
     /// Where the stream has to be read from after a broken session.
     acknowledged: Option<u64>,
+    /// By an operator's decision the stream has another beginning than the store knows of. Until it
+    /// does, nothing is sent: a restart would not find it.
+    begins_elsewhere: bool,
     /// The stream has been read once, so that it is known what not to send.
     established: bool,
     /// Of the last line, once there was one.
@@ -313,8 +315,9 @@ impl Driver {
         let stuck = Stuck::new(settings.stuck_after);
         let checkpoint = loaded.checkpoint.unwrap_or_default();
         let progress = Progress { position: checkpoint.position, lsn: checkpoint.confirm };
-        let read = Progress { position: Spill::through(&loaded.spilled, checkpoint), ..progress };
-        let mut holds = Holds::new(checkpoint.position);
+        let read = Progress { position: loaded.read_through(), ..progress };
+        let settled = if loaded.spilled.is_empty() { read.position } else { progress.position };
+        let mut holds = Holds::new(settled);
         let mut replayed = HashMap::new();
         let mut attempts = HashMap::new();
         let (mut measures, mut classes) = (Measures::default(), Classes::default());
@@ -330,8 +333,9 @@ impl Driver {
             let due = match (known.state, known.next_attempt) {
                 (StoredState::Parked, _) => Due::OnRequest,
                 (_, Some(at)) => {
+                    // The machine's clock may have been set since.
                     let wait = at.duration_since(clock.time_of_day()).unwrap_or_default();
-                    Due::At(now + wait)
+                    Due::At(now + wait.min(settings.retry.max))
                 }
                 (_, None) => Due::Now,
             };
@@ -373,7 +377,7 @@ impl Driver {
             replayed,
             retry_bytes: 0,
             reading: None,
-            spill: Spill::new(loaded.spilled, checkpoint),
+            spill: Spill::new(loaded.spilled, checkpoint, read.position),
             sink: Sink::Waiting { until: now },
             sink_reason: Some(Reason {
                 part: "sink".to_owned(),
@@ -386,6 +390,7 @@ impl Driver {
             others: OtherWriters::default(),
             skipping: Skipping::Nothing,
             acknowledged: loaded.checkpoint.map(|checkpoint| checkpoint.seq),
+            begins_elsewhere: false,
             established: false,
             guarantee: None,
             reconnecting: false,
@@ -498,8 +503,9 @@ impl Driver {
     fn wake(&self) -> Option<Instant> {
         let sink = match &self.sink {
             Sink::Waiting { until } => Some(*until),
-            // While a session ends, its acknowledgements are what is waited for.
-            Sink::Open(_) if self.reconnecting => None,
+            // While a session ends, its acknowledgements are what is waited for; and before one begins
+            // elsewhere, the store.
+            Sink::Open(_) if self.reconnecting || self.begins_elsewhere => None,
             Sink::Open(_) => self.outbox.due(),
             Sink::Opening(_) => None,
         };

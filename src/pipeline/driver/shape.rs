@@ -132,7 +132,11 @@ impl Driver {
 
     pub(super) fn on_done(&mut self, done: Done) {
         let first = self.next_job - self.jobs.len() as u64;
-        let index = usize::try_from(done.number - first).unwrap_or(usize::MAX);
+        let index = if mutation::broken(Rule::InOrder) {
+            self.jobs.iter().position(Option::is_none).unwrap_or_default()
+        } else {
+            usize::try_from(done.number - first).unwrap_or(usize::MAX)
+        };
         if let Some(slot) = self.jobs.get_mut(index) {
             *slot = Some(done);
         }

@@ -20,6 +20,7 @@ impl Driver {
     /// known now goes into the next checkpoint.
     pub(super) fn on_lost_records(&mut self, choice: LostRecords, landed: &HashMap<Position, u64>) {
         self.delivered = true;
+        self.begins_elsewhere = true;
         self.skipping = match (choice, landed.keys().max()) {
             (LostRecords::Resend, _) => Skipping::Nothing,
             (LostRecords::Skip, Some(newest)) => Skipping::To(*newest),

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use super::{Driver, Error, Pending, Sink};
 use crate::change::{Change, Lsn, Position};
 use crate::config::SpillAfter;
+use crate::mutation::{self, Rule};
 use crate::pipeline::ack::{AckTracker, EntryId, Progress};
 use crate::pipeline::control::Reason;
 use crate::pipeline::holds::Due;
@@ -47,22 +48,8 @@ pub struct Bounds {
     pub store_bytes_max: u64,
 }
 
-/// A chunk is written when it has so many changes or bytes, or as soon as the disk is free.
-const CHUNK_CHANGES_MAX: usize = 1024;
-const CHUNK_BYTES_MAX: u64 = 1024 * 1024;
-
-/// What may wait in memory to be spilled, and what may be in memory that came out of the spill.
-const PENDING_BYTES_MAX: u64 = 8 * 1024 * 1024;
-const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
-
 /// S2 is away only after so long: a new session takes a moment.
 const AWAY_MIN: Duration = Duration::from_secs(2);
-
-/// Once so little is left, the source pauses until it is through: a trickle would never end otherwise.
-const CLOSING_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Changes of a job for the workers, as a batch of the source has them.
-const JOB_CHANGES: usize = 256;
 
 /// From this share of a bound on, it is said.
 const NEAR: f64 = 0.8;
@@ -89,6 +76,8 @@ pub(super) struct Spill {
     read: u64,
     /// The last change that was read again.
     read_through: Position,
+    /// Everything up to here was read from the source, by this run while it spills or by an earlier one.
+    source_through: Position,
     delivered: AckTracker,
     /// The lowest number of a record that was acknowledged out of turn when spilling began.
     seq_floor: Option<u64>,
@@ -107,8 +96,12 @@ pub(super) struct Spill {
 }
 
 impl Spill {
-    /// Goes on with what an earlier run has left.
-    pub(super) fn new(chunks: Vec<Chunk>, checkpoint: Checkpoint) -> Self {
+    /// Goes on with what an earlier run has left, which had read everything up to `source_through`.
+    pub(super) fn new(
+        chunks: Vec<Chunk>,
+        checkpoint: Checkpoint,
+        source_through: Position,
+    ) -> Self {
         let last = chunks.last().map_or(0, |chunk| chunk.id);
         let first = chunks.first().map_or(last + 1, |chunk| chunk.id);
         let bytes = chunks.iter().map(|chunk| chunk.bytes).sum();
@@ -127,6 +120,7 @@ impl Spill {
             durable: last,
             read: first - 1,
             read_through: checkpoint.position,
+            source_through,
             delivered: AckTracker::new(Progress { position: checkpoint.position, lsn: Lsn(0) }),
             pending_bytes: 0,
             drain_bytes: 0,
@@ -136,11 +130,6 @@ impl Spill {
             reason: None,
             is_near: false,
         }
-    }
-
-    /// Everything up to here was read from the source and is on disk or settled.
-    pub(super) fn through(chunks: &[Chunk], checkpoint: Checkpoint) -> Position {
-        chunks.last().map_or(checkpoint.position, |chunk| chunk.last.max(checkpoint.position))
     }
 
     /// Nothing new is begun, so that what is in memory can be spilled.
@@ -187,17 +176,25 @@ pub(super) async fn spill_read(spill: &mut Spill) -> Read {
 impl Driver {
     /// Whether there is room for more from the source.
     pub(super) fn takes(&self) -> bool {
-        if self.draining.is_some() || self.spill.reason.is_some() {
+        if self.draining.is_some() {
             return false;
         }
+        let full = self.spill.reason.is_some();
         match self.spill.mode {
             Mode::Off => {
-                self.established && self.chain_stored && self.jobs.len() < self.workers.jobs_max()
+                // Messages of an earlier run wait until the source has read past them, and while they
+                // do, nothing makes room. What lies in between, that run had in memory.
+                (!full || self.holds.wait_for_source())
+                    && self.established
+                    && self.chain_stored
+                    && self.jobs.len() < self.workers.jobs_max()
             }
             Mode::Gathering => false,
+            Mode::On if full => false,
             Mode::On => {
-                let closing = self.drains() && self.spill.left_bytes < CLOSING_BYTES;
-                self.spill.pending_bytes < PENDING_BYTES_MAX && !closing
+                let portions = self.settings.portions;
+                let closing = self.drains() && self.spill.left_bytes < portions.closing_bytes;
+                self.spill.pending_bytes < portions.pending_bytes_max && !closing
             }
         }
     }
@@ -212,7 +209,7 @@ impl Driver {
     /// How far everything is in S2, in the store as a message, dropped or given up.
     pub(super) fn delivered_position(&self) -> Position {
         let read = self.tracker.progress().position;
-        if self.spill.chunks.is_empty() {
+        if self.spill.chunks.is_empty() || mutation::broken(Rule::CheckpointBehindSpill) {
             return read;
         }
         read.min(self.spill.delivered.progress().position)
@@ -243,7 +240,11 @@ impl Driver {
                 self.begin_to_spill(is_away);
             }
             // A checkpoint has passed all of it: nothing goes past what is spilled.
-            Mode::On if !is_away && self.spill.chunks.is_empty() && self.writing.is_none() => {
+            Mode::On
+                if !is_away
+                    && self.writing.is_none()
+                    && (self.spill.chunks.is_empty() || mutation::broken(Rule::BehindTheSpill)) =>
+            {
                 self.spill.mode = Mode::Off;
                 tracing::info!("what was spilled has been read again; the source goes on directly");
             }
@@ -266,9 +267,9 @@ impl Driver {
                 SpillAfter::Bytes(bytes) => {
                     let wal_end = self.source.status.borrow().wal_end;
                     let lag = wal_end.0.saturating_sub(self.saved.lsn.0);
-                    lag >= bytes && now >= since + AWAY_MIN
+                    lag >= bytes && now.saturating_duration_since(since) >= AWAY_MIN
                 }
-                SpillAfter::Time(time) => now >= since + time,
+                SpillAfter::Time(time) => now.saturating_duration_since(since) >= time,
             }
     }
 
@@ -279,12 +280,13 @@ impl Driver {
         self.may_spill()
             && match self.settings.bounds.spill_after {
                 SpillAfter::Bytes(bytes) => self.lag_bytes() >= bytes,
-                SpillAfter::Time(time) => now >= since + time,
+                SpillAfter::Time(time) => now.saturating_duration_since(since) >= time,
             }
     }
 
     /// Spills everything unsettled that is in memory. Nobody shapes or reads anything at this moment.
     fn begin_to_spill(&mut self, is_away: bool) {
+        self.spill.source_through = self.spill.source_through.max(self.holds.passed());
         let mut items = self.take_from_memory();
         items.sort_by_key(|item| item.change.position);
         self.spill.mode = Mode::On;
@@ -319,7 +321,9 @@ impl Driver {
         let taken = self.outbox.take_out(from_source, now).into_iter().map(|parcel| parcel.item);
         items.extend(taken);
         let Some(first) = items.iter().map(|item| item.change.position).min() else { return items };
-        self.holds.read_again_from(first);
+        if !mutation::broken(Rule::WaitForTheSpill) {
+            self.holds.read_again_from(first);
+        }
         let is_behind = |parcel: &Parcel| parcel.item.change.position > first;
         for Parcel { item, .. } in self.outbox.take_out(is_behind, now) {
             if let Origin::Store { id } = item.origin {
@@ -340,15 +344,27 @@ impl Driver {
             match item {
                 source::Item::Change(change) => {
                     self.counters.changes += 1;
+                    self.spill.source_through = change.position;
                     let entry = self.tracker.read(change.position);
                     let bytes = change.bytes();
                     self.effects.settled.push((Origin::Source { entry }, bytes));
                     self.spill_change(change, bytes);
                 }
                 source::Item::Commit { end_lsn: lsn } | source::Item::Idle { wal_end: lsn } => {
+                    let through = &mut self.spill.source_through;
+                    *through = Position::last_before(lsn).max(*through);
                     self.tracker.mark(lsn);
                 }
             }
+        }
+        self.pass_spilled();
+    }
+
+    /// Once all that is spilled has been read again, messages wait only for what the source has yet to
+    /// read.
+    fn pass_spilled(&mut self) {
+        if self.spill.read + 1 == self.spill.next_id {
+            self.holds.pass(self.spill.source_through);
         }
     }
 
@@ -364,11 +380,12 @@ impl Driver {
         self.spill.left_bytes += bytes;
         self.spill.bytes += bytes;
         self.spill.changes += 1;
+        let portions = self.settings.portions;
         // The last write, which has not begun, may have room.
         if let (Some(Write::Spill { changes, .. }), Some(chunk)) =
             (self.writes.last_mut(), self.spill.chunks.back_mut())
-            && changes.len() < CHUNK_CHANGES_MAX
-            && chunk.bytes + bytes <= CHUNK_BYTES_MAX
+            && changes.len() < portions.chunk_changes_max
+            && chunk.bytes + bytes <= portions.chunk_bytes_max
         {
             changes.push(change);
             *chunk = Chunk {
@@ -398,7 +415,7 @@ impl Driver {
         let through = self.spill.delivered.progress().position;
         let mut passed = None;
         while let Some(chunk) = self.spill.chunks.front()
-            && chunk.last <= through
+            && (chunk.last <= through || mutation::broken(Rule::KeepTheSpill))
             && chunk.id <= self.spill.read
         {
             passed = Some(chunk.id);
@@ -418,7 +435,7 @@ impl Driver {
         if spill.reading.is_some()
             || waits
             || spill.read >= spill.durable
-            || spill.drain_bytes >= DRAIN_BYTES_MAX
+            || spill.drain_bytes >= self.settings.portions.drain_bytes_max
             || self.draining.is_some()
             || !self.drains()
             || self.jobs.len() >= self.workers.jobs_max()
@@ -454,7 +471,8 @@ impl Driver {
         self.spill.left_bytes = self.spill.left_bytes.saturating_sub(bytes);
         // Of the first chunk after a restart, the checkpoint may have passed a part.
         let settled = self.spill.delivered.progress().position;
-        let mut items = Vec::with_capacity(JOB_CHANGES);
+        let job_changes = self.settings.portions.job_changes;
+        let mut items = Vec::with_capacity(job_changes);
         for change in changes.into_iter().filter(|change| change.position > settled) {
             let position = change.position;
             self.spill.read_through = position;
@@ -467,7 +485,7 @@ impl Driver {
             }
             self.spill.drain_bytes += change.bytes();
             items.push(Item { change, origin: Origin::Spilled { entry } });
-            if items.len() == JOB_CHANGES {
+            if items.len() == job_changes {
                 self.dispatch(std::mem::take(&mut items))?;
             }
         }
@@ -475,6 +493,7 @@ impl Driver {
             let through = self.spill.read_through;
             self.replayed.retain(|position, _| *position > through);
         }
+        self.pass_spilled();
         self.dispatch(items)
     }
 
@@ -484,7 +503,7 @@ impl Driver {
         &mut self,
         landed: &std::collections::HashMap<Position, u64>,
     ) {
-        if self.spill.mode != Mode::On {
+        if self.spill.mode != Mode::On || mutation::broken(Rule::FindWhatWasSpilled) {
             return;
         }
         self.forget_landed(landed);
@@ -508,7 +527,10 @@ impl Driver {
                     bounds.store_bytes_max
                 ),
             })
-        } else if self.spill.mode == Mode::On && spilled >= bounds.spill_bytes_max {
+        } else if self.spill.mode == Mode::On
+            && spilled >= bounds.spill_bytes_max
+            && !mutation::broken(Rule::SpillBound)
+        {
             Some(Reason {
                 part: "store".to_owned(),
                 code: "spill_full".to_owned(),

@@ -1,0 +1,127 @@
+//! What the store holds, told by the transactions that it carried out, and whether a restart from it
+//! would lose or repeat anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::workload::Workload;
+use super::world::Landed;
+use crate::change::Position;
+use crate::store::{Checkpoint, Write};
+
+#[derive(Default)]
+pub(super) struct Mirror {
+    pub(super) messages: BTreeMap<u64, Position>,
+    /// Chunks of spilled changes, with their bytes.
+    pub(super) spilled: BTreeMap<u64, Vec<(Position, usize)>>,
+    pub(super) checkpoint: Checkpoint,
+    /// Every message that ever was in it.
+    pub(super) ever: BTreeSet<Position>,
+    /// Given up: how long the history of the stream was then, and by which process.
+    pub(super) given_up: BTreeMap<Position, (usize, u64)>,
+}
+
+impl Mirror {
+    /// Carries a transaction out. Says what it did.
+    pub(super) fn carry_out(&mut self, writes: &[Write], now: (usize, u64)) -> String {
+        let mut text = String::new();
+        for write in writes {
+            match write {
+                Write::Insert { id, change, .. } => {
+                    self.messages.insert(*id, change.position);
+                    self.ever.insert(change.position);
+                    text += &format!(" +{id}@{}", change.position);
+                }
+                Write::Remove { id } => {
+                    self.messages.remove(id);
+                    text += &format!(" -{id}");
+                }
+                Write::Acknowledge { id } => {
+                    if let Some(position) = self.messages.remove(id) {
+                        self.given_up.insert(position, now);
+                    }
+                    text += &format!(" given up {id}");
+                }
+                Write::Checkpoint(checkpoint) => {
+                    self.checkpoint = *checkpoint;
+                    text += &format!(
+                        " checkpoint {} seq {} confirm {}",
+                        checkpoint.position, checkpoint.seq, checkpoint.confirm.0
+                    );
+                }
+                Write::Spill { id, changes } => {
+                    let spilled = changes.iter().map(|change| (change.position, change.bytes()));
+                    self.spilled.insert(*id, spilled.collect());
+                    text += &format!(" spilled {id}: {}", changes.len());
+                }
+                Write::Unspill { through } => {
+                    self.spilled.retain(|id, _| id > through);
+                    text += &format!(" unspilled {through}");
+                }
+                Write::Failed { id, .. } => text += &format!(" failed {id}"),
+                Write::Chain { .. } | Write::SourceIdentity { .. } => {}
+            }
+        }
+        text
+    }
+
+    fn spilled_positions(&self) -> impl Iterator<Item = Position> {
+        self.spilled.values().flatten().map(|(position, _)| *position)
+    }
+
+    pub(super) fn spilled_bytes(&self) -> usize {
+        self.spilled.values().flatten().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Whether a change is in it, as a message or spilled.
+    pub(super) fn holds(&self, position: Position) -> bool {
+        self.messages.values().any(|held| *held == position)
+            || self.spilled_positions().any(|spilled| spilled == position)
+    }
+
+    /// What a restart from here would lose, or would send though the stream has it.
+    pub(super) fn unaccounted(
+        &self,
+        workload: &Workload,
+        history: &[Landed],
+        dropped: &BTreeSet<Position>,
+        excused: &BTreeSet<Position>,
+    ) -> Option<String> {
+        let Checkpoint { position: through, seq, .. } = self.checkpoint;
+        // Of the first chunk, a restart leaves out what the checkpoint has passed.
+        let spilled = self.spilled_positions().filter(|position| *position > through);
+        let in_store: BTreeSet<Position> = self.messages.values().copied().chain(spilled).collect();
+        // What the source leaves out from now on.
+        let read = self.spilled_positions().max().unwrap_or_default().max(through);
+        let landed: BTreeSet<Position> =
+            history.iter().map(|landed| landed.ours.position).collect();
+        for planned in workload.changes() {
+            let position = planned.change.position;
+            if position > read {
+                break;
+            }
+            let accounted = in_store.contains(&position)
+                || landed.contains(&position)
+                || dropped.contains(&position)
+                || excused.contains(&position)
+                || self.given_up.contains_key(&position);
+            if !accounted {
+                return Some(format!(
+                    "{position} is neither in the stream nor in the store, and would never be read \
+                     again"
+                ));
+            }
+        }
+        // What of it was given up is known by its mark.
+        let sent_again = |landed: &&Landed| {
+            let position = landed.ours.position;
+            let settled = position <= read && !in_store.contains(&position);
+            !settled && !self.given_up.contains_key(&position)
+        };
+        let mut readable = history.iter().filter(|landed| !landed.lost);
+        let unread = readable.find(|landed| landed.ours.seq < seq && sent_again(landed))?;
+        Some(format!(
+            "{} is in the stream as {}, a restart would read from {seq}, and send it again",
+            unread.ours.position, unread.ours.seq
+        ))
+    }
+}
