@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
+//! | `exactly_once` | why each change is in S2 once and in order: the whole argument |
 //! | `driver` | the one task that owns a running pipeline |
 //! | `workers` | the threads that run the transforms, and the size gate behind them |
 //! | `outbox`, `link` | what is on its way to S2, and the line there |
@@ -20,6 +21,7 @@ pub mod ack;
 pub mod budget;
 pub mod control;
 pub mod driver;
+pub mod exactly_once;
 pub mod grants;
 pub mod group;
 pub mod holds;

@@ -1,0 +1,155 @@
+//! Why each change is in S2 exactly once, in order, whatever dies and whenever: the argument as a whole.
+//!
+//! The modules that take part say what they do; this one says why that is enough. It contains no code.
+//! After each step stands who puts it to the test: a rule in `mutation.rs` that a test build
+//! breaks and that the simulation (`src/simulation`) then has to find out, and a case on real processes
+//! under `tests/it`.
+//!
+//! # What is taken for granted
+//!
+//! *S2.* A batch lands as a whole or not at all, in the order of its session, and nothing behind the
+//! first that failed. An acknowledgement comes after the batch is durable. A batch with a fencing token
+//! that is not the stream's, or a number that is not the next one, does not land. Once a fence has
+//! landed, nothing with an older token lands behind it. What has landed is read back by its number, until
+//! it is trimmed or expires. Nothing else is believed: not that an answer comes, nor when, nor that an
+//! error means that nothing has landed.
+//!
+//! *Postgres.* A slot gives committed transactions in the order of their commits, each change with the
+//! same [`Position`](crate::change::Position) each time that it is read, and everything behind what was
+//! last confirmed. It may forget a confirmation in a crash of its own, and then gives more again. It
+//! forgets nothing that was not confirmed; if an operator makes it, by a slot made anew or moved, that is
+//! noticed at the connection and refused.
+//!
+//! *SQLite.* A transaction is on disk as a whole before it is answered, and found again after a loss of
+//! power, or the damage is noticed at the start. One process at a time is the owner: another can only
+//! write after it has become the owner, and the earlier one then not any more.
+//!
+//! *The transforms* may make anything of a change, another thing each time. They cannot touch the headers
+//! that make a record's identity, and nothing below rests on what they make.
+//!
+//! # The state
+//!
+//! Three things survive a crash: what is in the stream, what is in the store, and how far the slot is.
+//! Every change is, at every moment, in at least one of these places: *unconfirmed* in the slot, in the
+//! store as a *message* (failed, or behind a failed one) or *spilled*, or *landed* in the stream. Or it
+//! is settled without a place: dropped by a transform, or given up by an operator.
+//!
+//! The checkpoint in the store ties them together: `position`, `seq` and `confirm`. The invariants:
+//!
+//! 1. Every change at or below `position` is landed, a message, dropped or given up.
+//! 2. Every change of a transaction that ended at or before `confirm` is that, or spilled.
+//! 3. Every record whose change is above `position`, or still in the store, has a number of `seq` or
+//!    above.
+//! 4. The slot was never told more than the `confirm` of a checkpoint that is on disk.
+//!
+//! Each transaction of the store keeps them by itself, since what makes a change leave one place is in
+//! the same transaction as the checkpoint that says so: a message leaves with the checkpoint whose `seq`
+//! is behind its record; a chunk of spilled changes leaves with the checkpoint whose `position` has
+//! passed it; a change that goes into the store counts as settled once that is written.
+//! (`ConfirmBehindCheckpoint`, `CheckpointNumber`, `RemoveWithCheckpoint`, `StoreWithCheckpoint`,
+//! `CheckpointBehindSpill`, `KeepTheSpill`; the simulation also looks at each transaction for what a
+//! restart from just there would lose or repeat.)
+//!
+//! # Nothing is lost
+//!
+//! By 4 and 2, what the slot has forgotten is landed, stored, spilled, dropped or given up. A restart reads
+//! the rest of the slot again, leaves out what is at or below `position`, spilled or before `confirm`,
+//! and sends what is left. Messages are tried until S2 has them, a transform drops them, or an operator
+//! gives them up, who is asked by name. A disk that is full refuses a transaction as a whole; it is
+//! written again, before anything newer (`WriteAgain`; `spill::a_full_disk_is_said_and_outlasted`).
+//!
+//! # Nothing comes twice
+//!
+//! Before a session sends anything, [`link`](super::link) makes certain what has landed:
+//!
+//! - It draws a token that was never used, writes it down, and fences the stream with it, guarded by this
+//!   store's earlier tokens. From the moment at which the fence lands, nothing of any earlier session can
+//!   land any more, however long it was under way (`Fence`, `FreshToken`).
+//! - It reads the stream from `seq` up to the fence. By 3, whatever is there and would be sent again is
+//!   found, by the position in its header (`ReadTheEnd`, `SkipReplayed`).
+//! - It sends with its token, and each batch with the number that it must get. The number guards against a
+//!   proxy that plays a request twice; where others append all the time it is left out, because a batch
+//!   with this token was sent on this session, in its order.
+//!
+//! After *any* failure the session is given up and this begins anew, so that no error has to be trusted
+//! about whether something landed. What was on its way goes to the front of the queue again unless it was
+//! found (`FrontOfQueue`).
+//!
+//! A change that was given up leaves a mark with its position until the checkpoint has passed it; without
+//! it, a restart would read the change again and send it (`Tombstone`).
+//!
+//! Parts of one change travel in one batch, and land together or not at all; so finding one is finding
+//! all.
+//!
+//! # Nothing is out of order
+//!
+//! The order is kept in three places. The [driver](super::driver) takes what the workers made in the order
+//! of the source (`InOrder`), and decides there what is held. The [outbox](super::outbox) is a queue, and
+//! a session an ordered pipe. The [store](super::holds) holds what stands behind a message of its group:
+//!
+//! - A change whose group has an unsent message in the store goes there too (`HoldTheGroup`), and what S2
+//!   refuses takes along what stood behind it in the queue (`HoldInTurn`).
+//! - A change of the key belongs to both groups (`BothGroups`; `story::a_key_that_changes_…`). A truncate
+//!   waits for its table and holds it (`HoldTheTable`), and so does a change that meets its table under
+//!   another grouping (`BarrierBetweenGroupings`; `groups::order_holds_while_the_grouping_changes`).
+//! - Once a message is sent, what follows takes the same queue, behind it.
+//! - A message that stands behind changes which were read and had not reached S2 waits until these have
+//!   been read again: from the slot after a restart (`WaitForTheSource`), or from the spill
+//!   (`WaitForTheSpill`; `spill::a_parked_row_that_is_let_through_…`).
+//!
+//! # Moment by moment
+//!
+//! | the process dies | what a restart finds |
+//! | --- | --- |
+//! | with a change read, before anything of it was sent | it is unconfirmed, and read again |
+//! | with a batch under way, which lands or not | the fence decides which; if it landed, it is read back before anything is sent |
+//! | after the acknowledgement, before the checkpoint | the record is at `seq` or above: found, and left out |
+//! | after the checkpoint, before Postgres was told | the source gives it again; it is at or below `position` |
+//! | after a message was sent, before it left the store | its record is at `seq` or above: found, and the message leaves |
+//! | after a message was parked in memory, before that was written | it is unconfirmed, is read again, and fails again or not |
+//! | after a token was drawn, before, while or after its fence landed | it is among the store's tokens, all of which are tried as the guard |
+//! | while changes are spilled | what is on disk is left out by the source, the rest is unconfirmed; what had been sent before is found at the restart, and left out when it comes out of the spill (`FindWhatWasSpilled`) |
+//! | while the spill is read again | the checkpoint says how far it has got; a chunk that it passes in part is read, and its first changes left out |
+//! | while an operator gives a message up | it is still there, or its mark is |
+//! | while a chain changes | its number is in the store before a record carries it, so that no record is made by two |
+//!
+//! On real processes: `restart`, `spill::what_is_spilled_survives_a_kill_at_any_moment`, and `torture`.
+//!
+//! # Others
+//!
+//! *Another writer without a token* cannot be kept out, and does no harm: it shifts numbers, which a batch
+//! of ours notices or does not need (above); its records are not ours by their headers
+//! (`takeover::a_busy_foreign_writer_does_no_harm`).
+//!
+//! *Another Sluicebox* has another token. It finds ours, is refused unless an operator granted it
+//! ([`grants`](super::grants)), and a process whose token is no longer the stream's stops for good
+//! (`StandDown`). Two of them never fence each other out in turn.
+//!
+//! *A zombie*, a process that stood still while another took its store and its stream over, finds its
+//! token fenced out at S2, another owner in the store, and its connection to Postgres ended
+//! (`OneOwner`; `takeover::a_frozen_process_is_taken_over_…`).
+//!
+//! *A lost store* takes with it what was parked and where to read from. A stream with another store's token
+//! is refused until an operator says that it is given up (`takeover::a_lost_store_…`). *A copy of the
+//! store* draws tokens that the original does not know, and each refuses the other's
+//! (`takeover::a_copy_of_the_store_…`).
+//!
+//! *A stream that was trimmed, has expired or was made anew* beyond `seq` cannot tell what had landed.
+//! Nothing is sent; an operator chooses between some changes twice and some perhaps not at all. From
+//! where the stream is read from then on is in the store before anything is sent
+//! (`takeover::a_stream_that_was_trimmed_…`, `…_made_anew_…`). A stream that was made
+//! anew and has grown beyond `seq` by others' records, before we looked, cannot be told from the old one;
+//! what is missing from it went into the stream that was deleted.
+//!
+//! # What is not promised
+//!
+//! With a token that may not fence, read or check the tail, less holds; which is said at the start
+//! ([`Guarantee`](crate::sink::Guarantee)). A change that a transform dropped, and that is read again after
+//! a crash, is decided anew by the chain of that time.
+//!
+//! # And it goes on
+//!
+//! When what fails is mended, everything gets through: what S2 or the disk refuses is tried for ever, what
+//! is read is bounded by memory that is given back (`GiveBack`), and where the store is full, what its
+//! messages wait for is read all the same. The simulation ends each run without faults
+//! and wants all that does not fail to be through, then mends the rest and wants it to be empty.
