@@ -37,14 +37,15 @@ bench: setup
 bench-peers: setup
 	cd benches/peers && cargo run --locked --release
 
-# Feeds bytes to the loader, to what a guest may answer, or to the decoder, until Ctrl-C: TARGET=loader,
-# answers or decode. What it finds goes to fuzz/target/corpus; the small ones in fuzz/corpus are
-# replayed by the ordinary tests.
+# Feeds bytes to the loader, to what a guest may answer, or to the decoder, until Ctrl-C or for so long:
+# TARGET=loader, answers or decode, ARGS=-max_total_time=300. The first build takes a quarter of an hour,
+# in fuzz/target. What it finds goes to fuzz/target/corpus; the small ones in fuzz/corpus are replayed
+# by the ordinary tests.
 TARGET ?= answers
 fuzz: setup
-	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	@.ci/setup fuzz
 	mkdir -p fuzz/target/corpus/$(TARGET)
-	RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(TARGET) fuzz/target/corpus/$(TARGET) fuzz/corpus/$(TARGET) -- $(ARGS)
+	cargo fuzz run --sanitizer none $(TARGET) fuzz/target/corpus/$(TARGET) fuzz/corpus/$(TARGET) -- $(ARGS)
 
 fmt:
 	cargo fmt

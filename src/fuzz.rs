@@ -75,6 +75,8 @@ fn table(relation: &crate::decode::Relation) -> crate::change::Table {
 mod tests {
     use std::path::Path;
 
+    use crate::transform::Workbench;
+
     /// Everything that is in `fuzz/corpus` of that name, which must be something.
     fn replay(name: &str, target: fn(&[u8])) {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
@@ -91,6 +93,13 @@ mod tests {
     #[test]
     fn the_loader_s_corpus() {
         replay("loader", super::loader);
+        // From what loads, a fuzzer comes further than from what is refused at once.
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/loader");
+        let workbench = Workbench::new(None).unwrap();
+        for name in ["valid-component", "valid-module"] {
+            let inspection = workbench.inspect(&std::fs::read(dir.join(name)).unwrap());
+            assert!(inspection.loads, "{name}: {:?}", inspection.reason);
+        }
     }
 
     #[test]
