@@ -99,6 +99,7 @@ pub async fn start(
         generation: loaded.generation,
         digest: loaded.chain_digest.clone(),
         vet: Some(Arc::new(Vetting::new(store.clone(), sample.clone(), envelope))),
+        compile_apart: true,
     })?);
     let runners = (0..config.transforms.workers.max(1)).map(|_| host.runner()).collect();
     let (workers, finished) =

@@ -19,6 +19,7 @@ mod tail;
 mod transforms;
 mod verify;
 
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -76,6 +77,9 @@ enum Command {
     Verify(verify::Arguments),
     /// Run the embedded S2 server on its own, for development.
     S2(s2::Arguments),
+    /// Compile the component on stdin for the process that started this one.
+    #[command(name = transform::COMPILE_COMMAND, hide = true)]
+    CompileModule,
 }
 
 /// Wrong usage that clap cannot see.
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match &command {
+        Command::CompileModule => return compile_module(),
         // It tells its story on stderr, and logs into its own folder.
         Command::Demo(_) => {}
         Command::Run(_) | Command::S2(_) => logging::start(global.log_format, "info")?,
@@ -116,8 +121,25 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Check(arguments) => Box::pin(check::run(&global, arguments)).await,
             Command::Messages(command) => Box::pin(messages::run(&global, command)).await,
             Command::Transforms(command) => Box::pin(transforms::run(&global, command)).await,
+            Command::CompileModule => unreachable!("it needs none of this, and was done before"),
         }
     })
+}
+
+/// Bytes in, code out, and no words but those of the compiler.
+fn compile_module() -> anyhow::Result<ExitCode> {
+    let mut component = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut component)?;
+    match transform::compile_for_parent(&component) {
+        Ok(code) => {
+            std::io::stdout().lock().write_all(&code)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(reason) => {
+            output::to_stderr(&reason);
+            Ok(ExitCode::from(EXIT_NO))
+        }
+    }
 }
 
 /// Prints the chain and picks the exit code.

@@ -123,7 +123,7 @@ fn render_help(command: clap::Command, parents: &str, help: &mut String) {
     let rendered = command.render_help().to_string();
     help.push_str(&format!("$ {name} --help\n{rendered}\n"));
     for child in command.get_subcommands() {
-        if child.get_name() != "help" {
+        if child.get_name() != "help" && !child.is_hide_set() {
             render_help(child.clone(), &format!("{name} "), help);
         }
     }

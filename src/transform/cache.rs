@@ -163,8 +163,8 @@ fn remove(path: &Path) {
     reason = "compiled code cannot be checked, only where it comes from: the caller has verified \
               that this process's user wrote these bytes"
 )]
-fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
-    // SAFETY: the bytes carry an HMAC under a key that only this user can read, and they are what
-    // `Component::serialize` gave; wasmtime itself refuses those of another version or machine.
+pub(super) fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: the bytes are what `Component::serialize` gave: they carry an HMAC under a key that only
+    // this user can read, or come from this very program by a pipe; wasmtime itself refuses those of another version or machine.
     unsafe { Component::deserialize(engine, code) }
 }

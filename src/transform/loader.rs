@@ -12,10 +12,10 @@ use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
 use wasmparser::{Encoding, Parser, Payload, Validator};
-use wasmtime::component::Component;
 
 use super::bindings::{TransformPre, VERSION};
 use super::cache::Cache;
+use super::compiler::Compiler;
 use super::engine::Engine;
 use super::state::GuestState;
 use super::{hex, schema, wasi};
@@ -146,6 +146,20 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
 ///
 /// For everything that is not a module built for this interface.
 pub(crate) fn load(engine: &Engine, bytes: &[u8], cache: Option<&Cache>) -> Result<Module, Error> {
+    load_by(&Compiler::Here, engine, bytes, cache)
+}
+
+/// The same by a compiler of one's choice.
+///
+/// # Errors
+///
+/// As [`load`].
+pub(crate) fn load_by(
+    compiler: &Compiler,
+    engine: &Engine,
+    bytes: &[u8],
+    cache: Option<&Cache>,
+) -> Result<Module, Error> {
     let encoded;
     let component = match examine(bytes)? {
         Kind::Component => bytes,
@@ -161,8 +175,7 @@ pub(crate) fn load(engine: &Engine, bytes: &[u8], cache: Option<&Cache>) -> Resu
     let component = match cached {
         Some(component) => component,
         None => {
-            let component = Component::from_binary(engine.wasm(), component)
-                .map_err(|error| Error::Compile { reason: chain(&error) })?;
+            let component = compiler.compile(engine, component)?;
             if let Some(cache) = cache {
                 cache.put(engine.wasm(), &digest, &component);
             }

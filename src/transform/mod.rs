@@ -22,6 +22,7 @@ mod bindings;
 mod breaches;
 mod cache;
 mod chain;
+mod compiler;
 mod edits;
 mod engine;
 mod folder;
@@ -49,6 +50,7 @@ mod tests;
 
 pub use answers::fuzz_answers;
 pub use chain::Chain;
+pub(crate) use compiler::{COMMAND as COMPILE_COMMAND, compile_for_parent};
 pub use health::{Health, Tally};
 pub use inspect::Inspection;
 pub use instance::Class;

@@ -209,6 +209,12 @@ impl LogQuota {
         *written = written.saturating_add(1);
         (*written <= max, left_out)
     }
+
+    /// How many lines there were in this second.
+    #[cfg(test)]
+    pub(super) fn written(&self) -> u32 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
 }
 
 impl Logs {

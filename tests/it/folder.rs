@@ -496,6 +496,15 @@ async fn what_is_no_file_takes_nothing_out_of_the_chain() {
         .await;
     }
 
+    // A large function is compiled by a process of its own, and no different for that.
+    let nops = "nop ".repeat(100_000);
+    let memory = "(memory (export";
+    let large = guest::chaos_text().replacen(memory, &format!("(func {nops}) {memory}"), 1);
+    assert!(large.len() > nops.len());
+    world.drop_in("90-large.wasm", &guest::core_module(&large, &guest::interface_text()));
+    entry(&world, "90-large.wasm", "live").await;
+    still_strips(&mut running).await;
+
     // What the process keeps for itself is cleared away; it goes on, and makes it anew.
     fs::remove_dir_all(world.path("state/compiled-transforms")).unwrap();
     fs::remove_dir_all(world.path("state/last-good-transforms")).unwrap();

@@ -33,6 +33,7 @@ impl World {
             generation: self.last.0,
             digest: self.last.1.clone(),
             vet: self.vet.clone(),
+            compile_apart: false,
         })?;
         self.last = (host.chain().borrow().generation, Some(host.chain().borrow().digest().into()));
         self.host = Some(host);

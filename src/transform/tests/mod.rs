@@ -6,6 +6,7 @@ mod frozen;
 #[path = "../../../tests/it/support/guest.rs"]
 #[expect(dead_code, reason = "the integration tests use the rest")]
 mod guest;
+mod hostile;
 mod limits;
 mod loading;
 mod rules;

@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use super::cache::Cache;
 use super::chain::{Chain, Transform};
+use super::compiler::Compiler;
 use super::engine::Engine;
 use super::folder::{self, Seen};
 use super::health::Tally;
@@ -45,6 +46,8 @@ use reporter::Reporter;
 use settle::{SETTLE, Settler};
 use view::{View, live_view};
 use workshop::{Lanes, Made, Unusable, Workshop};
+
+pub(crate) use workshop::beside_the_traffic;
 
 pub use view::{TransformList, TransformState, TransformView};
 
@@ -71,6 +74,9 @@ pub struct HostSettings {
     /// Tries what is about to go live on the messages that there are; without it, everything that
     /// loads goes live.
     pub vet: Option<Arc<dyn Vet>>,
+    /// Whether modules that may keep a compiler busy are compiled by this program in a process of its
+    /// own, with limits. Not where the program is another one, such as a test.
+    pub compile_apart: bool,
 }
 
 /// Why a host could not be started.
@@ -122,7 +128,9 @@ impl Host {
         let view = Arc::new(Mutex::new(View::default()));
         let (publisher, chain) = watch::channel(Arc::new(Chain::empty(settings.generation)));
         let (wake, woken) = mpsc::channel();
-        let workshop = Workshop { engine: Arc::clone(&engine), cache, dir: settings.dir };
+        let compiler = if settings.compile_apart { Compiler::apart() } else { Compiler::Here };
+        let engine_too = Arc::clone(&engine);
+        let workshop = Workshop { engine: engine_too, cache, compiler, dir: settings.dir };
         let mut watcher = Watcher {
             workshop: Arc::new(workshop),
             lanes: Lanes::start().map_err(Error::Thread)?,

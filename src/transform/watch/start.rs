@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use super::super::chain::{Chain, Transform};
 use super::super::folder::{self, Look, Seen};
-use super::super::loader::Module;
+use super::super::loader::{self, Module};
 use super::super::settings::Judgement;
 use super::super::vet::{Comparison, Vet};
 use super::promote::{Change, Changes, digest_of, judged};
 use super::settle::{SETTLE, UNFINISHED};
-use super::workshop::Unusable;
 use super::{Error, Watcher};
 
 /// How often a folder is looked at that somebody is copying files into.
@@ -24,21 +23,15 @@ impl Watcher {
         let mut changes = Changes::new();
         let mut before: BTreeMap<String, Arc<Transform>> = BTreeMap::new();
         for (file, seen) in &look.modules {
+            if self.was_rejected_before(file) {
+                continue;
+            }
             self.settler.note_handled(file, seen.clone());
             let made = match self.workshop.make_file(file, &self.known()) {
                 Ok(made) => made,
                 Err(refusal) => {
                     let Some(good) = self.load_last_good(file) else {
-                        if self.was_refused_before(file, &refusal) {
-                            tracing::warn!(
-                                file,
-                                "rejected a transform, as before the restart: {}",
-                                refusal.reason
-                            );
-                            self.note_unusable(file, refusal);
-                        } else {
-                            unusable.push(format!("`{file}`: {}", refusal.reason));
-                        }
+                        unusable.push(format!("`{file}`: {}", refusal.reason));
                         continue;
                     };
                     tracing::warn!(
@@ -115,12 +108,15 @@ impl Watcher {
         Ok(())
     }
 
-    /// Whether the last run rejected this very file and ran without it. To go on like that hides nothing
-    /// that was not hidden before; a restart in the night is no time to ask for a hand.
-    fn was_refused_before(&self, file: &str, refusal: &Unusable) -> bool {
+    /// Whether the last run rejected this very module, because it does not load, and ran without. To go on
+    /// like that hides nothing that was not hidden before, and a restart in the night is no time to ask
+    /// for a hand. It is looked at again once everything runs: it may have taken minutes to reject it.
+    fn was_rejected_before(&self, file: &str) -> bool {
         let was_live = self.last_good.files().any(|live| live == file);
-        let refused = self.refusals.get(file);
-        !was_live && refused.is_some_and(|refused| refused.is_unusable(&refusal.digest))
+        let Some(refused) = self.refusals.get(file).filter(|_| !was_live) else { return false };
+        let content = folder::read(self.dir(), file);
+        let digest = content.map(|content| loader::digest(&content.module)).unwrap_or_default();
+        refused.is_unusable(&digest)
     }
 
     /// Somebody may be copying files into the folder at this moment.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use super::super::cache::Cache;
 use super::super::chain::{Counters, Transform};
+use super::super::compiler::Compiler;
 use super::super::engine::Engine;
 use super::super::folder::{self, Content, Seen};
 use super::super::instance::Instance;
@@ -26,6 +27,7 @@ const NICE: i32 = 10;
 pub(super) struct Workshop {
     pub(super) engine: Arc<Engine>,
     pub(super) cache: Cache,
+    pub(super) compiler: Compiler,
     pub(super) dir: PathBuf,
 }
 
@@ -120,22 +122,27 @@ impl Workshop {
     /// Compiles on half of the processors, so that the traffic has the others; large modules at low
     /// priority as well.
     fn compile(&self, bytes: &[u8]) -> Result<Module, loader::Error> {
-        let compile = || loader::load(&self.engine, bytes, Some(&self.cache));
+        let Self { engine, cache, compiler, .. } = self;
         let is_large = bytes.len() as u64 >= LARGE_BYTES;
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .thread_name(|_| "transform-compile".into())
-            .num_threads((processors / 2).max(1))
-            .start_handler(move |_| {
-                if is_large {
-                    be_polite();
-                }
-            })
-            .build();
-        match pool {
-            Ok(pool) => pool.install(compile),
-            Err(_) => compile(),
-        }
+        beside_the_traffic(is_large, || loader::load_by(compiler, engine, bytes, Some(cache)))
+    }
+}
+
+/// Compiles on half of the processors, and at low priority where that is asked for.
+pub(crate) fn beside_the_traffic<T: Send>(politely: bool, compile: impl FnOnce() -> T + Send) -> T {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .thread_name(|_| "transform-compile".into())
+        .num_threads((processors / 2).max(1))
+        .start_handler(move |_| {
+            if politely {
+                be_polite();
+            }
+        })
+        .build();
+    match pool {
+        Ok(pool) => pool.install(compile),
+        Err(_) => compile(),
     }
 }
 

@@ -1,0 +1,215 @@
+//! Compiling in a process of its own, for modules that may keep a compiler busy.
+//!
+//! What a compiler takes for a function grows faster than the function: half a megabyte of nested loops
+//! takes minutes and gigabytes, and nobody can stop a compiler inside of this process, or keep it from
+//! taking the process along where it runs out of stack or memory. In a process of its own it has limits.
+//! Modules of many small functions, which are nearly all of them, are compiled here.
+
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use wasmparser::{Parser, Payload};
+use wasmtime::component::Component;
+
+use super::engine::Engine;
+use super::loader::{Error, chain};
+
+/// The hidden command of this program that compiles what is on its standard input.
+pub(crate) const COMMAND: &str = "compile-module";
+
+/// From these sizes on, a module is compiled apart: a function as large as this takes a second at the
+/// worst, and all that fit into a file of the other size a few.
+const FUNCTION_BYTES: usize = 64 * 1024;
+const MODULE_BYTES: usize = 1024 * 1024;
+
+/// How long compiling may take. JavaScript and Python take half a minute of two busy processors.
+const TIME_MAX: Duration = Duration::from_secs(300);
+
+/// How much memory it may take, in bytes. JavaScript and Python take 400 MiB.
+const MEMORY_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+
+/// How much of what the other process says is read.
+const SAID_BYTES_MAX: u64 = 16 * 1024;
+
+/// Who compiles.
+#[derive(Clone, Debug)]
+pub(crate) enum Compiler {
+    /// This process, whatever it takes.
+    Here,
+    /// This program in another process, where the module asks for it.
+    Apart(PathBuf),
+}
+
+impl Compiler {
+    /// With this very program, also where its file was replaced meanwhile.
+    pub(crate) fn apart() -> Self {
+        let itself = PathBuf::from("/proc/self/exe");
+        let itself = if itself.exists() { Some(itself) } else { std::env::current_exe().ok() };
+        itself.map_or(Self::Here, Self::Apart)
+    }
+
+    /// Compiles a component that was validated before.
+    pub(super) fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Component, Error> {
+        let failed = |error: wasmtime::Error| Error::Compile { reason: chain(&error) };
+        match self {
+            Self::Apart(program) if is_demanding(component) => {
+                let mut command = Command::new(program);
+                command.arg(COMMAND).env_clear();
+                let code = compile_apart(command, component, TIME_MAX)
+                    .map_err(|reason| Error::Compile { reason })?;
+                super::cache::deserialize(engine.wasm(), &code).map_err(failed)
+            }
+            Self::Here | Self::Apart(_) => {
+                Component::from_binary(engine.wasm(), component).map_err(failed)
+            }
+        }
+    }
+}
+
+pub(super) fn is_demanding(component: &[u8]) -> bool {
+    component.len() >= MODULE_BYTES || largest_function(component) >= FUNCTION_BYTES
+}
+
+/// The size of a component's largest function, in bytes.
+fn largest_function(component: &[u8]) -> usize {
+    let payloads = Parser::new(0).parse_all(component).map_while(Result::ok);
+    let bytes = payloads.filter_map(|payload| {
+        let Payload::CodeSectionEntry(body) = payload else { return None };
+        Some(body.range().len())
+    });
+    bytes.max().unwrap_or(0)
+}
+
+/// What a process of its own makes of a component, or why it does not.
+fn compile_apart(
+    mut command: Command,
+    component: &[u8],
+    time_max: Duration,
+) -> Result<Vec<u8>, String> {
+    let failed = |error: std::io::Error| format!("no process could be started for it: {error}");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (Some(mut input), Some(mut output), Some(said)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        unreachable!("all three were asked for")
+    };
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // A process that has ended reads no more, and says why itself.
+            input.write_all(component).ok();
+        });
+        let code = scope.spawn(move || {
+            let mut code = Vec::new();
+            output.read_to_end(&mut code).map(|_| code)
+        });
+        let said = scope.spawn(move || {
+            let mut text = Vec::new();
+            said.take(SAID_BYTES_MAX).read_to_end(&mut text).ok();
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let started = Instant::now();
+        let status = loop {
+            match child.try_wait().map_err(failed)? {
+                Some(status) => break Some(status),
+                None if started.elapsed() >= time_max => break None,
+                None => thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        if status.is_none() {
+            // An error: it has ended in this moment.
+            child.kill().ok();
+            child.wait().ok();
+        }
+        let (code, said) = (code.join(), said.join());
+        let largest = largest_function(component);
+        let mend = format!(
+            "its largest function has {largest} bytes; build it with smaller ones, such as with \
+             optimisation for size and without inlining"
+        );
+        match (status, code) {
+            (None, _) => {
+                Err(format!("it took more than {} s, and was given up; {mend}", time_max.as_secs()))
+            }
+            (Some(status), Ok(Ok(code))) if status.success() => Ok(code),
+            (Some(status), _) if status.code() == Some(1) => {
+                Err(said.unwrap_or_default().trim_end().to_owned())
+            }
+            (Some(status), _) => Err(format!(
+                "the process that compiled it broke off ({}): it may take {} MiB of memory; {mend}",
+                ending(status),
+                MEMORY_BYTES_MAX >> 20
+            )),
+        }
+    })
+}
+
+fn ending(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "for an unknown reason".to_owned(),
+    }
+}
+
+/// The other process: compiles a component with this engine's settings and gives its code.
+///
+/// # Errors
+///
+/// What the compiler says.
+pub(crate) fn compile_for_parent(component: &[u8]) -> Result<Vec<u8>, String> {
+    let limit = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    // Where a system has no such limit, there is only the one of time.
+    setrlimit(Resource::Data, limit(MEMORY_BYTES_MAX)).ok();
+    setrlimit(Resource::Core, limit(0)).ok();
+    // Should nobody be left to end this: over all processors together.
+    setrlimit(Resource::Cpu, limit(TIME_MAX.as_secs() * 4)).ok();
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
+    let engine = Engine::new().map_err(|error| chain(&error))?;
+    let compile = || Component::from_binary(engine.wasm(), component)?.serialize();
+    super::watch::beside_the_traffic(true, compile).map_err(|error| chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_process_cannot_do_is_said() {
+        let compile = |line: &str, time| {
+            let mut command = Command::new("sh");
+            command.args(["-c", line]);
+            compile_apart(command, &[0; 100_000], Duration::from_secs(time))
+        };
+        let none = compile_apart(Command::new("/no/such/program"), &[], TIME_MAX).unwrap_err();
+        assert!(none.starts_with("no process could be started for it: "), "{none}");
+        // Most of them read nothing.
+        assert_eq!(compile("printf code", 60), Ok(b"code".to_vec()));
+        assert_eq!(compile("cat | wc -c | tr -d ' \\n'", 60), Ok(b"100000".to_vec()));
+        assert_eq!(compile("echo its reason >&2; exit 1", 60), Err("its reason".to_owned()));
+        let check = |line, time, part: &str| {
+            let error = compile(line, time).unwrap_err();
+            assert!(error.contains(part), "{line}: {error}");
+        };
+        check(
+            "kill -ABRT $$",
+            60,
+            "broke off (signal 6): it may take 2048 MiB of memory; its largest",
+        );
+        check(
+            "exec sleep 1000",
+            0,
+            "it took more than 0 s, and was given up; its largest function",
+        );
+    }
+}
