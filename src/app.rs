@@ -128,6 +128,7 @@ pub async fn start(
         },
         stuck_after: config.delivery.stuck_after,
         portions: driver::Portions::default(),
+        guarantee: config.sink.guarantee,
         pipeline_name: config.source.slot.clone(),
         database_name: dsn.database().to_owned(),
         hostname: dsn.hostname(),

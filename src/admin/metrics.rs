@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::pipeline::control::Status;
 use crate::pipeline::stuck::Part;
 use crate::pipeline::wal;
+use crate::sink::Guarantee;
 
 /// What a scraper is told.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -56,6 +57,11 @@ fn state(out: &mut Exposition, status: &Status) {
     );
     for state in STATES {
         out.sample(&[("state", state)], f64::from(u8::from(state == now)));
+    }
+    out.gauge("guarantee", "1 for what is promised of the stream.");
+    for guarantee in Guarantee::ALL {
+        let holds = status.guarantee == guarantee.sentence();
+        out.sample(&[("guarantee", guarantee.word())], f64::from(u8::from(holds)));
     }
     out.gauge("reason", "1 for each reason for not being ready, as /readyz has it.");
     let mut seen = Vec::new();

@@ -19,6 +19,7 @@ use document::{Complaint, Document, Section};
 use expand::Lookup;
 
 use crate::group_by::GroupBys;
+use crate::sink::Guarantee;
 use crate::source::Dsn;
 
 pub use crate::table_name::TableName;
@@ -68,6 +69,9 @@ pub struct Sink {
     pub in_flight_bytes_max: usize,
     /// Fence with a token on every open. Without it, sequence numbers alone guard the stream.
     pub fencing: bool,
+    /// The least that may be promised; by default what was promised last, and at first what the access
+    /// token allows.
+    pub guarantee: Option<Guarantee>,
 }
 
 /// Where S2's access token comes from.
@@ -350,6 +354,16 @@ fn sink(document: &mut Document<'_>) -> Option<Sink> {
     let linger_ms = section.integer("linger_ms", 0..=1000, 5);
     let in_flight_mib = section.integer("in_flight_mib", 1..=1024, 16);
     let fencing = section.flag("fencing", true);
+    let guarantee = section.parsed_or("guarantee", None, |text| {
+        let mend = "write \"exactly-once\", \"numbers\" or \"at-least-once\"";
+        let guarantee = Guarantee::from_word(text)
+            .ok_or_else(|| Complaint::new(format!("`{text}` is no guarantee"), mend))?;
+        if guarantee == Guarantee::ExactlyOnce && fencing == Some(false) {
+            let mend = "leave fencing on, or write guarantee = \"numbers\"";
+            return Err(Complaint::new("cannot be kept without sink.fencing", mend));
+        }
+        Ok(Some(guarantee))
+    });
     Some(Sink {
         basin: basin?,
         stream: stream?,
@@ -360,6 +374,7 @@ fn sink(document: &mut Document<'_>) -> Option<Sink> {
         linger: Duration::from_millis(linger_ms?),
         in_flight_bytes_max: usize::try_from(in_flight_mib? * 1024 * 1024).ok()?,
         fencing: fencing?,
+        guarantee: guarantee?,
     })
 }
 

@@ -32,6 +32,7 @@ fn the_least_configuration_has_defaults() {
     assert_eq!(config.sink.linger, Duration::from_millis(5));
     assert_eq!(config.sink.in_flight_bytes_max, 16 * 1024 * 1024);
     assert!(!config.sink.create && config.sink.fencing);
+    assert_eq!(config.sink.guarantee, None);
     assert_eq!(config.transforms.dir, Path::new("etc/transforms"));
     assert!((1..=4).contains(&config.transforms.workers));
     assert_eq!(config.state.dir, Path::new("etc/state"));
@@ -90,7 +91,7 @@ fn problems_name_place_key_and_mend() {
         "linger = 5",
         "etc/sluicebox.toml:8:1: sink.linger: is not a known key; [sink] takes `basin`, `stream`, \
          `endpoint`, `access_token`, `access_token_file`, `create`, `mode`, `linger_ms`, \
-         `in_flight_mib` and `fencing`",
+         `in_flight_mib`, `fencing` and `guarantee`",
     );
     check(
         "[console]\nlisen = \"\"",

@@ -4,6 +4,10 @@
 //! earlier ones, and reads the stream from the last acknowledged record to the fence. After that
 //! nothing of an earlier session can land, and it is known what has.
 //!
+//! What was promised is remembered, in the store, before anything is sent: a token that may do less at
+//! the next start, or one start with a 403 that passes, would otherwise send again what cannot be looked
+//! for. Less is promised only where an operator has said so (`sink.guarantee`).
+//!
 //! The stream is only taken from whom this store knows, or an operator granted it: see
 //! [`grants`](super::grants).
 //!
@@ -62,8 +66,10 @@ pub struct Opening {
     pub tokens: Tokens,
     /// For the first opening of a process.
     pub grants: Grants,
-    /// What this process has promised so far.
+    /// No less may be promised.
     pub least: Guarantee,
+    /// What the store says was promised last.
+    pub promised: Option<Guarantee>,
     /// Whether batches carry their numbers. Without a fencing token they always do.
     pub numbers: bool,
 }
@@ -96,7 +102,8 @@ pub struct Established {
 ///
 /// What S2 or the store said.
 pub async fn establish(opening: Opening) -> Result<Established, Error> {
-    let Opening { client, store, pipeline_id, read_from, tokens, grants, least, numbers } = opening;
+    let Opening { client, store, pipeline_id, read_from, tokens, grants, least, .. } = opening;
+    let (promised, numbers) = (opening.promised, opening.numbers);
     let mode = client.settings().mode;
     if matches!(mode, Mode::Discard | Mode::Unguarded) {
         let line = Line {
@@ -130,6 +137,10 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
         used += 1;
         let error = match opened {
             Ok(Opened { next_seq, fencing_token, guarantee, session }) => {
+                // Before anything is sent, so that no later start takes less for as good.
+                if promised != Some(guarantee) {
+                    store.write(vec![Write::Promise(guarantee)].into()).await?;
+                }
                 let known_to = next_seq.unwrap_or(read_from);
                 let guarded = numbers || fencing_token.is_none();
                 let next_seq = next_seq.filter(|_| guarded);

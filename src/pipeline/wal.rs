@@ -9,6 +9,7 @@
 //! | `stuck` | a part of the pipeline stands still |
 //! | `spill_full`, `store_full`, `store_failed` | the disk of the store, or its bound |
 //! | `sink_away` | S2 does not take records |
+//! | `halted` | a transform failed a message, and its settings say that all wait for it |
 //! | `inactive_slot` | nothing is read from the slot |
 //! | `slow_transforms`, `slow_sink` | less gets through than is written |
 //! | `catching_up` | nothing but Postgres's own speed of reading |
@@ -49,12 +50,13 @@ pub struct Keeper {
 }
 
 /// Every code that there is.
-pub const CODES: [&str; 11] = [
+pub const CODES: [&str; 12] = [
     "stuck",
     "spill_full",
     "store_full",
     "store_failed",
     "sink_away",
+    "halted",
     "inactive_slot",
     "slow_transforms",
     "slow_sink",
@@ -102,6 +104,12 @@ pub fn keeper(facts: &Facts) -> Option<Keeper> {
         if trouble("store", code).is_some() {
             return keeper(code, text);
         }
+    }
+    if trouble("transforms", "halted").is_some() {
+        return keeper(
+            "halted",
+            "everything waits at a message that a transform failed (on_error = \"halt\")",
+        );
     }
     if let Some(code) = trouble("source", "") {
         return keeper("inactive_slot", &format!("nothing is read from the slot ({code})"));
@@ -221,6 +229,7 @@ mod tests {
         check(facts(&[("sink", "sink_503")]), "sink_away");
         check(facts(&[("sink", "sink_503"), ("store", "spill_full")]), "spill_full");
         check(facts(&[("store", "store_full")]), "store_full");
+        check(facts(&[("transforms", "halted")]), "halted");
         check(facts(&[("store", "store_failed")]), "store_failed");
         check(facts(&[("source", "source_slot_active"), ("sink", "sink_401")]), "inactive_slot");
         check(facts(&[("sink", "sink_timeout"), ("sink", "stuck_sink")]), "stuck");

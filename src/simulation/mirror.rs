@@ -58,7 +58,7 @@ impl Mirror {
                     text += &format!(" unspilled {through}");
                 }
                 Write::Failed { id, .. } => text += &format!(" failed {id}"),
-                Write::Chain { .. } | Write::SourceIdentity { .. } => {}
+                Write::Promise(_) | Write::Chain { .. } | Write::SourceIdentity { .. } => {}
             }
         }
         text

@@ -194,6 +194,7 @@ async fn intrude(world: &Arc<World>) {
         tokens: Tokens { next: format!("sb-intruder-{number}"), known: Vec::new() },
         grants: Grants::default(),
         least: crate::sink::Guarantee::ExactlyOnce,
+        promised: None,
         numbers: true,
     };
     if ours {

@@ -174,6 +174,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
             bounds: world.workload.bounds,
             portions: world.workload.portions,
             stuck_after: Duration::from_secs(20),
+            guarantee: None,
             pipeline_name: "simulated".to_owned(),
             database_name: "simulated".to_owned(),
             hostname: "simulated".to_owned(),

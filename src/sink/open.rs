@@ -33,16 +33,35 @@ const SEQ_MISMATCHES_MAX: usize = 8;
 /// names the right one, so that only a race between two of our own processes goes on.
 const TOKEN_MISMATCHES_MAX: usize = 4;
 
-/// What the stream and the token let us promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the stream and the token let us promise, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guarantee {
-    ExactlyOnce,
+    AtLeastOnce,
     /// Each batch carries its number, and nothing keeps a second writer out.
     NumbersOnly,
-    AtLeastOnce,
+    ExactlyOnce,
 }
 
 impl Guarantee {
+    /// Every one, the least first.
+    pub const ALL: [Self; 3] = [Self::AtLeastOnce, Self::NumbersOnly, Self::ExactlyOnce];
+
+    /// The word in settings, in the store and in metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ExactlyOnce => "exactly-once",
+            Self::NumbersOnly => "numbers",
+            Self::AtLeastOnce => "at-least-once",
+        }
+    }
+
+    /// What a [word](Self::word) means.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|guarantee| guarantee.word() == word)
+    }
+
     /// For an operator: what is guaranteed, and what would make it more.
     #[must_use]
     pub fn sentence(self) -> &'static str {

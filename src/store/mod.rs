@@ -36,6 +36,7 @@ use crate::change::{Change, Lsn, Position};
 use crate::mutation::{self, Rule};
 use crate::pipeline::control::{self, ColumnBytes, ErrorView, MessageList, PageQuery, TraceStep};
 use crate::pipeline::group::{GroupId, Groups};
+use crate::sink::Guarantee;
 
 pub use codec::primary_key;
 pub use spill::Chunk;
@@ -215,6 +216,8 @@ pub enum Write {
     Unspill { through: u64 },
     /// A new chain is about to be used.
     Chain { generation: u64, digest: String },
+    /// What is promised of the stream from now on.
+    Promise(Guarantee),
     /// Which Postgres is read, by its `system_identifier`.
     SourceIdentity { system_identifier: String },
 }
@@ -241,6 +244,8 @@ pub struct Loaded {
     pub checkpoint: Option<Checkpoint>,
     pub generation: u64,
     pub chain_digest: Option<String>,
+    /// What was last promised of the stream, once something was.
+    pub promised: Option<Guarantee>,
     /// `system_identifier` of the Postgres that was read, once one was.
     pub source_identity: Option<String>,
     pub messages: Vec<Known>,
@@ -640,6 +645,7 @@ impl Database {
             checkpoint,
             generation: number(self.fact("generation")?),
             chain_digest: self.fact("chain_digest")?,
+            promised: self.fact("promised")?.map(|word| promise(&word)).transpose()?,
             source_identity: self.fact("source_identity")?,
             messages: self.known()?,
             next_id: unsigned(next_id),
@@ -766,6 +772,12 @@ impl Database {
     }
 }
 
+/// A promise that a later release has made is not taken for less.
+fn promise(word: &str) -> Result<Guarantee, Error> {
+    Guarantee::from_word(word)
+        .ok_or_else(|| Error::Content { text: format!("the promise `{word}` of a stream") })
+}
+
 fn fact(connection: &Connection, name: &str) -> Result<Option<String>, Error> {
     let mut statement =
         connection.prepare_cached("SELECT CAST(value AS TEXT) FROM facts WHERE name = ?1")?;
@@ -837,6 +849,7 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
             set_fact(connection, "generation", &generation.to_string())?;
             set_fact(connection, "chain_digest", digest)
         }
+        Write::Promise(guarantee) => set_fact(connection, "promised", guarantee.word()),
         Write::SourceIdentity { system_identifier } => {
             set_fact(connection, "source_identity", system_identifier)
         }

@@ -277,3 +277,34 @@ async fn postgres_is_answered_while_the_sink_stands_still() {
     judge(&world, Order::Whole).await;
     running.stop().await;
 }
+
+/// A 403 at a start may pass, or be there to stay: only an operator can say that less will do.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_promised_is_kept_over_a_restart() {
+    let (mut world, front) = fronted("promise").await;
+    let running = world.start().ready().await;
+    let work = workload(&world).start();
+    work.commits(30).await;
+    running.kill().await;
+    front.set(Fault::AppendOnly);
+    let mut running = world.start();
+    let text = running.unready("sink_403").await;
+    assert_text(&text, &["`exactly-once` is promised", "sink.guarantee = \"at-least-once\""]);
+    work.commits(30).await;
+    front.set(Fault::None);
+    let running = running.ready().await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    running.stop().await;
+
+    front.set(Fault::AppendOnly);
+    world.home.settings.sink = "guarantee = \"at-least-once\"".to_owned();
+    world.home.write_config();
+    let running = world.start().ready().await;
+    let status = world.status().await.unwrap();
+    assert!(status["guarantee"].as_str().unwrap().starts_with("at least once"), "{status}");
+    let scrape = world.metrics().await.unwrap();
+    assert!(scrape.contains("sluicebox_guarantee{guarantee=\"at-least-once\"} 1\n"), "{scrape}");
+    assert!(world.log().contains("less is promised than before"), "{}", world.log());
+    running.stop().await;
+}

@@ -14,7 +14,7 @@ use crate::pipeline::link::{Established, Opening, establish};
 use crate::pipeline::outbox::Parcel;
 use crate::policy;
 use crate::sink::Guarantee;
-use crate::sink::error::{Class, Refusal};
+use crate::sink::error::{Class, Operation, Refusal};
 use crate::store::{Failure, Tokens};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl Driver {
         let in_force = self.in_force.clone();
         let (nonce, grants) = (self.rng.random(), self.grants);
         let numbers = self.others.leave_numbers(now);
-        let least = self.guarantee.unwrap_or(Guarantee::AtLeastOnce);
+        let (least, promised) = (self.least(), self.promised);
         self.sink = Sink::Opening(Box::pin(async move {
             let tokens = match tokens {
                 Some(tokens) => tokens,
@@ -49,8 +49,17 @@ impl Driver {
                 },
             };
             let again = tokens.clone();
-            let opening =
-                Opening { client, store, pipeline_id, read_from, tokens, grants, least, numbers };
+            let opening = Opening {
+                client,
+                store,
+                pipeline_id,
+                read_from,
+                tokens,
+                grants,
+                least,
+                promised,
+                numbers,
+            };
             (Some(again), establish(opening).await)
         }));
     }
@@ -155,7 +164,14 @@ impl Driver {
                 "S2 is connected"
             );
         }
+        if self.promised.is_some_and(|promised| line.guarantee < promised) {
+            tracing::warn!(
+                guarantee = line.guarantee.word(),
+                "less is promised than before, as the settings allow"
+            );
+        }
         self.guarantee = Some(line.guarantee);
+        self.promised = Some(line.guarantee);
         self.counters.sink_sessions += 1;
         self.sink_reason = None;
         self.sink = Sink::Open(Box::new(line));
@@ -244,7 +260,11 @@ impl Driver {
     pub(super) fn on_sink_error(&mut self, error: &crate::sink::error::Error) -> Result<(), Error> {
         match error.class() {
             Class::Sink(trouble) => {
-                self.sink_waits(&trouble.code, trouble.text, trouble.retry_after);
+                let mut text = trouble.text;
+                if let Some(kept) = self.kept_promise(error) {
+                    text.push_str(&kept);
+                }
+                self.sink_waits(&trouble.code, text, trouble.retry_after);
             }
             Class::SeqMismatch { next } => {
                 tracing::info!(next, "somebody else appends to the stream too; reading its end");
@@ -264,6 +284,32 @@ impl Driver {
             Class::Stream { text, .. } | Class::Fatal { text } => return Err(Error::Sink(text)),
         }
         Ok(())
+    }
+
+    /// No less may be promised than this.
+    fn least(&self) -> Guarantee {
+        self.settings.guarantee.or(self.promised).unwrap_or(Guarantee::AtLeastOnce)
+    }
+
+    /// What to add to a 403 that would do for a lesser promise.
+    fn kept_promise(&self, error: &crate::sink::error::Error) -> Option<String> {
+        let least = self.least();
+        let needed = |operation| error.is_forbidden_to(operation);
+        let is_for_less = if needed(Operation::Fence) {
+            least == Guarantee::ExactlyOnce
+        } else {
+            least.has_numbers() && (needed(Operation::Tail) || needed(Operation::Read))
+        };
+        let less =
+            if needed(Operation::Fence) { Guarantee::NumbersOnly } else { Guarantee::AtLeastOnce };
+        is_for_less.then(|| {
+            format!(
+                ". `{}` is promised of this stream and not given up by itself; to go on with less, set \
+                 sink.guarantee = \"{}\"",
+                least.word(),
+                less.word()
+            )
+        })
     }
 
     pub(super) fn on_refused(&mut self, class: &str, refusal: &Refusal) {

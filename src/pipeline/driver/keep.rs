@@ -298,6 +298,7 @@ impl Driver {
                 | Write::Checkpoint(_)
                 | Write::Unspill { .. }
                 | Write::Chain { .. }
+                | Write::Promise(_)
                 | Write::SourceIdentity { .. } => {}
             }
         }

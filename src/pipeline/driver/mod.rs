@@ -140,6 +140,8 @@ pub struct Settings {
     pub portions: Portions,
     /// What gets nothing done for so long is stuck.
     pub stuck_after: Duration,
+    /// The least that may be promised, where an operator says so.
+    pub guarantee: Option<Guarantee>,
     /// For this start.
     pub grants: Grants,
     pub pipeline_name: String,
@@ -266,6 +268,8 @@ struct Driver {
     established: bool,
     /// Of the last line, once there was one.
     guarantee: Option<Guarantee>,
+    /// What the store says was promised last.
+    promised: Option<Guarantee>,
     reconnecting: bool,
     refused: Option<(Parcel, Failure)>,
 
@@ -393,6 +397,7 @@ impl Driver {
             begins_elsewhere: false,
             established: false,
             guarantee: None,
+            promised: loaded.promised,
             reconnecting: false,
             refused: None,
             writes: Vec::new(),

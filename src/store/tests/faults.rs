@@ -33,7 +33,7 @@ impl Model {
                     self.spilled.insert(*id, changes.clone());
                 }
                 Write::Unspill { through } => self.spilled.retain(|id, _| id > through),
-                Write::Chain { .. } | Write::SourceIdentity { .. } => {}
+                Write::Chain { .. } | Write::Promise(_) | Write::SourceIdentity { .. } => {}
             }
         }
     }

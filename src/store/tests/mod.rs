@@ -96,6 +96,7 @@ fn inserted(id: u64, change: Change, state: StoredState, failure: Option<Failure
 /// The writes of the fixture `version-1.db`: one message in each state.
 fn sample() -> Vec<Write> {
     vec![
+        Write::Promise(Guarantee::NumbersOnly),
         Write::SourceIdentity { system_identifier: "7321".to_owned() },
         Write::Chain { generation: 3, digest: "0b990b8ef8361330".to_owned() },
         inserted(1, insert_of(1, at(100, 0), &[b'x'; 3000]), StoredState::Parked, Some(failure())),

@@ -184,6 +184,8 @@ pub enum Fault {
     BodiesOver { bytes: usize },
     /// Append sessions are taken and never answered; everything else passes.
     SwallowSessions,
+    /// 403 to everything but append sessions.
+    AppendOnly,
 }
 
 impl Fault {
@@ -255,15 +257,17 @@ impl Shared {
 async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let mut faults = shared.fault.subscribe();
     let fault = faults.borrow_and_update().clone();
-    if let Some(answer) = refusal(&fault, request.headers()) {
+    let is_session = |headers: &HeaderMap| {
+        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "s2s/proto")
+    };
+    let forbidden = (fault == Fault::AppendOnly && !is_session(request.headers()))
+        .then(|| error_answer(403, "permission_denied", "a fault that a test asked for"));
+    if let Some(answer) = forbidden.or_else(|| refusal(&fault, request.headers())) {
         shared.refuse();
         drain(request.into_body().into_data_stream());
         return answer;
     }
 
-    let is_session = |headers: &HeaderMap| {
-        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "s2s/proto")
-    };
     if fault == Fault::SwallowSessions && is_session(request.headers()) {
         shared.refuse();
         drain(request.into_body().into_data_stream());
@@ -282,7 +286,8 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         | Fault::Status { .. }
         | Fault::Unless { .. }
         | Fault::BodiesOver { .. }
-        | Fault::SwallowSessions => usize::MAX,
+        | Fault::SwallowSessions
+        | Fault::AppendOnly => usize::MAX,
     };
     let (oversize, met_oversize) = watch::channel(false);
     let upload = until_oversize(body.into_data_stream(), body_bytes_max, oversize);
@@ -328,7 +333,7 @@ fn drain(mut upload: impl Stream<Item = Result<Bytes, axum::Error>> + Send + Unp
 /// The answer in place of S2's, if the fault says so before the body is seen.
 fn refusal(fault: &Fault, headers: &HeaderMap) -> Option<Response> {
     match fault {
-        Fault::None | Fault::BodiesOver { .. } | Fault::SwallowSessions => None,
+        Fault::None | Fault::BodiesOver { .. } | Fault::SwallowSessions | Fault::AppendOnly => None,
         Fault::Status { status, code, retry_after_ms } => {
             let mut answer = error_answer(*status, code, "a fault that a test asked for");
             if let Some(wait) = retry_after_ms {
