@@ -1,7 +1,7 @@
 //! A whole running process put together: the store, the transforms, the source, the sink and the
 //! console around one pipeline.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use rand::{SeedableRng as _, rngs::SmallRng};
@@ -14,17 +14,17 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::message::EnvelopeSettings;
 use crate::pipeline::budget::ByteBudget;
-use crate::pipeline::control::{Control, Status};
+use crate::pipeline::control::{Control, Reason, Status};
 use crate::pipeline::driver::{self, Parts};
 use crate::pipeline::grants::Grants;
 use crate::pipeline::outbox::Window;
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::vetting::Vetting;
 use crate::pipeline::workers::Workers;
-use crate::policy::Backoff;
+use crate::policy::{self, Backoff};
 use crate::sink;
 use crate::source::{self, Dsn, Resume};
-use crate::store::Store;
+use crate::store::{Loaded, Store};
 use crate::transform::{Host, HostSettings};
 
 /// Changes between the source and their settlement, in bytes as [`crate::change::Change::bytes`]
@@ -84,7 +84,24 @@ pub async fn start(
     let server = admin::Server::bind(&config.console).await?;
     let console = server.address();
     let dsn = dsn(&config)?;
-    let (store, loaded) = Store::open_from(&config.state.dir, grants.take_over)?;
+    let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
+    let (status_in, status) = watch::channel(Status::default());
+    let control = Control::new(requests_in, status);
+    let after = CancellationToken::new();
+    // Ends what is served already where the start fails below.
+    let unserve = after.clone().drop_guard();
+    let folder = Arc::new(OnceLock::<Arc<Host>>::new());
+    let transforms = {
+        let folder = Arc::clone(&folder);
+        Arc::new(move || {
+            let list = folder.get().map(|host| serde_json::to_value(host.list()));
+            list.and_then(Result::ok).unwrap_or_default()
+        })
+    };
+    // Before the store: where that has to be waited for, it is said here.
+    let admin = tokio::spawn(server.serve(control.clone(), transforms, after.clone()));
+    let opened = open_store(&config.state.dir, grants, &status_in, &shutdown).await?;
+    let (store, loaded) = opened;
     let sample = Sample::default();
     let envelope = EnvelopeSettings {
         pipeline_id: loaded.pipeline_id.clone(),
@@ -101,6 +118,7 @@ pub async fn start(
         vet: Some(Arc::new(Vetting::new(store.clone(), sample.clone(), envelope))),
         compile_apart: true,
     })?);
+    drop(folder.set(Arc::clone(&host)));
     let runners = (0..config.transforms.workers.max(1)).map(|_| host.runner()).collect();
     let (workers, finished) =
         Workers::start(runners).context("could not start the threads that run the transforms")?;
@@ -140,9 +158,6 @@ pub async fn start(
         Arc::clone(&budget),
         &shutdown,
     );
-    let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
-    let (status_in, status) = watch::channel(Status::default());
-    let control = Control::new(requests_in, status);
     let parts = Parts {
         settings,
         store,
@@ -159,9 +174,7 @@ pub async fn start(
         shutdown,
     };
     let pipeline = tokio::spawn(driver::run(parts, finished, requests));
-    let after = CancellationToken::new();
-    let transforms = Arc::new(move || serde_json::to_value(host.list()).unwrap_or_default());
-    let admin = tokio::spawn(server.serve(control.clone(), transforms, after.clone()));
+    drop(unserve.disarm());
     Ok(Running {
         control,
         console,
@@ -171,6 +184,42 @@ pub async fn start(
         #[cfg(feature = "embedded-s2")]
         embedded,
     })
+}
+
+/// Opens the store. A full disk, or one that fails, is waited for, with the reason in the status.
+async fn open_store(
+    dir: &std::path::Path,
+    grants: Grants,
+    status: &watch::Sender<Status>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<(Store, Loaded)> {
+    let mut failures = 0;
+    loop {
+        let error = match Store::open_from(dir, grants.take_over) {
+            Ok(opened) => return Ok(opened),
+            Err(error) if error.heals() => error,
+            Err(error) => return Err(error.into()),
+        };
+        failures += 1;
+        let reason = Reason {
+            part: "store".to_owned(),
+            code: "store_failed".to_owned(),
+            text: crate::error_chain::error_chain(&error),
+        };
+        status.send_if_modified(|status| {
+            let is_news = !status.reasons.contains(&reason);
+            if is_news {
+                tracing::error!(error = reason.text, "the store cannot be opened; waiting");
+                status.reasons = vec![reason];
+            }
+            is_news
+        });
+        let delay = policy::STORE.delay(failures, &mut rand::rng());
+        tokio::select! {
+            () = shutdown.cancelled() => anyhow::bail!("stopped before the store could be opened"),
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
 }
 
 /// Where Postgres is.

@@ -405,7 +405,7 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
     let thread = async move {
         while let Some(task) = received.recv().await {
             sleep(world.delay()).await;
-            let full = task.writes() && world.state().disk_full;
+            let full = (task.writes() || task.reads_changes()) && world.state().disk_full;
             if full {
                 task.refuse(Error::Full);
                 continue;

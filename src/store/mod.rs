@@ -340,16 +340,22 @@ impl Task {
         database.answer(self.0)
     }
 
-    /// Answers a request that [writes](Self::writes) that it failed, and leaves the file as it was. Any
-    /// other is dropped.
+    /// Whether the pipeline itself reads changes by it.
+    #[must_use]
+    pub fn reads_changes(&self) -> bool {
+        matches!(self.0, Request::Read(..) | Request::ReadSpill(..))
+    }
+
+    /// Answers a request that [writes](Self::writes) or [reads changes](Self::reads_changes) that it
+    /// failed, and leaves the file as it was. Any other is dropped.
     pub fn refuse(self, error: Error) {
         // A caller that no longer waits does not matter.
         match self.0 {
             Request::Write(_, answer) => drop(answer.send(Err(error))),
             Request::DrawToken(_, _, answer) => drop(answer.send(Err(error))),
-            Request::Read(..)
-            | Request::ReadSpill(..)
-            | Request::List(..)
+            Request::Read(_, _, answer) => drop(answer.send(Err(error))),
+            Request::ReadSpill(_, answer) => drop(answer.send(Err(error))),
+            Request::List(..)
             | Request::Show(..)
             | Request::Select(..)
             | Request::UnchangedBehind(..) => {}

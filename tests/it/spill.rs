@@ -336,3 +336,32 @@ async fn what_keeps_the_log_is_named() {
     assert!(text.contains("sink_unreachable"), "{text}");
     running.kill().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_at_the_start_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world("full_at_start", dir.path(), "").await;
+    let state = world.path("state");
+    std::fs::create_dir(&state).unwrap();
+    let Some(disk) = SmallDisk::mount(&state, "3m") else {
+        eprintln!("skipped: only root may mount a small disk");
+        return;
+    };
+    let running = world.start().ready().await;
+    world.sql("insert into items values (1, 1, 'r0wv4lue', 'r0wv4lue')").await;
+    world.until_records(1).await;
+    running.kill().await;
+    // To the last byte.
+    disk.fill();
+    let fill = |number: u32| std::fs::write(state.join(format!("fill{number}")), vec![1; 4096]);
+    let filled = (0..2000).take_while(|number| fill(*number).is_ok()).count();
+    assert!(filled < 2000, "the disk is full");
+    world.sql("insert into items values (2, 2, 'r0wv4lue', 'r0wv4lue')").await;
+    let mut running = world.start();
+    let text = running.unready("store_failed").await;
+    assert!(text.contains("full") || text.contains("disk"), "{text}");
+    disk.resize("64m");
+    let running = running.ready().await;
+    world.until_records(2).await;
+    running.stop().await;
+}

@@ -145,7 +145,7 @@ impl Driver {
         let reasons: Vec<Reason> =
             [self.source_reason.as_ref(), self.sink_reason.as_ref(), self.store_reason.as_ref()]
                 .into_iter()
-                .chain([self.spill.reason(), self.halt_reason()])
+                .chain([self.unreadable_reason.as_ref(), self.spill.reason(), self.halt_reason()])
                 .flatten()
                 .cloned()
                 .chain(self.stuck_reasons())

@@ -155,7 +155,18 @@ impl Driver {
         result: Result<Vec<(MessageId, Change)>, store::Error>,
     ) -> Result<(), Error> {
         let Some(Reading { ids, .. }) = self.reading.take() else { return Ok(()) };
-        let mut read = result?;
+        let mut read = match result {
+            Ok(read) => read,
+            Err(error) if error.heals() => {
+                let at = self.clock.now() + self.unreadable(&error);
+                for id in ids {
+                    self.holds.back(id, false, Due::At(at));
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.readable();
         // What did not fit comes with the next read.
         let got: HashSet<MessageId> = read.iter().map(|(id, _)| *id).collect();
         for id in ids.into_iter().filter(|id| !got.contains(id)) {
@@ -169,6 +180,31 @@ impl Driver {
             items.push(Item { change, origin: Origin::Store { id } });
         }
         self.dispatch(items)
+    }
+
+    /// The store cannot be read for now. Says so, once, and after how long to try again.
+    pub(super) fn unreadable(&mut self, error: &store::Error) -> Duration {
+        self.read_failures += 1;
+        let reason = Reason {
+            part: "store".to_owned(),
+            code: "store_unreadable".to_owned(),
+            text: format!(
+                "{}; it is tried again, and nothing of it is lost: look at the disk of state.dir",
+                crate::error_chain::error_chain(error)
+            ),
+        };
+        if self.unreadable_reason.as_ref() != Some(&reason) {
+            tracing::error!(error = reason.text, "the store cannot be read; waiting");
+        }
+        self.unreadable_reason = Some(reason);
+        policy::STORE.delay(self.read_failures, &mut self.rng)
+    }
+
+    pub(super) fn readable(&mut self) {
+        self.read_failures = 0;
+        if self.unreadable_reason.take().is_some() {
+            tracing::info!("the store can be read again");
+        }
     }
 
     /// A stored message is no longer on its way, whatever became of it.

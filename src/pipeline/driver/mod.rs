@@ -279,6 +279,9 @@ struct Driver {
     writing: Option<Writing>,
     store_reason: Option<Reason>,
     store_failures: u64,
+    /// The same for reads.
+    unreadable_reason: Option<Reason>,
+    read_failures: u64,
     saved: Progress,
     saved_at: Instant,
 
@@ -406,6 +409,8 @@ impl Driver {
             writing: None,
             store_reason: None,
             store_failures: 0,
+            unreadable_reason: None,
+            read_failures: 0,
             saved: read,
             saved_at: now,
             selected,

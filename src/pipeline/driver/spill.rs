@@ -34,7 +34,6 @@ use crate::pipeline::control::Reason;
 use crate::pipeline::holds::Due;
 use crate::pipeline::item::{Item, Origin};
 use crate::pipeline::outbox::Parcel;
-use crate::policy;
 use crate::source;
 use crate::store::{self, Checkpoint, Chunk, Write};
 
@@ -90,7 +89,6 @@ pub(super) struct Spill {
     drain_bytes: usize,
     reading: Option<Pending<Read>>,
     read_again_at: Option<Instant>,
-    failures: u64,
     reason: Option<Reason>,
     is_near: bool,
 }
@@ -126,7 +124,6 @@ impl Spill {
             drain_bytes: 0,
             reading: None,
             read_again_at: None,
-            failures: 0,
             reason: None,
             is_near: false,
         }
@@ -456,16 +453,13 @@ impl Driver {
                 return Err(store::Error::Corrupt { text }.into());
             }
             Err(error) if error.heals() => {
-                self.spill.failures += 1;
-                let delay = policy::STORE.delay(self.spill.failures, &mut self.rng);
-                let error = crate::error_chain::error_chain(&error);
-                tracing::error!(error, "what was spilled cannot be read; waiting");
+                let delay = self.unreadable(&error);
                 self.spill.read_again_at = Some(self.clock.now() + delay);
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        self.spill.failures = 0;
+        self.readable();
         self.spill.read = id;
         let bytes: u64 = changes.iter().map(|change| change.bytes() as u64).sum();
         self.spill.left_bytes = self.spill.left_bytes.saturating_sub(bytes);

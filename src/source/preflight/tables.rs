@@ -99,6 +99,16 @@ impl TableLook {
             ];
         }
         let mut findings = Vec::new();
+        if table.relkind == "p" {
+            // Its partitions are published as the table itself, and these have no row there.
+            let text = format!(
+                "{name} is partitioned: a TRUNCATE of one partition alone, and a partition that is \
+                 detached or dropped, sends nothing, so that its rows stay as they are in the stream"
+            );
+            findings.push(Finding::warn(format!("partitions of {name}"), text).mend(format!(
+                "DELETE the partition's rows first, or TRUNCATE {quoted} as a whole"
+            )));
+        }
         if table.usable_identity {
             findings.push(Finding::ok(subject, "exists, with a usable replica identity"));
         } else if publication.is_some_and(|publication| !publication.rewrites()) {
