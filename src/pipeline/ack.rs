@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use super::place::{Floors, Landed};
 use crate::change::{Lsn, Position};
 
 /// Names an entry for as long as it is not yet part of the settled prefix.
@@ -26,8 +27,8 @@ pub struct AckTracker {
 enum Entry {
     /// A change that is on its way.
     Open { position: Position },
-    /// A settled change behind an open one, with the sequence number of its first record, if any.
-    Settled { position: Position, seq: Option<u64> },
+    /// A settled change behind an open one, with the place of its first record, if any.
+    Settled { position: Position, landed: Option<Landed> },
     /// Everything before this point of the log has been read: a commit's end, or a keepalive.
     Mark { lsn: Lsn },
 }
@@ -70,15 +71,15 @@ impl AckTracker {
         self.advance();
     }
 
-    /// A change is settled. `seq` is the sequence number of its first record in the stream.
-    pub fn settle(&mut self, id: EntryId, seq: Option<u64>) {
+    /// A change is settled. `landed` is the place of its first record, if it has any.
+    pub fn settle(&mut self, id: EntryId, landed: Option<Landed>) {
         let index = id.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         let entry = index.and_then(|index| self.entries.get_mut(index));
         debug_assert!(matches!(entry, Some(Entry::Open { .. })), "a change is settled once");
         if let Some(entry) = entry
             && let Entry::Open { position } = *entry
         {
-            *entry = Entry::Settled { position, seq };
+            *entry = Entry::Settled { position, landed };
         }
         self.advance();
     }
@@ -89,15 +90,14 @@ impl AckTracker {
         self.progress
     }
 
-    /// The lowest sequence number of a settled change that the progress does not cover yet: what a
-    /// restart has to read again.
-    #[must_use]
-    pub fn seq_beyond(&self) -> Option<u64> {
-        let seq = |entry: &Entry| match entry {
-            Entry::Settled { seq, .. } => *seq,
-            Entry::Open { .. } | Entry::Mark { .. } => None,
-        };
-        self.entries.iter().filter_map(seq).min()
+    /// Adds the places of settled changes that the progress does not cover yet: what a restart has to
+    /// read again.
+    pub fn add_beyond(&self, floors: &mut Floors) {
+        for entry in &self.entries {
+            if let Entry::Settled { landed: Some(landed), .. } = entry {
+                floors.add(*landed);
+            }
+        }
     }
 
     /// Nothing is on its way.
@@ -138,6 +138,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pipeline::place::LaneId;
+
+    fn own(seq: u64) -> Option<Landed> {
+        Some(Landed { lane: LaneId::OWN, seq })
+    }
+
+    fn seq_beyond(tracker: &AckTracker) -> Option<u64> {
+        let mut floors = Floors::default();
+        tracker.add_beyond(&mut floors);
+        floors.of(LaneId::OWN)
+    }
 
     fn at(commit_lsn: u64, index: u64) -> Position {
         Position { commit_lsn: Lsn(commit_lsn), index }
@@ -149,12 +160,12 @@ mod tests {
         let first = tracker.read(at(10, 0));
         let second = tracker.read(at(10, 1));
         tracker.mark(Lsn(12));
-        tracker.settle(second, Some(7));
+        tracker.settle(second, own(7));
         assert_eq!(tracker.progress(), Progress::default());
-        assert_eq!(tracker.seq_beyond(), Some(7));
-        tracker.settle(first, Some(6));
+        assert_eq!(seq_beyond(&tracker), Some(7));
+        tracker.settle(first, own(6));
         assert_eq!(tracker.progress(), Progress { position: at(10, 1), lsn: Lsn(12) });
-        assert_eq!(tracker.seq_beyond(), None);
+        assert_eq!(seq_beyond(&tracker), None);
         assert!(tracker.is_idle());
     }
 
@@ -184,13 +195,13 @@ mod tests {
                 .collect();
             let mut settled = [false; 40];
             for index in order {
-                tracker.settle(ids[index], Some(index as u64));
+                tracker.settle(ids[index], own(index as u64));
                 settled[index] = true;
                 let prefix = settled.iter().take_while(|settled| **settled).count() as u64;
                 let expected = prefix.checked_sub(1).map_or(Lsn(0), |last| Lsn(last * 10 + 5));
                 prop_assert_eq!(tracker.progress().lsn, expected);
                 let beyond = (prefix..40).filter(|n| settled[usize::try_from(*n).unwrap()]).min();
-                prop_assert_eq!(tracker.seq_beyond(), beyond);
+                prop_assert_eq!(seq_beyond(&tracker), beyond);
             }
             prop_assert!(tracker.is_idle());
         }

@@ -72,7 +72,7 @@ pub struct MessageView {
 /// Why a message failed last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorView {
-    /// `oversize`, `refused`, `trap`, `timeout`, `limit`, `guest`, `invalid` or `encode`.
+    /// `oversize`, `refused`, `route`, `trap`, `timeout`, `limit`, `guest`, `invalid` or `encode`.
     pub class: String,
     /// S2's HTTP status, where S2 refused it.
     pub status: Option<u16>,
@@ -146,6 +146,9 @@ pub struct Status {
     pub lag_bytes: Option<u64>,
     /// S2's next sequence number as we know it.
     pub stream_tail: Option<u64>,
+    /// Streams that transforms route messages to, as far as they are in use: those in trouble first, a
+    /// hundred at most.
+    pub streams: Vec<StreamView>,
     /// Changes that wait on disk because S2 is away, or was.
     pub spilled_changes: u64,
     pub spilled_bytes: u64,
@@ -190,6 +193,24 @@ pub struct StuckView {
     pub part: String,
     /// How long it had work without getting any done; trouble that has a name of its own not counted.
     pub seconds: u64,
+}
+
+/// A stream that transforms route messages to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamView {
+    pub name: String,
+    /// `open`; `opening`; `waiting`: in trouble that is S2's as a whole; `shut`: in trouble of its own,
+    /// so that what is bound for it parks; `idle`.
+    pub state: String,
+    pub reason: Option<Reason>,
+    /// Ready for it or on its way there.
+    pub queued: u64,
+    /// Metered.
+    pub queued_bytes: u64,
+    /// Parked because of it.
+    pub parked: u64,
+    /// Its next sequence number as we know it.
+    pub tail: Option<u64>,
 }
 
 /// Why the process is not ready.

@@ -217,6 +217,12 @@ impl Holds {
         }
     }
 
+    /// Where a message's change is in the log.
+    #[must_use]
+    pub fn position(&self, id: MessageId) -> Option<Position> {
+        self.messages.get(&id).map(|held| held.position)
+    }
+
     /// Whether a message waits until what is before it has been read.
     #[must_use]
     pub fn is_gated(&self, id: MessageId) -> bool {

@@ -24,6 +24,7 @@
 //! is given up is only the guard against a proxy that plays one request twice.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use base64::Engine as _;
 
@@ -59,6 +60,8 @@ pub enum Error {
 pub struct Opening {
     pub client: Client,
     pub store: Store,
+    /// A stream that transforms chose, by its name; nothing for the pipeline's own.
+    pub routed: Option<Arc<str>>,
     pub pipeline_id: String,
     /// The number after the last acknowledged record; nothing before the first session of this store.
     pub read_from: Option<u64>,
@@ -102,8 +105,9 @@ pub struct Established {
 ///
 /// What S2 or the store said.
 pub async fn establish(opening: Opening) -> Result<Established, Error> {
-    let Opening { client, store, pipeline_id, read_from, tokens, grants, least, .. } = opening;
-    let (promised, numbers) = (opening.promised, opening.numbers);
+    let Opening { client, store, routed, pipeline_id, read_from, tokens, .. } = opening;
+    let (grants, least, promised, numbers) =
+        (opening.grants, opening.least, opening.promised, opening.numbers);
     let mode = client.settings().mode;
     if matches!(mode, Mode::Discard | Mode::Unguarded) {
         let line = Line {
@@ -115,9 +119,11 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
         let known_to = read_from.unwrap_or_default();
         return Ok(Established { line, landed: HashMap::new(), known_to, lost: None });
     }
+    // A row that is there may be lower: what is acknowledged need not be covered by a checkpoint yet.
+    let mut row_is_due = read_from.is_none();
     let mut read_from = match read_from {
         Some(read_from) => read_from,
-        None => first_read_from(&client, &store).await?,
+        None => first_read_from(&client, routed.is_none().then_some(&store)).await?,
     };
     // The one that is most likely in force comes first. The newest is among them: an earlier try of
     // it may have landed without an answer.
@@ -138,19 +144,39 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
         let error = match opened {
             Ok(Opened { next_seq, fencing_token, guarantee, session }) => {
                 // Before anything is sent, so that no later start takes less for as good.
-                if promised != Some(guarantee) {
+                if routed.is_none() && promised != Some(guarantee) {
                     store.write(vec![Write::Promise(guarantee)].into()).await?;
                 }
                 let known_to = next_seq.unwrap_or(read_from);
                 let guarded = numbers || fencing_token.is_none();
                 let next_seq = next_seq.filter(|_| guarded);
                 let line = Line { session, next_seq, fencing_token, guarantee };
+                if let Some(name) = routed.as_ref().filter(|_| row_is_due) {
+                    // Before its first record the store has to know that one may be there.
+                    let name = Arc::clone(name);
+                    let row = Write::Stream { name, seq: Some(read_from) };
+                    store.write(vec![row].into()).await?;
+                }
                 return Ok(Established { line, landed, known_to, lost });
             }
             Err(error) => error,
         };
         match (&error, grants.lost_records) {
             _ if used > GRANTS_USED_MAX => {}
+            // It has taken its records along, and holds nothing of ours that is older than itself.
+            (sink::error::Error::StreamRecreated { tail, .. }, _)
+                if routed.is_some() && read_from > 0 =>
+            {
+                tracing::warn!(
+                    stream = routed.as_deref(),
+                    read_from,
+                    tail,
+                    "the stream was deleted; it is begun anew with what is beyond the checkpoint"
+                );
+                read_from = 0;
+                row_is_due = true;
+                continue;
+            }
             (sink::error::Error::Fenced { place, actual }, _) => {
                 let owner = Owner::of(actual, &pipeline_id);
                 if !grants.covers(owner) {
@@ -174,8 +200,9 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
 }
 
 /// Before the first session of a store, nothing of it is in the stream: reading begins at the end. The
-/// store has to know that before anything is sent.
-async fn first_read_from(client: &Client, store: &Store) -> Result<u64, Error> {
+/// store has to know that before anything is sent: of the pipeline's own stream here, of a routed one
+/// once it is open.
+async fn first_read_from(client: &Client, store: Option<&Store>) -> Result<u64, Error> {
     let seq = match client.tail().await {
         Ok(tail) => tail.next_seq,
         Err(error)
@@ -188,8 +215,10 @@ async fn first_read_from(client: &Client, store: &Store) -> Result<u64, Error> {
         Err(error) if error.is_forbidden() => 0,
         Err(error) => return Err(error.into()),
     };
-    let checkpoint = Checkpoint { seq, ..Checkpoint::default() };
-    store.write(vec![Write::Checkpoint(checkpoint)].into()).await?;
+    if let Some(store) = store {
+        let checkpoint = Checkpoint { seq, ..Checkpoint::default() };
+        store.write(vec![Write::Checkpoint(checkpoint)].into()).await?;
+    }
     Ok(seq)
 }
 

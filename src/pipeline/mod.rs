@@ -7,6 +7,8 @@
 //! | `workers` | the threads that run the transforms, and the size gate behind them |
 //! | `outbox`, `link` | what is on its way to S2, and the line there |
 //! | `grants` | what only an operator can know at a start |
+//! | `crossing` | the order of a group whose messages go to different streams |
+//! | `place` | where a record lies: its stream and its number |
 //! | `ack` | what may be confirmed to Postgres |
 //! | `group`, `holds` | which changes keep their order, and which wait in the store |
 //! | `size_gate` | the only maker of a record that the sink takes |
@@ -20,6 +22,7 @@
 pub mod ack;
 pub mod budget;
 pub mod control;
+pub mod crossing;
 pub mod driver;
 pub mod exactly_once;
 pub mod grants;
@@ -29,6 +32,7 @@ pub mod item;
 pub mod link;
 pub mod measures;
 pub mod outbox;
+pub mod place;
 pub mod pressure;
 pub mod sample;
 pub mod size_gate;

@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::crossing::Behind;
 use super::item::Item;
+use super::place::LaneId;
 use super::size_gate::SizedRecord;
 use crate::mutation::{self, Rule};
 use crate::sink::session::BatchMeter;
@@ -14,6 +16,10 @@ use crate::sink::session::BatchMeter;
 pub struct Parcel {
     pub item: Item,
     pub records: Vec<SizedRecord>,
+    /// Among the parcels of all streams; see [`crossing`](super::crossing).
+    pub number: u64,
+    /// What has to be through in other streams before it may go.
+    pub behind: Vec<Behind>,
     /// In a batch of its own, since S2 refused one that it was in.
     alone: bool,
 }
@@ -21,7 +27,7 @@ pub struct Parcel {
 impl Parcel {
     #[must_use]
     pub fn new(item: Item, records: Vec<SizedRecord>) -> Self {
-        Self { item, records, alone: false }
+        Self { item, records, number: 0, behind: Vec::new(), alone: false }
     }
 
     fn metered_bytes(&self) -> u64 {
@@ -57,6 +63,8 @@ pub struct Outbox {
     since: Option<Instant>,
     in_flight: VecDeque<Batch>,
     in_flight_bytes: u64,
+    /// How many of the queue wait for other streams.
+    waiting: usize,
 }
 
 /// A batch is as full as it will be when it holds this share of what S2 takes.
@@ -74,6 +82,7 @@ impl Outbox {
             since: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            waiting: 0,
         }
     }
 
@@ -89,9 +98,45 @@ impl Outbox {
         !self.in_flight.is_empty()
     }
 
+    /// The number of the first parcel that is not acknowledged.
+    #[must_use]
+    pub fn front(&self) -> Option<u64> {
+        let sent = self.in_flight.front().and_then(|batch| batch.parcels.first());
+        sent.or_else(|| self.queue.front()).map(|parcel| parcel.number)
+    }
+
+    /// How many parcels are ready or on their way, and their metered bytes.
+    #[must_use]
+    pub fn size(&self) -> (usize, u64) {
+        let sent: usize = self.in_flight.iter().map(|batch| batch.parcels.len()).sum();
+        (self.queue.len() + sent, self.queued_bytes + self.in_flight_bytes)
+    }
+
+    /// Whether some of the queue wait for other streams.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// Lets those go that need not wait any more, where `front` gives the first number that is not
+    /// through in a stream.
+    pub fn lift(&mut self, front: impl Fn(LaneId) -> Option<u64> + Copy) {
+        if self.waiting == 0 {
+            return;
+        }
+        for parcel in self.queue.iter_mut().filter(|parcel| !parcel.behind.is_empty()) {
+            parcel.behind.retain(|behind| behind.waits(front));
+            if !parcel.behind.is_empty() {
+                break;
+            }
+            self.waiting -= 1;
+        }
+    }
+
     /// Takes a change's records, behind all others.
     pub fn push(&mut self, parcel: Parcel, now: Instant) {
         self.since.get_or_insert(now);
+        self.waiting += usize::from(!parcel.behind.is_empty());
         self.queued_records += parcel.records.len();
         self.queued_bytes += parcel.metered_bytes();
         self.queue.push_back(parcel);
@@ -121,7 +166,8 @@ impl Outbox {
         let alone = self.queue.front().is_some_and(|parcel| parcel.alone)
             || self.in_flight.back().is_some_and(suspect);
         let full = self.in_flight_bytes >= self.window.bytes_max;
-        self.is_in_flight() && (alone || full)
+        let waits = self.queue.front().is_some_and(|parcel| !parcel.behind.is_empty());
+        waits || (self.is_in_flight() && (alone || full))
     }
 
     /// Packs the next batch and counts it as on its way: at once where nothing else is, otherwise
@@ -139,7 +185,7 @@ impl Outbox {
         let mut batch = Batch { parcels: Vec::new(), records: 0, metered_bytes: 0 };
         let mut records = Vec::with_capacity(self.queued_records.min(FULL_RECORDS));
         while let Some(parcel) = self.queue.front() {
-            if parcel.alone && !batch.parcels.is_empty() {
+            if !parcel.behind.is_empty() || (parcel.alone && !batch.parcels.is_empty()) {
                 break;
             }
             let mut with = meter;
@@ -196,27 +242,34 @@ impl Outbox {
 
     /// The session is over and the stream has been read: `landed` gives the first sequence number of a
     /// change that is in it. Those are given out; everything else that was on its way is first in the
-    /// queue again, in order.
+    /// queue again, in order. What is only queued is looked for where it is in doubt: it was sent before,
+    /// and had left.
     pub fn resume(
         &mut self,
         landed: impl Fn(&Parcel) -> Option<u64>,
+        in_doubt: impl Fn(&Parcel) -> bool,
         now: Instant,
     ) -> Vec<(Parcel, u64)> {
         let mut found = Vec::new();
-        let parcels =
-            std::mem::take(&mut self.in_flight).into_iter().flat_map(|batch| batch.parcels);
-        let mut again = VecDeque::new();
-        for parcel in parcels {
-            match landed(&parcel) {
-                Some(seq) => found.push((parcel, seq)),
-                None => again.push_back(parcel),
+        let mut not_landed = |parcels: &mut dyn Iterator<Item = Parcel>, sent: bool| {
+            let mut left = VecDeque::new();
+            for parcel in parcels {
+                let looked_for = sent || in_doubt(&parcel);
+                match looked_for.then(|| landed(&parcel)).flatten() {
+                    Some(seq) => found.push((parcel, seq)),
+                    None => left.push_back(parcel),
+                }
             }
-        }
+            left
+        };
+        let sent = std::mem::take(&mut self.in_flight).into_iter();
+        let mut again = not_landed(&mut sent.flat_map(|batch| batch.parcels), true);
+        let mut queue = not_landed(&mut std::mem::take(&mut self.queue).into_iter(), false);
         self.in_flight_bytes = 0;
         if mutation::broken(Rule::FrontOfQueue) {
-            std::mem::swap(&mut again, &mut self.queue);
+            std::mem::swap(&mut again, &mut queue);
         }
-        again.append(&mut self.queue);
+        again.append(&mut queue);
         self.replace_queue(again, now);
         found
     }
@@ -226,13 +279,13 @@ impl Outbox {
         std::mem::take(&mut self.queue)
     }
 
-    /// Takes parcels out, also those that were sent: the session is over, and whoever takes them finds
-    /// out what has landed.
+    /// Takes parcels out, also those that were sent, which come first, with their number: the session is
+    /// over, and whoever takes them finds out what has landed.
     pub fn take_out(
         &mut self,
         mut wanted: impl FnMut(&Parcel) -> bool,
         now: Instant,
-    ) -> Vec<Parcel> {
+    ) -> (Vec<Parcel>, usize) {
         let sent = std::mem::take(&mut self.in_flight).into_iter().flat_map(|batch| batch.parcels);
         let queued = std::mem::take(&mut self.queue);
         let mut taken = Vec::new();
@@ -240,6 +293,7 @@ impl Outbox {
         for parcel in sent {
             if wanted(&parcel) { taken.push(parcel) } else { left.push(parcel) }
         }
+        let were_sent = taken.len();
         let (mut out, stay): (Vec<_>, Vec<_>) = queued.into_iter().partition(wanted);
         taken.append(&mut out);
         self.in_flight_bytes = 0;
@@ -250,13 +304,14 @@ impl Outbox {
             self.in_flight.push_back(Batch { parcels: left, records, metered_bytes });
         }
         self.replace_queue(stay.into(), now);
-        taken
+        (taken, were_sent)
     }
 
     /// Puts a queue in the place of the present one.
     pub fn replace_queue(&mut self, queue: VecDeque<Parcel>, now: Instant) {
         self.queued_records = queue.iter().map(|parcel| parcel.records.len()).sum();
         self.queued_bytes = queue.iter().map(Parcel::metered_bytes).sum();
+        self.waiting = queue.iter().filter(|parcel| !parcel.behind.is_empty()).count();
         self.since = (!queue.is_empty()).then_some(now);
         self.queue = queue;
     }
@@ -363,9 +418,47 @@ mod tests {
             let id = parcel.item.change.position.commit_lsn.0;
             (id < 1).then_some(40 + id)
         };
-        assert_eq!(ids(&outbox.resume(landed, now)), [(0, 40)]);
+        assert_eq!(ids(&outbox.resume(landed, |_| false, now)), [(0, 40)]);
         assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(3));
         assert_eq!(ids(&outbox.acknowledged(50)), [(1, 50), (2, 51), (3, 52)]);
+    }
+
+    #[test]
+    fn what_was_sent_in_an_earlier_life_is_looked_for_where_it_is_in_doubt() {
+        let now = Instant::now();
+        let mut outbox = outbox(1 << 24);
+        for id in 0..3 {
+            outbox.push(parcel(id, 1, 10), now);
+        }
+        let id = |parcel: &Parcel| parcel.item.change.position.commit_lsn.0;
+        let found = outbox.resume(|parcel| Some(id(parcel)), |parcel| id(parcel) == 1, now);
+        assert_eq!(ids(&found), [(1, 1)]);
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(2));
+    }
+
+    #[test]
+    fn what_waits_for_another_stream_keeps_what_is_behind_it() {
+        let now = Instant::now();
+        let mut outbox = outbox(1 << 24);
+        for id in 0..4 {
+            let mut parcel = parcel(id, 1, 10);
+            parcel.number = id + 10;
+            if id == 1 {
+                parcel.behind = vec![Behind { lane: LaneId(7), number: 5 }];
+            }
+            outbox.push(parcel, now);
+        }
+        assert_eq!(outbox.front(), Some(10));
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(1));
+        outbox.acknowledged(0);
+        assert_eq!(outbox.front(), Some(11));
+        assert!(outbox.next_batch(now + LINGER).is_none());
+        assert_eq!(outbox.due(), None, "no time alone helps");
+        outbox.lift(|_| Some(5));
+        assert!(outbox.waits() && outbox.next_batch(now + LINGER).is_none());
+        outbox.lift(|_| Some(6));
+        assert!(!outbox.waits());
+        assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(3));
     }
 
     #[test]
@@ -377,7 +470,7 @@ mod tests {
         }
         outbox.next_batch(now);
         assert!(outbox.refused().is_none(), "one of three, nobody knows which");
-        outbox.resume(|_| None, now);
+        outbox.resume(|_| None, |_| true, now);
         assert_eq!(outbox.next_batch(now).map(|records| records.len()), Some(1));
         assert!(outbox.next_batch(now + LINGER).is_none(), "alone");
         assert_eq!(outbox.due(), None);
@@ -385,7 +478,7 @@ mod tests {
         outbox.next_batch(now);
         let culprit = outbox.refused().expect("alone in its batch");
         assert_eq!(culprit.item.change.position.commit_lsn.0, 1);
-        outbox.resume(|_| None, now);
+        outbox.resume(|_| None, |_| true, now);
         outbox.next_batch(now);
         assert_eq!(ids(&outbox.acknowledged(1)), [(2, 1)]);
         assert!(outbox.is_empty());

@@ -193,12 +193,6 @@ pub(crate) fn gate(drafts: &[Draft], trace: impl Fn() -> Vec<TraceStep>) -> Shap
             }
         }
     }
-    // Sessions for other streams are not there yet; to send it to the pipeline's own would be wrong.
-    if records.iter().any(|record| record.stream().is_some()) {
-        let text = "a transform routed it to another stream, and this version sends to the \
-                    pipeline's own only; nothing was sent";
-        return Shaped::Failed(failure("route", text.to_owned(), None, Vec::new(), trace()));
-    }
     let mut meter = crate::sink::session::BatchMeter::default();
     if records.len() > 1 && !records.iter().all(|record| meter.try_add(record)) {
         return Shaped::Failed(split_too_large(drafts, &records, trace()));

@@ -13,6 +13,15 @@
 //! failure but an answer: the line is opened anew, or the process stands down
 //! ([`grants`](crate::pipeline::grants)).
 //!
+//! A stream that transforms route messages to has trouble of its own where S2 answers for it 403, 404
+//! `stream_not_found` or 409 `stream_deletion_pending`, where somebody else has fenced it or its records
+//! are gone, and where it takes nothing for 15 seconds while the pipeline's own stream does. Then
+//! *the stream is shut*: messages bound for it park with the class `route` and the sentence of the
+//! answer, and go by themselves as soon as it is back, which is tried all the time. Every other outcome
+//! means there what it means everywhere: the stream waits, and so does what is behind it in its groups.
+//! Why not the head in every case: one stream, whose name may come from a row's value, would stop them
+//! all.
+//!
 //! | outcome | what happens | landed | code |
 //! | --- | --- | --- | --- |
 //! | 413, to an append | the message parks | no | `oversize` |
@@ -53,6 +62,7 @@
 //! | the chain: `oversize` with a column to blame | the message parks | no | |
 //! | the chain: `oversize` | the message parks | no | |
 //! | the chain: `refused` | the message is retried | no | |
+//! | the chain: `route`, its stream takes nothing | the message is retried | no | |
 //! | the chain: anything else of a transform | the message is retried | no | |
 //! | the chain: anything else | the message is retried | no | |
 
@@ -328,6 +338,12 @@ const MESSAGES: &[MessageRow] = &[
         class: "refused", known: Known::Nothing, happens: Happens::MessageRetries,
         sentence: "S2 does not take this record; change the transforms so that they make \
                     another, then: sluicebox messages retry {id}",
+    },
+    MessageRow {
+        class: "route", known: Known::Nothing, happens: Happens::MessageRetries,
+        sentence: "It follows by itself once its stream takes records: create the stream or allow \
+                    the access token to write it (or set `sink.create = true`); or change the \
+                    transform that routes it",
     },
     MessageRow {
         class: "", known: Known::Transform, happens: Happens::MessageRetries,

@@ -58,7 +58,10 @@ impl Mirror {
                     text += &format!(" unspilled {through}");
                 }
                 Write::Failed { id, .. } => text += &format!(" failed {id}"),
-                Write::Promise(_) | Write::Chain { .. } | Write::SourceIdentity { .. } => {}
+                Write::Stream { .. }
+                | Write::Promise(_)
+                | Write::Chain { .. }
+                | Write::SourceIdentity { .. } => {}
             }
         }
         text

@@ -189,6 +189,7 @@ async fn intrude(world: &Arc<World>) {
     let opening = Opening {
         client: process::client(world, &process),
         store: process::store_of_its_own(),
+        routed: None,
         pipeline_id: "intruder".to_owned(),
         read_from: None,
         tokens: Tokens { next: format!("sb-intruder-{number}"), known: Vec::new() },

@@ -355,6 +355,13 @@ impl Error {
             if answer.status == 404 && answer.code() == "basin_not_found")
     }
 
+    /// Whether S2 says that it is deleting the stream.
+    #[must_use]
+    pub fn is_stream_leaving(&self) -> bool {
+        matches!(self, Self::Refused { answer, .. }
+            if answer.status == 409 && answer.code() == "stream_deletion_pending")
+    }
+
     /// Whether the access token is known and may not do this.
     ///
     /// An exhausted quota is a 403 too, and no matter of the token's.

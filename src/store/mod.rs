@@ -210,6 +210,9 @@ pub enum Write {
     Acknowledge { id: u64 },
     /// How far everything is settled now.
     Checkpoint(Checkpoint),
+    /// From which number a restart has to read a stream that transforms route messages to; nothing when
+    /// all that this store has sent there is covered by the checkpoint.
+    Stream { name: Arc<str>, seq: Option<u64> },
     /// Changes that wait behind all others until S2 is back.
     Spill { id: u64, changes: Vec<Change> },
     /// Every spilled chunk up to this one is through.
@@ -252,6 +255,9 @@ pub struct Loaded {
     pub next_id: u64,
     /// Spilled changes, oldest first.
     pub spilled: Vec<Chunk>,
+    /// Streams that transforms have routed messages to, each with the number from which it has to be read:
+    /// records that nobody has heard of may be in them.
+    pub streams: Vec<(String, u64)>,
 }
 
 impl Loaded {
@@ -285,7 +291,7 @@ enum Request {
     Write(Arc<[Write]>, Answer<()>),
     Read(Vec<u64>, usize, Answer<Vec<(u64, Change)>>),
     ReadSpill(u64, Answer<Option<(u64, Vec<Change>)>>),
-    DrawToken(u32, Option<String>, Answer<Tokens>),
+    DrawToken(Option<Arc<str>>, u32, Option<String>, Answer<Tokens>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
     Show(u64, HashSet<u64>, oneshot::Sender<Result<view::Stored, control::Error>>),
     Select(control::Filter, oneshot::Sender<Result<Vec<u64>, control::Error>>),
@@ -352,7 +358,7 @@ impl Task {
         // A caller that no longer waits does not matter.
         match self.0 {
             Request::Write(_, answer) => drop(answer.send(Err(error))),
-            Request::DrawToken(_, _, answer) => drop(answer.send(Err(error))),
+            Request::DrawToken(_, _, _, answer) => drop(answer.send(Err(error))),
             Request::Read(_, _, answer) => drop(answer.send(Err(error))),
             Request::ReadSpill(_, answer) => drop(answer.send(Err(error))),
             Request::List(..)
@@ -466,15 +472,21 @@ impl Store {
         self.ask(|answer| Request::ReadSpill(after, answer)).await
     }
 
-    /// Draws a fencing token that was never drawn before, and remembers it. `nonce` keeps a process on
+    /// Draws a fencing token that was never drawn before, and remembers it for a stream that transforms
+    /// route messages to, or the pipeline's own. `nonce` keeps a process on
     /// a copy of this store from drawing the same one; those from before `in_force`, the one that the
     /// stream is known to have, are forgotten.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
-    pub async fn draw_token(&self, nonce: u32, in_force: Option<String>) -> Result<Tokens, Error> {
-        self.ask(|answer| Request::DrawToken(nonce, in_force, answer)).await
+    pub async fn draw_token(
+        &self,
+        stream: Option<Arc<str>>,
+        nonce: u32,
+        in_force: Option<String>,
+    ) -> Result<Tokens, Error> {
+        self.ask(|answer| Request::DrawToken(stream, nonce, in_force, answer)).await
     }
 
     /// A page of messages; `moving` are those on their way at this moment.
@@ -584,8 +596,8 @@ impl Database {
             Request::ReadSpill(after, answer) => {
                 drop(answer.send(spill::read(&self.connection, after)));
             }
-            Request::DrawToken(nonce, in_force, answer) => {
-                let result = self.draw_token(nonce, in_force.as_deref());
+            Request::DrawToken(stream, nonce, in_force, answer) => {
+                let result = self.draw_token(stream.as_deref(), nonce, in_force.as_deref());
                 let written = result.is_ok();
                 drop(answer.send(result));
                 return written;
@@ -656,7 +668,15 @@ impl Database {
             messages: self.known()?,
             next_id: unsigned(next_id),
             spilled: spill::chunks(&self.connection)?,
+            streams: self.streams()?,
         })
+    }
+
+    fn streams(&self) -> Result<Vec<(String, u64)>, Error> {
+        let mut statement =
+            self.connection.prepare("SELECT stream, seq FROM checkpoints WHERE stream <> ''")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, unsigned(row.get(1)?))))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn known(&self) -> Result<Vec<Known>, Error> {
@@ -746,13 +766,21 @@ impl Database {
         Ok(changes)
     }
 
-    fn draw_token(&mut self, nonce: u32, in_force: Option<&str>) -> Result<Tokens, Error> {
+    fn draw_token(
+        &mut self,
+        stream: Option<&str>,
+        nonce: u32,
+        in_force: Option<&str>,
+    ) -> Result<Tokens, Error> {
         let id = self.fact("pipeline_id")?.unwrap_or_default();
         let transaction = owner::begin(&mut self.connection, &self.owner)?;
         let drawn = fact(&transaction, "epoch")?.and_then(|text| text.parse::<u64>().ok());
         let epoch = drawn.unwrap_or(0) + 1;
-        let mut known: Vec<String> = match fact(&transaction, "tokens")? {
+        let kept =
+            stream.map_or_else(|| "tokens".to_owned(), |stream| format!("tokens of {stream}"));
+        let mut known: Vec<String> = match fact(&transaction, &kept)? {
             Some(tokens) => tokens.split_whitespace().map(str::to_owned).collect(),
+            None if stream.is_some() => Vec::new(),
             // Stores of earlier releases numbered them only.
             None => {
                 let first = epoch.saturating_sub(TOKENS_MAX as u64).max(1);
@@ -764,7 +792,7 @@ impl Database {
         let next = format!("sb-{id}-{epoch:x}-{nonce:08x}");
         known.push(next.clone());
         set_fact(&transaction, "epoch", &epoch.to_string())?;
-        set_fact(&transaction, "tokens", &known.join(" "))?;
+        set_fact(&transaction, &kept, &known.join(" "))?;
         transaction.commit()?;
         Ok(Tokens { next, known })
     }
@@ -847,6 +875,22 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
                      AND (commit_lsn, commit_idx) <= (?1, ?2)",
                 )?
                 .execute([signed(position.commit_lsn.0), signed(position.index)])?;
+            Ok(())
+        }
+        Write::Stream { name, seq: Some(seq) } => {
+            connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO checkpoints
+                     (stream, commit_lsn, commit_idx, seq, confirm_lsn, sum)
+                     VALUES (?1, 0, 0, ?2, 0, checksum(?1, 0, 0, ?2, 0))",
+                )?
+                .execute(params![&**name, signed(*seq)])?;
+            Ok(())
+        }
+        Write::Stream { name, seq: None } => {
+            connection
+                .prepare_cached("DELETE FROM checkpoints WHERE stream = ?1 AND stream <> ''")?
+                .execute([&**name])?;
             Ok(())
         }
         Write::Spill { id, changes } => spill::insert(connection, *id, changes),

@@ -15,6 +15,7 @@ mod languages;
 mod metrics;
 mod provocations;
 mod restart;
+mod routes;
 mod sink_faults;
 mod spill;
 mod story;

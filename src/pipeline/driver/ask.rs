@@ -1,6 +1,6 @@
 //! Requests of operators, and the status that everybody reads.
 
-use super::{Driver, PAYLOAD_BYTES_MAX, Selected, Sink};
+use super::{Driver, PAYLOAD_BYTES_MAX, Selected};
 use crate::case::{Case, CaseTransform};
 use crate::change::Lsn;
 use crate::message::{Draft, Envelope};
@@ -87,7 +87,7 @@ impl Driver {
             }
             Selected::Acknowledge(ids, unchanged_behind, answer) => {
                 if let Some(id) = ids.iter().copied().find(|id| self.may_have_landed(*id)) {
-                    if self.sink_failures > 0 {
+                    if self.lanes.all().any(|(_, lane)| lane.failures > 0) {
                         drop(answer.send(Err(control::Error::Unread { id })));
                     } else {
                         self.undecided.push(Selected::Acknowledge(ids, unchanged_behind, answer));
@@ -124,11 +124,14 @@ impl Driver {
         }
     }
 
-    /// Whether a stored message may be in the stream without our knowing: after a restart, and where it
-    /// was on its way when spilling began. Giving it up then would deny what consumers have.
+    /// Whether a stored message may be in a stream without our knowing: after a restart, and where it was
+    /// on its way when spilling began or when its stream was shut. Giving it up then would deny what consumers have.
     fn may_have_landed(&self, id: MessageId) -> bool {
-        let is_open = matches!(self.sink, Sink::Open(_));
-        !self.established || self.spill.is_on() && !is_open && self.holds.is_gated(id)
+        let is_open = self.lanes.own.is_open();
+        let position = self.holds.position(id);
+        !self.established
+            || position.is_some_and(|position| self.doubts.is_open(position))
+            || self.spill.is_on() && !is_open && self.holds.is_gated(id)
     }
 
     /// Who waits for S2 to be read is answered: it was, or it cannot be now.
@@ -142,14 +145,24 @@ impl Driver {
         let counts = self.holds.counts();
         let source = self.source.status.borrow().clone();
         let confirmed = self.saved.lsn;
-        let reasons: Vec<Reason> =
-            [self.source_reason.as_ref(), self.sink_reason.as_ref(), self.store_reason.as_ref()]
-                .into_iter()
-                .chain([self.unreadable_reason.as_ref(), self.spill.reason(), self.halt_reason()])
-                .flatten()
-                .cloned()
-                .chain(self.stuck_reasons())
-                .collect();
+        let reasons: Vec<Reason> = [
+            self.source_reason.as_ref(),
+            self.lanes.own.reason.as_ref(),
+            self.store_reason.as_ref(),
+            self.unreadable_reason.as_ref(),
+        ]
+        .into_iter()
+        .chain([self.spill.reason(), self.halt_reason()])
+        .chain(
+            self.lanes
+                .routed()
+                .filter(|(_, lane)| lane.unread)
+                .map(|(_, lane)| lane.reason.as_ref()),
+        )
+        .flatten()
+        .cloned()
+        .chain(self.stuck_reasons())
+        .collect();
         self.look_at_wal(&reasons);
         let (spilled_changes, spilled_bytes) = self.spill.size();
         let slot = source.slot.as_ref();
@@ -158,8 +171,8 @@ impl Driver {
         let status = Status {
             ready: reasons.is_empty(),
             reasons,
-            guarantee: self.guarantee.map_or("", Guarantee::sentence).to_owned(),
-            endpoint: self.client.place().endpoint.clone(),
+            guarantee: self.lanes.own.guarantee.map_or("", Guarantee::sentence).to_owned(),
+            endpoint: self.lanes.own.client.place().endpoint.clone(),
             pipeline_id: self.pipeline_id.clone(),
             chain: self.chain.tag(),
             changes: self.counters.changes,
@@ -172,7 +185,8 @@ impl Driver {
             wal_end: (source.wal_end > Lsn(0)).then(|| source.wal_end.to_string()),
             confirmed: (confirmed > Lsn(0)).then(|| confirmed.to_string()),
             lag_bytes: (confirmed > Lsn(0)).then(|| source.wal_end.0.saturating_sub(confirmed.0)),
-            stream_tail: self.acknowledged,
+            stream_tail: self.lanes.own.acknowledged,
+            streams: self.stream_views(),
             spilled_changes,
             spilled_bytes,
             store_bytes: self.store.bytes(),

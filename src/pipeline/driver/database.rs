@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Driver, Sink};
+use super::Driver;
 use crate::pipeline::control::{KeeperView, Reason};
 use crate::pipeline::pressure::{Holds, Pressure};
 use crate::pipeline::wal::{self, Facts, Keeper, Levels, News};
@@ -24,8 +24,8 @@ pub(super) struct Database {
 impl Driver {
     /// Gathers what everything waits for.
     pub(super) fn look_at_pressure(&mut self, now: Instant) {
-        let is_open = matches!(self.sink, Sink::Open(_));
-        let holds = if self.outbox.is_full() || !is_open {
+        let is_full = self.lanes.all().any(|(_, lane)| lane.outbox.is_full());
+        let holds = if is_full || !self.lanes.own.is_open() {
             Holds::Sink
         } else if self.jobs.len() >= self.workers.jobs_max() {
             Holds::Transforms

@@ -1,6 +1,7 @@
-//! The line to S2: opening it, sending, and what its answers settle.
+//! The lines to S2: opening them, sending, and what their answers settle.
 
-use super::{Driver, Error, Sink, SinkEvent};
+use super::lane::{Sink, SinkEvent, Tools};
+use super::{Driver, Error};
 use crate::change::Position;
 use crate::message::Draft;
 use crate::mutation::{self, Rule};
@@ -10,8 +11,9 @@ use crate::pipeline::grants::Grants;
 use crate::pipeline::holds::{Due, MessageId};
 use crate::pipeline::item::Origin;
 use crate::pipeline::link;
-use crate::pipeline::link::{Established, Opening, establish};
+use crate::pipeline::link::Established;
 use crate::pipeline::outbox::Parcel;
+use crate::pipeline::place::{Landed, LaneId};
 use crate::policy;
 use crate::sink::Guarantee;
 use crate::sink::error::{Class, Operation, Refusal};
@@ -23,105 +25,76 @@ use std::time::{Duration, Instant};
 use rand::RngExt as _;
 
 impl Driver {
-    pub(super) fn open_sink(&mut self, now: Instant) {
-        let Sink::Waiting { until } = &self.sink else { return };
-        if *until > now {
-            return;
+    /// Begins to open every stream whose time has come.
+    pub(super) fn open_sinks(&mut self, now: Instant) {
+        let own = self.lanes.own.is_due(now).then_some(LaneId::OWN);
+        for id in own.into_iter().chain(self.lanes.next_to_open(now)) {
+            let pipeline_id = self.pipeline_id.as_str();
+            let drawn = mutation::broken(Rule::FreshToken).then(|| {
+                let one = format!("sb-{pipeline_id}-1");
+                Tokens { next: one.clone(), known: vec![one] }
+            });
+            let (nonce, guarantee) = (self.rng.random(), self.settings.guarantee);
+            let tools = Tools { store: &self.store, pipeline_id, nonce, guarantee };
+            if let Some(lane) = self.lanes.get_mut(id) {
+                lane.open(&tools, drawn, now);
+            }
         }
-        let (store, client) = (self.store.clone(), self.client.clone());
-        let (pipeline_id, read_from) = (self.pipeline_id.clone(), self.acknowledged);
-        let tokens = if mutation::broken(Rule::FreshToken) {
-            let one = format!("sb-{pipeline_id}-1");
-            Some(Tokens { next: one.clone(), known: vec![one] })
-        } else {
-            self.tokens.take()
-        };
-        let in_force = self.in_force.clone();
-        let (nonce, grants) = (self.rng.random(), self.grants);
-        let numbers = self.others.leave_numbers(now);
-        let (least, promised) = (self.least(), self.promised);
-        self.sink = Sink::Opening(Box::pin(async move {
-            let tokens = match tokens {
-                Some(tokens) => tokens,
-                None => match store.draw_token(nonce, in_force).await {
-                    Ok(tokens) => tokens,
-                    Err(error) => return (None, Err(error.into())),
-                },
-            };
-            let again = tokens.clone();
-            let opening = Opening {
-                client,
-                store,
-                pipeline_id,
-                read_from,
-                tokens,
-                grants,
-                least,
-                promised,
-                numbers,
-            };
-            (Some(again), establish(opening).await)
-        }));
     }
 
     pub(super) fn send(&mut self, now: Instant) -> Result<(), Error> {
-        let Sink::Open(line) = &mut self.sink else { return Ok(()) };
         if self.begins_elsewhere {
             return Ok(());
         }
-        if self.reconnecting {
-            if !self.outbox.is_in_flight() {
-                self.reconnecting = false;
-                self.sink = Sink::Waiting { until: now };
-            }
-            return Ok(());
-        }
-        while let Some(records) = self.outbox.next_batch(now) {
-            self.measures.sent_records += records.len() as u64;
-            self.measures.sent_bytes += records
-                .iter()
-                .map(crate::pipeline::size_gate::SizedRecord::metered_bytes)
-                .sum::<u64>();
-            line.send(&records)
+        self.lanes.lift();
+        for (_, lane) in self.lanes.all_mut() {
+            lane.send(&mut self.measures, now)
                 .map_err(|error| Error::Sink(crate::error_chain::error_chain(&error)))?;
         }
         Ok(())
     }
 
-    pub(super) fn on_sink(&mut self, event: SinkEvent) -> Result<(), Error> {
+    pub(super) fn on_sink(&mut self, id: LaneId, event: SinkEvent) -> Result<(), Error> {
         match event {
             SinkEvent::Opened(_, Ok(established)) => {
-                self.on_established(*established);
+                self.on_established(id, *established);
             }
             SinkEvent::Opened(tokens, Err(error)) => {
-                self.tokens = tokens;
+                if let Some(lane) = self.lanes.get_mut(id) {
+                    lane.tokens = tokens;
+                }
                 match error {
-                    link::Error::Sink(error) => self.on_sink_error(&error)?,
+                    link::Error::Sink(error) => self.on_sink_error(id, &error)?,
                     link::Error::Store(error) if error.heals() => {
-                        self.sink_waits(
-                            "store_failed",
-                            crate::error_chain::error_chain(&error),
-                            None,
-                        );
+                        let text = crate::error_chain::error_chain(&error);
+                        self.sink_waits(id, "store_failed", text, None);
                     }
                     link::Error::Store(error) => return Err(error.into()),
-                    link::Error::Owned { text } => return Err(Error::Sink(text)),
+                    link::Error::Owned { text } => match self.lanes.get(id) {
+                        Some(lane) if lane.routed.is_some() && !lane.unread => {
+                            let (part, code) = ("sink".to_owned(), "sink_fenced".to_owned());
+                            self.shut(id, Reason { part, code, text }, false);
+                        }
+                        _ => return Err(Error::Sink(text)),
+                    },
                 }
             }
             SinkEvent::Ack(Ok(ack)) => {
-                self.sink_failures = 0;
-                self.acknowledged = Some(ack.end);
-                self.reconnecting |= ack.reconnect_advised;
-                for (parcel, seq) in self.outbox.acknowledged(ack.start) {
-                    self.on_delivered(&parcel, seq);
+                let Some(lane) = self.lanes.get_mut(id) else { return Ok(()) };
+                lane.failures = 0;
+                lane.acknowledged = Some(ack.end);
+                lane.reconnecting |= ack.reconnect_advised;
+                lane.works();
+                for (parcel, seq) in lane.outbox.acknowledged(ack.start) {
+                    self.on_delivered(&parcel, Landed { lane: id, seq });
                 }
             }
-            SinkEvent::Ack(Err(error)) => self.on_sink_error(&error)?,
+            SinkEvent::Ack(Err(error)) => self.on_sink_error(id, &error)?,
         }
         Ok(())
     }
 
-    pub(super) fn on_delivered(&mut self, parcel: &Parcel, seq: u64) {
+    pub(super) fn on_delivered(&mut self, parcel: &Parcel, landed: Landed) {
         self.note_first_of_chain(parcel);
         let committed_us = parcel.item.change.commit_timestamp_us;
         self.measures.latency.observe(committed_us, self.clock.time_of_day());
@@ -133,7 +106,7 @@ impl Driver {
             .sum::<u64>();
         match parcel.item.origin {
             origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => {
-                self.settle(origin, parcel.item.change.bytes(), Some(seq));
+                self.settle(origin, parcel.item.change.bytes(), Some(landed));
             }
             Origin::Store { id } => {
                 self.off_the_way(&parcel.item);
@@ -143,19 +116,20 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_established(&mut self, established: Established) {
+    pub(super) fn on_established(&mut self, id: LaneId, established: Established) {
         let Established { line, landed, known_to, lost } = established;
         let now = self.clock.now();
+        if let Some(choice) = lost {
+            self.on_lost_records(id, choice, &landed);
+        }
+        let Some(lane) = self.lanes.get_mut(id) else { return };
         // Everything in front of the fence was read: what of it is ours is settled below, with its
         // numbers.
-        self.acknowledged = Some(known_to);
-        self.in_force = line.fencing_token().map(str::to_owned).or(self.in_force.take());
-        self.grants = Grants::default();
-        if let Some(choice) = lost {
-            self.on_lost_records(choice, &landed);
-        }
-        let place = self.client.place();
-        if !self.established || self.sink_reason.is_some() {
+        lane.acknowledged = Some(known_to);
+        lane.in_force = line.fencing_token().map(str::to_owned).or(lane.in_force.take());
+        lane.grants = Grants::default();
+        let place = lane.client.place();
+        if lane.guarantee.is_none() || lane.reason.is_some() {
             tracing::info!(
                 basin = place.basin,
                 stream = place.stream,
@@ -164,46 +138,58 @@ impl Driver {
                 "S2 is connected"
             );
         }
-        if self.promised.is_some_and(|promised| line.guarantee < promised) {
+        if lane.promised.is_some_and(|promised| line.guarantee < promised) {
             tracing::warn!(
+                stream = lane.routed.as_ref().map(|routed| &*routed.name),
                 guarantee = line.guarantee.word(),
                 "less is promised than before, as the settings allow"
             );
         }
-        self.guarantee = Some(line.guarantee);
-        self.promised = Some(line.guarantee);
+        lane.guarantee = Some(line.guarantee);
+        lane.promised = Some(line.guarantee);
+        lane.reason = None;
+        lane.sink = Sink::Open(Box::new(line));
+        let first = std::mem::take(&mut lane.unread);
         self.counters.sink_sessions += 1;
-        self.sink_reason = None;
-        self.sink = Sink::Open(Box::new(line));
-        if self.established {
-            let found =
-                self.outbox.resume(|parcel| landed.get(&parcel.item.change.position).copied(), now);
-            for (parcel, seq) in found {
-                self.on_delivered(&parcel, seq);
-            }
+        if first {
+            self.apply_landed(id, &landed);
         } else {
-            self.established = true;
-            self.apply_landed(&landed);
+            let of = |parcel: &Parcel| landed.get(&parcel.item.change.position).copied();
+            let in_doubt = |parcel: &Parcel| self.doubts.is_open(parcel.item.change.position);
+            for (parcel, seq) in lane.outbox.resume(of, in_doubt, now) {
+                self.doubts.end(parcel.item.change.position);
+                self.on_delivered(&parcel, Landed { lane: id, seq });
+            }
         }
-        self.landed_before_spilling(&landed);
-        self.after_refusal(now);
+        self.landed_before_spilling(id, &landed);
+        self.end_doubts(id, &landed);
+        self.after_refusal(id, now);
+        self.on_routed_open(id);
+        self.check_established();
         self.decide();
     }
 
+    /// Once every stream in which something unknown may be has been read, sending begins.
+    pub(super) fn check_established(&mut self) {
+        self.established |= self.lanes.all().all(|(_, lane)| !lane.unread);
+    }
+
     /// At start: what the stream holds is not sent again, and messages that are in it leave the store.
-    pub(super) fn apply_landed(&mut self, landed: &HashMap<Position, u64>) {
+    fn apply_landed(&mut self, lane: LaneId, landed: &HashMap<Position, u64>) {
         let through = self.delivered_position();
         let beyond = landed.iter().filter(|(position, _)| **position > through);
-        self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
+        self.replayed
+            .extend(beyond.map(|(position, &seq)| (*position, Some(Landed { lane, seq }))));
         self.forget_landed(landed);
     }
 
-    /// Stored messages that are in the stream leave the store.
+    /// Stored messages that are in a stream leave the store, unless they are on their way: then they are
+    /// found when they arrive.
     pub(super) fn forget_landed(&mut self, landed: &HashMap<Position, u64>) {
         let mut delivered: Vec<MessageId> = self
             .holds
             .positions()
-            .filter(|(position, _)| landed.contains_key(position))
+            .filter(|(position, id)| landed.contains_key(position) && self.holds.is_idle(*id))
             .map(|(_, id)| id)
             .collect();
         delivered.sort_unstable();
@@ -214,28 +200,32 @@ impl Driver {
     }
 
     /// A refused message is parked once it is certain what landed, and takes what is behind it along.
-    pub(super) fn after_refusal(&mut self, now: Instant) {
-        let Some((parcel, failure)) = self.refused.take() else { return };
+    fn after_refusal(&mut self, id: LaneId, now: Instant) {
+        let refused = self.lanes.get_mut(id).and_then(|lane| lane.refused.take());
+        let Some((parcel, failure)) = refused else { return };
         match parcel.item.origin {
-            Origin::Source { .. } | Origin::Spilled { .. } => self.park(parcel.item, failure),
+            Origin::Source { .. } | Origin::Spilled { .. } => _ = self.park(parcel.item, failure),
             Origin::Store { id } => {
                 self.off_the_way(&parcel.item);
                 self.failed_again(id, failure);
             }
         }
+        self.hold_back_what_is_held(now);
+    }
+
+    /// What is ready and stands behind a message that is in the store by now waits there, too.
+    pub(super) fn hold_back_what_is_held(&mut self, now: Instant) {
         // One behind the other: what is held back holds what follows it, which may be in other groups
-        // than what was refused.
-        let (mut stay, mut late) = (VecDeque::new(), Vec::new());
-        for parcel in self.outbox.take_queue() {
-            let change = &parcel.item.change;
-            let held = match parcel.item.origin {
-                Origin::Source { .. } | Origin::Spilled { .. } => {
-                    self.holds.holds(change.position, &self.holds.groups_of(change))
-                }
-                Origin::Store { id } => self.holds.is_held(id),
-            };
-            if !held {
-                stay.push_back(parcel);
+        // than what was refused, and in other streams.
+        let mut queued: Vec<(LaneId, Parcel)> = Vec::new();
+        for (id, lane) in self.lanes.all_mut() {
+            queued.extend(lane.outbox.take_queue().into_iter().map(|parcel| (id, parcel)));
+        }
+        queued.sort_by_key(|(_, parcel)| parcel.number);
+        let (mut stay, mut late) = (HashMap::<LaneId, VecDeque<Parcel>>::new(), Vec::new());
+        for (id, parcel) in queued {
+            if !self.is_held(&parcel) {
+                stay.entry(id).or_default().push_back(parcel);
             } else if mutation::broken(Rule::HoldInTurn) {
                 late.push(parcel);
             } else {
@@ -243,11 +233,24 @@ impl Driver {
             }
         }
         late.into_iter().for_each(|parcel| self.hold_back(parcel));
-        self.outbox.replace_queue(stay, now);
+        for (id, lane) in self.lanes.all_mut() {
+            lane.outbox.replace_queue(stay.remove(&id).unwrap_or_default(), now);
+        }
+    }
+
+    /// Whether something of its groups is in the store that goes first.
+    pub(super) fn is_held(&self, parcel: &Parcel) -> bool {
+        let change = &parcel.item.change;
+        match parcel.item.origin {
+            Origin::Source { .. } | Origin::Spilled { .. } => {
+                self.holds.holds(change.position, &self.holds.groups_of(change))
+            }
+            Origin::Store { id } => self.holds.is_held(id),
+        }
     }
 
     /// What was ready to be sent waits in the store.
-    fn hold_back(&mut self, parcel: Parcel) {
+    pub(super) fn hold_back(&mut self, parcel: Parcel) {
         match parcel.item.origin {
             Origin::Source { .. } | Origin::Spilled { .. } => self.store_waiting(parcel.item),
             Origin::Store { id } => {
@@ -257,26 +260,42 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_sink_error(&mut self, error: &crate::sink::error::Error) -> Result<(), Error> {
+    pub(super) fn on_sink_error(
+        &mut self,
+        id: LaneId,
+        error: &crate::sink::error::Error,
+    ) -> Result<(), Error> {
+        if id != LaneId::OWN {
+            self.note_trouble(id);
+            if let Some(reason) = self.shuts(id, error) {
+                self.shut(id, reason, error.is_stream_missing());
+                return Ok(());
+            }
+        }
         match error.class() {
             Class::Sink(trouble) => {
                 let mut text = trouble.text;
-                if let Some(kept) = self.kept_promise(error) {
+                if let Some(kept) = self.kept_promise(id, error) {
                     text.push_str(&kept);
                 }
-                self.sink_waits(&trouble.code, text, trouble.retry_after);
+                self.sink_waits(id, &trouble.code, text, trouble.retry_after);
             }
             Class::SeqMismatch { next } => {
                 tracing::info!(next, "somebody else appends to the stream too; reading its end");
-                self.others.missed(self.clock.now());
-                self.sink = Sink::Waiting { until: self.clock.now() };
+                let now = self.clock.now();
+                if let Some(lane) = self.lanes.get_mut(id) {
+                    lane.others.missed(now);
+                    lane.sink = Sink::Waiting { until: now };
+                }
             }
-            Class::Oversize(refusal) => self.on_refused("oversize", &refusal),
-            Class::Refused(refusal) => self.on_refused("refused", &refusal),
+            Class::Oversize(refusal) => self.on_refused(id, "oversize", &refusal),
+            Class::Refused(refusal) => self.on_refused(id, "refused", &refusal),
             // Ours is no longer the stream's, and no other took its place.
             Class::Fenced { actual } if actual.is_empty() => {
                 tracing::warn!("the stream has lost its fencing token; looking at it anew");
-                self.sink = Sink::Waiting { until: self.clock.now() };
+                if let Some(lane) = self.lanes.get_mut(id) {
+                    lane.sink = Sink::Waiting { until: self.clock.now() };
+                }
             }
             Class::Fenced { .. } => {
                 return Err(Error::Sink(crate::error_chain::error_chain(error)));
@@ -286,14 +305,9 @@ impl Driver {
         Ok(())
     }
 
-    /// No less may be promised than this.
-    fn least(&self) -> Guarantee {
-        self.settings.guarantee.or(self.promised).unwrap_or(Guarantee::AtLeastOnce)
-    }
-
     /// What to add to a 403 that would do for a lesser promise.
-    fn kept_promise(&self, error: &crate::sink::error::Error) -> Option<String> {
-        let least = self.least();
+    fn kept_promise(&self, id: LaneId, error: &crate::sink::error::Error) -> Option<String> {
+        let least = self.lanes.get(id)?.least(self.settings.guarantee);
         let needed = |operation| error.is_forbidden_to(operation);
         let is_for_less = if needed(Operation::Fence) {
             least == Guarantee::ExactlyOnce
@@ -312,9 +326,11 @@ impl Driver {
         })
     }
 
-    pub(super) fn on_refused(&mut self, class: &str, refusal: &Refusal) {
-        self.sink = Sink::Waiting { until: self.clock.now() };
-        let Some(parcel) = self.outbox.refused() else {
+    pub(super) fn on_refused(&mut self, id: LaneId, class: &str, refusal: &Refusal) {
+        let now = self.clock.now();
+        let Some(lane) = self.lanes.get_mut(id) else { return };
+        lane.sink = Sink::Waiting { until: now };
+        let Some(parcel) = lane.outbox.refused() else {
             tracing::warn!(
                 status = refusal.status,
                 "S2 refused a batch; sending its records one by one"
@@ -345,19 +361,21 @@ impl Driver {
             columns,
             trace: Vec::new(),
         };
-        self.refused = Some((parcel, failure));
+        lane.refused = Some((parcel, failure));
     }
 
-    pub(super) fn sink_waits(&mut self, code: &str, text: String, at_least: Option<Duration>) {
-        self.sink_failures += 1;
+    fn sink_waits(&mut self, id: LaneId, code: &str, text: String, at_least: Option<Duration>) {
+        let now = self.clock.now();
+        let Some(lane) = self.lanes.get_mut(id) else { return };
+        lane.failures += 1;
         let delay =
-            policy::SINK.delay(self.sink_failures, &mut self.rng).max(at_least.unwrap_or_default());
+            policy::SINK.delay(lane.failures, &mut self.rng).max(at_least.unwrap_or_default());
         let reason = Reason { part: "sink".to_owned(), code: code.to_owned(), text };
-        if self.sink_reason.as_ref() != Some(&reason) {
+        if lane.reason.as_ref() != Some(&reason) {
             tracing::warn!(code, reason = reason.text, "S2 does not take records; waiting");
         }
-        self.sink_reason = Some(reason);
-        self.sink = Sink::Waiting { until: self.clock.now() + delay };
+        lane.reason = Some(reason);
+        lane.sink = Sink::Waiting { until: now + delay };
         self.decide();
     }
 }

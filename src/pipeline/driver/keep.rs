@@ -9,6 +9,7 @@ use crate::pipeline::ack::Progress;
 use crate::pipeline::control::Reason;
 use crate::pipeline::holds::{Due, MessageId};
 use crate::pipeline::item::{Item, Origin};
+use crate::pipeline::place::{Floors, Landed, LaneId};
 use crate::policy;
 use crate::policy::Retry;
 use crate::store;
@@ -18,11 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 impl Driver {
-    pub(super) fn park(&mut self, item: Item, failure: Failure) {
+    pub(super) fn park(&mut self, item: Item, failure: Failure) -> MessageId {
         let (state, next_attempt, due) = self.next_attempt(&failure, 1);
         let id = self.next_id;
         log_failure(id, &item, &failure);
         self.insert(item, state, 1, next_attempt, Some(failure), due);
+        id
     }
 
     pub(super) fn store_waiting(&mut self, item: Item) {
@@ -86,17 +88,17 @@ impl Driver {
         }
     }
 
-    /// A change that came from the source is through. `seq` is its first record's number.
-    pub(super) fn settle(&mut self, origin: Origin, bytes: usize, seq: Option<u64>) {
+    /// A change that came from the source is through. `landed` is where its first record is.
+    pub(super) fn settle(&mut self, origin: Origin, bytes: usize, landed: Option<Landed>) {
         match origin {
             Origin::Source { entry } => {
-                self.tracker.settle(entry, seq);
+                self.tracker.settle(entry, landed);
                 if !mutation::broken(Rule::GiveBack) {
                     self.budget.release(bytes);
                 }
             }
             Origin::Spilled { entry } => {
-                self.spill.settle(entry, bytes, seq);
+                self.spill.settle(entry, bytes, landed);
                 self.delivered = true;
             }
             Origin::Store { .. } => {}
@@ -253,11 +255,12 @@ impl Driver {
             self.writes = writes.extract_if(.., is_insert).collect();
         }
         self.delivered = false;
-        if let Some(acknowledged) = self.acknowledged {
-            let replayed = self.replayed.values().copied().flatten().min();
-            let beyond = [self.tracker.seq_beyond(), self.spill.seq_beyond(), replayed];
-            let beyond = beyond.into_iter().flatten().min();
-            let seq = match beyond {
+        if let Some(acknowledged) = self.lanes.own.acknowledged {
+            let mut floors = Floors::default();
+            self.tracker.add_beyond(&mut floors);
+            self.spill.add_beyond(&mut floors);
+            self.replayed.values().copied().flatten().for_each(|landed| floors.add(landed));
+            let seq = match floors.of(LaneId::OWN) {
                 Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
                 _ => acknowledged,
             };
@@ -265,6 +268,7 @@ impl Driver {
             let unspill = self.unspill();
             let position = self.delivered_position();
             writes.push(Write::Checkpoint(Checkpoint { position, seq, confirm: progress.lsn }));
+            writes.extend(self.stream_rows(&floors));
             writes.extend(unspill);
             effects.confirm = Some(progress);
             effects.beginning = self.begins_elsewhere;
@@ -328,10 +332,12 @@ impl Driver {
             match write {
                 Write::Insert { id, .. } => self.stored = self.stored.max(*id),
                 Write::Spill { id, changes } => self.spilled(*id, changes),
+                Write::Stream { name, seq: None } => self.on_row_left(name),
                 Write::Failed { .. }
                 | Write::Remove { .. }
                 | Write::Acknowledge { .. }
                 | Write::Checkpoint(_)
+                | Write::Stream { .. }
                 | Write::Unspill { .. }
                 | Write::Chain { .. }
                 | Write::Promise(_)

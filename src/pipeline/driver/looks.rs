@@ -1,7 +1,8 @@
 //! What each part of the pipeline is doing, for the judge of [`stuck`](crate::pipeline::stuck), and
 //! what follows from its verdict.
 
-use super::{Counters, Driver, Sink};
+use super::lane::Sink;
+use super::{Counters, Driver};
 use crate::pipeline::control::{Reason, StuckView};
 use crate::pipeline::stuck::{Doing, Look, News, Part};
 
@@ -63,7 +64,7 @@ impl Driver {
             }
             // What the session has sent is found out by the next one. A token that is drawn and not
             // used is in the store with all others.
-            Part::Sink => self.sink = Sink::Waiting { until: self.clock.now() },
+            Part::Sink => self.lanes.own.sink = Sink::Waiting { until: self.clock.now() },
             // A thread cannot be ended, and a disk not hurried.
             Part::Transform | Part::Store | Part::Pipeline => {}
         }
@@ -97,9 +98,9 @@ impl Driver {
 
     fn look_at_sink(&self) -> Look {
         let is_known = |reason: &Reason| reason.code != CONNECTING;
-        let doing = if self.sink_reason.as_ref().is_some_and(is_known) {
+        let doing = if self.lanes.own.reason.as_ref().is_some_and(is_known) {
             Doing::KnownTrouble
-        } else if self.established && self.outbox.is_empty() && self.refused.is_none() {
+        } else if self.established && !self.lanes.own.is_busy() {
             Doing::Nothing
         } else {
             Doing::Working
@@ -116,8 +117,7 @@ impl Driver {
     /// Unsettled changes that nobody has.
     fn look_at_pipeline(&self) -> Look {
         let somebody = !self.jobs.is_empty()
-            || !self.outbox.is_empty()
-            || self.refused.is_some()
+            || self.lanes.all().any(|(_, lane)| lane.is_busy() || lane.unread)
             || !self.writes.is_empty()
             || self.writing.is_some()
             || self.reading.is_some()

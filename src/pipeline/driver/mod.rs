@@ -32,9 +32,12 @@ mod database;
 mod deliver;
 mod halt;
 mod keep;
+mod lane;
+mod lanes;
 mod looks;
 mod others;
 mod portions;
+mod routed;
 mod shape;
 mod skip;
 mod spill;
@@ -42,7 +45,7 @@ mod spill;
 pub use portions::Portions;
 pub use spill::Bounds;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -62,9 +65,9 @@ use crate::pipeline::control::{self, Changed, Filter, Reason, Request, Status};
 use crate::pipeline::grants::Grants;
 use crate::pipeline::holds::{Due, Holds, MessageId};
 use crate::pipeline::item::Origin;
-use crate::pipeline::link::{self, Established, Line};
 use crate::pipeline::measures::{Classes, Measures};
-use crate::pipeline::outbox::{Outbox, Parcel, Window};
+use crate::pipeline::outbox::Window;
+use crate::pipeline::place::Landed;
 use crate::pipeline::sample::Sampler;
 use crate::pipeline::stuck::Stuck;
 use crate::pipeline::workers::{Done, Workers};
@@ -72,11 +75,13 @@ use crate::policy::Backoff;
 use crate::sink::Guarantee;
 use crate::sink::client::Client;
 use crate::source::Source;
-use crate::store::{self, Failure, Loaded, Store, StoredState, Tokens, Write};
+use crate::store::{self, Loaded, Store, StoredState, Write};
 use crate::transform::Chain;
 use database::Database;
 use halt::Halt;
-use others::OtherWriters;
+use lane::Lane;
+use lanes::Lanes;
+use routed::Doubts;
 use skip::Skipping;
 use spill::{Spill, spill_read};
 
@@ -153,16 +158,6 @@ pub struct Settings {
 
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The line to S2, and what to do where there is none.
-enum Sink {
-    Opening(Pending<(Option<Tokens>, Result<Established, link::Error>)>),
-    Open(Box<Line>),
-    /// In trouble, until the next attempt.
-    Waiting {
-        until: Instant,
-    },
-}
-
 /// A write that is under way, and what is settled by it.
 struct Writing {
     done: Pending<Result<(), store::Error>>,
@@ -214,7 +209,6 @@ struct Driver {
     store: Store,
     source: Source,
     budget: Arc<ByteBudget>,
-    client: Client,
     shutdown: CancellationToken,
     status: watch::Sender<Status>,
 
@@ -241,37 +235,25 @@ struct Driver {
     /// Messages up to this one are on disk.
     stored: MessageId,
     /// Changes beyond the checkpoint that are settled already and that the source will read again: in
-    /// the stream, with the number of their first record, or in the store.
-    replayed: HashMap<Position, Option<u64>>,
+    /// a stream, with the place of their first record, or in the store.
+    replayed: HashMap<Position, Option<Landed>>,
     retry_bytes: usize,
     reading: Option<Reading>,
     spill: Spill,
 
-    outbox: Outbox,
-    sink: Sink,
-    sink_reason: Option<Reason>,
-    sink_failures: u64,
-    tokens: Option<Tokens>,
-    /// The newest token that the stream is known to have had.
-    in_force: Option<String>,
-    /// Used up by the first line.
-    grants: Grants,
-    others: OtherWriters,
+    lanes: Lanes,
+    /// Of routed streams, what nobody has heard of.
+    doubts: Doubts,
+    /// Streams for which the grants of this start were used.
+    granted: HashSet<Arc<str>>,
     /// Changes that are taken as delivered, because nobody can know.
     skipping: Skipping,
-    /// Where the stream has to be read from after a broken session.
-    acknowledged: Option<u64>,
-    /// By an operator's decision the stream has another beginning than the store knows of. Until it
-    /// does, nothing is sent: a restart would not find it.
+    /// By an operator's decision a stream has another beginning than the store knows of. Until it does,
+    /// nothing is sent: a restart would not find it.
     begins_elsewhere: bool,
-    /// The stream has been read once, so that it is known what not to send.
+    /// Every stream in which something unknown may be has been read once, so that it is known what not
+    /// to send.
     established: bool,
-    /// Of the last line, once there was one.
-    guarantee: Option<Guarantee>,
-    /// What the store says was promised last.
-    promised: Option<Guarantee>,
-    reconnecting: bool,
-    refused: Option<(Parcel, Failure)>,
 
     writes: Vec<Write>,
     effects: Effects,
@@ -310,11 +292,11 @@ pub async fn run(
     requests: mpsc::Receiver<Request>,
 ) -> Result<(), Error> {
     let (selected, selections) = mpsc::unbounded_channel();
-    Box::pin(Driver::new(parts, selected).run(finished, requests, selections)).await
+    Box::pin(Driver::new(parts, selected)?.run(finished, requests, selections)).await
 }
 
 impl Driver {
-    fn new(parts: Parts, selected: mpsc::UnboundedSender<Selected>) -> Self {
+    fn new(parts: Parts, selected: mpsc::UnboundedSender<Selected>) -> Result<Self, Error> {
         let Parts { settings, store, loaded, source, budget, .. } = parts;
         let Parts { mut chains, sampler, workers, client, status, shutdown, clock, rng, .. } =
             parts;
@@ -353,18 +335,26 @@ impl Driver {
             holds.insert(known.id, known.position, known.groups, failed, due);
         }
         let chain = Arc::clone(&chains.borrow_and_update());
+        let acknowledged = loaded.checkpoint.map(|checkpoint| checkpoint.seq);
+        let mut own = Lane::new(client, settings.window, settings.grants, acknowledged, now);
+        own.promised = loaded.promised;
+        own.reason = Some(Reason {
+            part: "sink".to_owned(),
+            code: looks::CONNECTING.to_owned(),
+            text: "connecting to S2".to_owned(),
+        });
         let mut driver = Self {
             pipeline_id: loaded.pipeline_id,
             envelope: Arc::new(Envelope::new(envelope(&settings, "", ""))),
-            outbox: Outbox::new(settings.window),
-            grants: settings.grants,
+            lanes: Lanes::new(own),
+            doubts: Doubts::default(),
+            granted: HashSet::new(),
             settings,
             clock,
             rng,
             store,
             source,
             budget,
-            client,
             shutdown,
             status,
             chains,
@@ -385,24 +375,9 @@ impl Driver {
             retry_bytes: 0,
             reading: None,
             spill: Spill::new(loaded.spilled, checkpoint, read.position),
-            sink: Sink::Waiting { until: now },
-            sink_reason: Some(Reason {
-                part: "sink".to_owned(),
-                code: looks::CONNECTING.to_owned(),
-                text: "connecting to S2".to_owned(),
-            }),
-            sink_failures: 0,
-            tokens: None,
-            in_force: None,
-            others: OtherWriters::default(),
             skipping: Skipping::Nothing,
-            acknowledged: loaded.checkpoint.map(|checkpoint| checkpoint.seq),
             begins_elsewhere: false,
             established: false,
-            guarantee: None,
-            promised: loaded.promised,
-            reconnecting: false,
-            refused: None,
             writes: Vec::new(),
             effects: Effects::default(),
             delivered: false,
@@ -433,7 +408,8 @@ impl Driver {
         } else {
             driver.adopt_chain(chain);
         }
-        driver
+        driver.adopt_streams(loaded.streams)?;
+        Ok(driver)
     }
 
     async fn run(
@@ -458,7 +434,7 @@ impl Driver {
                     self.draining = Some(self.clock.now() + DRAIN_TIME);
                     tracing::info!("stopping: finishing what is on its way");
                 }
-                event = self.sink.event() => self.on_sink(event)?,
+                (lane, event) = self.lanes.event() => self.on_sink(lane, event)?,
                 result = done(&mut self.writing), if self.writing.is_some() => {
                     self.on_written(result)?;
                 }
@@ -479,6 +455,8 @@ impl Driver {
                 }
                 _ = status_tick.tick() => {
                     self.look_at_pressure(self.clock.now());
+                    // They are closed with a checkpoint.
+                    self.delivered |= self.lanes.is_any_idle(self.clock.now());
                     self.look_for_stuck();
                     self.publish_status();
                 }
@@ -500,7 +478,7 @@ impl Driver {
         if mutation::broken(Rule::ConfirmBehindCheckpoint) {
             self.confirm(self.tracker.progress());
         }
-        self.open_sink(now);
+        self.open_sinks(now);
         self.go_on_from_halt()?;
         self.send(now)?;
         self.read_due(now);
@@ -511,14 +489,8 @@ impl Driver {
 
     /// When something has to be looked at again, whatever else happens.
     fn wake(&self) -> Option<Instant> {
-        let sink = match &self.sink {
-            Sink::Waiting { until } => Some(*until),
-            // While a session ends, its acknowledgements are what is waited for; and before one begins
-            // elsewhere, the store.
-            Sink::Open(_) if self.reconnecting || self.begins_elsewhere => None,
-            Sink::Open(_) => self.outbox.due(),
-            Sink::Opening(_) => None,
-        };
+        // Before one begins elsewhere, the store is what is waited for.
+        let sink = self.lanes.wake(self.clock.now()).filter(|_| !self.begins_elsewhere);
         let retry = self.can_read().then(|| self.holds.next_time(self.stored)).flatten();
         let checkpoint = (self.writing.is_none() && self.has_unsaved())
             .then(|| self.saved_at + self.checkpoint_interval());
@@ -528,7 +500,7 @@ impl Driver {
     /// Everything that was on its way when the shutdown began has arrived, or cannot.
     fn is_drained(&self) -> bool {
         let Some(deadline) = self.draining else { return false };
-        let sent = self.outbox.is_empty() || !matches!(self.sink, Sink::Open(_));
+        let sent = self.lanes.all().all(|(_, lane)| lane.outbox.is_empty() || !lane.is_open());
         let shaped = self.jobs.is_empty() || self.halted.is_some();
         let done = sent && shaped && self.writing.is_none() && !self.has_unsaved();
         done || deadline <= self.clock.now()
@@ -539,7 +511,7 @@ impl Driver {
         self.publish_status();
         let confirmed = self.saved.lsn;
         self.source.finish().await;
-        if self.outbox.is_empty() {
+        if self.lanes.all().all(|(_, lane)| lane.outbox.is_empty()) {
             tracing::info!(%confirmed, "stopped: everything taken was delivered or stored");
         } else {
             tracing::info!(
@@ -549,27 +521,6 @@ impl Driver {
             );
         }
         Ok(())
-    }
-}
-
-/// What comes from the sink.
-enum SinkEvent {
-    /// With the token that was drawn for it, which a failed attempt leaves to the next.
-    Opened(Option<Tokens>, Result<Box<Established>, link::Error>),
-    Ack(Result<crate::sink::session::Ack, crate::sink::error::Error>),
-}
-
-impl Sink {
-    /// The next event. Cancel-safe: what is being opened is kept.
-    async fn event(&mut self) -> SinkEvent {
-        match self {
-            Self::Opening(opening) => {
-                let (tokens, result) = opening.await;
-                SinkEvent::Opened(tokens, result.map(Box::new))
-            }
-            Self::Open(line) => SinkEvent::Ack(line.next_ack().await),
-            Self::Waiting { .. } => std::future::pending().await,
-        }
     }
 }
 

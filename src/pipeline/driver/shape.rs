@@ -1,13 +1,16 @@
 //! Changes go to the workers and come back in order, where holds are decided.
 
+use super::routed::route_failure;
 use super::{Driver, Error, envelope};
-use crate::change::Position;
+use crate::change::{Change, Position};
 use crate::message::{Envelope, header};
 use crate::mutation::{self, Rule};
 use crate::pipeline::control::Reason;
 use crate::pipeline::holds::Due;
 use crate::pipeline::item::{Item, Origin, Shaped};
 use crate::pipeline::outbox::Parcel;
+use crate::pipeline::place::{Landed, LaneId};
+use crate::pipeline::size_gate::SizedRecord;
 use crate::pipeline::workers::{Done, Job};
 use crate::source;
 use crate::store::{Failure, Write};
@@ -31,8 +34,8 @@ impl Driver {
                     let replayed = replayed.filter(|_| !mutation::broken(Rule::SkipReplayed));
                     let skipped = || self.skips(change.position).then_some(None);
                     match replayed.or_else(skipped) {
-                        Some(seq) => {
-                            self.tracker.settle(entry, seq);
+                        Some(landed) => {
+                            self.tracker.settle(entry, landed);
                             self.budget.release(change.bytes());
                         }
                         None => items.push(Item { change, origin: Origin::Source { entry } }),
@@ -166,17 +169,19 @@ impl Driver {
             }
             Origin::Store { id } => self.holds.is_held(id),
         };
+        if let Some(landed) = self.found_landed(&item) {
+            self.on_found(&item, landed);
+            return None;
+        }
         match item.origin {
             origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => match shaped {
                 _ if held => self.store_waiting(item),
-                Shaped::Records(records) => {
-                    self.outbox.push(Parcel::new(item, records), self.clock.now())
-                }
+                Shaped::Records(records) => self.forward(item, records),
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
                     self.settle(origin, item.change.bytes(), None);
                 }
-                Shaped::Failed(failure) => self.park(item, *failure),
+                Shaped::Failed(failure) => _ = self.park(item, *failure),
                 Shaped::Halt(failure) => return Some((item, failure)),
             },
             Origin::Store { id } => match shaped {
@@ -185,13 +190,7 @@ impl Driver {
                     self.off_the_way(&item);
                     self.holds.back(id, false, Due::Now);
                 }
-                Shaped::Records(records) => {
-                    self.holds.sent(id);
-                    if mutation::broken(Rule::RemoveWithCheckpoint) {
-                        self.writes.push(Write::Remove { id });
-                    }
-                    self.outbox.push(Parcel::new(item, records), self.clock.now());
-                }
+                Shaped::Records(records) => self.forward(item, records),
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
                     tracing::info!(
@@ -209,5 +208,57 @@ impl Driver {
             },
         }
         None
+    }
+
+    /// Hands a change's records to the stream that they are for, or parks it where that cannot be.
+    fn forward(&mut self, item: Item, records: Vec<SizedRecord>) {
+        let (lane, obstacle) = match self.lane_of(&records) {
+            Ok(lane) => (lane, self.obstacle(lane, &item)),
+            Err(error) => {
+                let text = crate::error_chain::error_chain(&error);
+                (LaneId::OWN, Some(route_failure(text)))
+            }
+        };
+        if obstacle.is_none() && self.skips_in(lane, &item) {
+            self.settle(item.origin, item.change.bytes(), None);
+            return;
+        }
+        match (obstacle, item.origin) {
+            (Some(failure), Origin::Source { .. } | Origin::Spilled { .. }) => {
+                let id = self.park(item, failure);
+                self.parked_for(lane, id);
+                return;
+            }
+            (Some(failure), Origin::Store { id }) => {
+                self.off_the_way(&item);
+                self.failed_again(id, failure);
+                self.parked_for(lane, id);
+                return;
+            }
+            (None, Origin::Store { id }) => {
+                self.holds.sent(id);
+                if mutation::broken(Rule::RemoveWithCheckpoint) {
+                    self.writes.push(Write::Remove { id });
+                }
+            }
+            (None, Origin::Source { .. } | Origin::Spilled { .. }) => {}
+        }
+        let Self { lanes, holds, clock, .. } = self;
+        let groups = |change: &Change| holds.groups_of(change);
+        lanes.push(lane, Parcel::new(item, records), groups, clock.now());
+    }
+
+    /// A change is in a stream already, as was found out while it was shaped again.
+    fn on_found(&mut self, item: &Item, landed: Landed) {
+        match item.origin {
+            origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => {
+                self.settle(origin, item.change.bytes(), Some(landed));
+            }
+            Origin::Store { id } => {
+                self.off_the_way(item);
+                self.forget(id);
+                self.delivered = true;
+            }
+        }
     }
 }

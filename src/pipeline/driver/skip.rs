@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use super::Driver;
 use crate::change::Position;
 use crate::pipeline::grants::LostRecords;
+use crate::pipeline::item::{Item, Origin};
+use crate::pipeline::place::LaneId;
 
 /// How far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +20,19 @@ pub(super) enum Skipping {
 impl Driver {
     /// Records after the checkpoint are gone. The next start must not ask again, so that what is
     /// known now goes into the next checkpoint.
-    pub(super) fn on_lost_records(&mut self, choice: LostRecords, landed: &HashMap<Position, u64>) {
+    pub(super) fn on_lost_records(
+        &mut self,
+        lane: LaneId,
+        choice: LostRecords,
+        landed: &HashMap<Position, u64>,
+    ) {
         self.delivered = true;
         self.begins_elsewhere = true;
+        if let Some(routed) = self.lanes.get_mut(lane).and_then(|lane| lane.routed.as_mut()) {
+            let skips = choice == LostRecords::Skip;
+            routed.skips = skips.then(|| landed.keys().max().copied());
+            return;
+        }
         self.skipping = match (choice, landed.keys().max()) {
             (LostRecords::Resend, _) => Skipping::Nothing,
             (LostRecords::Skip, Some(newest)) => Skipping::To(*newest),
@@ -29,6 +41,33 @@ impl Driver {
         if let Skipping::To(through) = self.skipping {
             self.tracker.skip_through(through);
         }
+    }
+
+    /// Whether a change that is routed to this stream is taken as delivered there.
+    pub(super) fn skips_in(&mut self, lane: LaneId, item: &Item) -> bool {
+        if lane == LaneId::OWN || matches!(item.origin, Origin::Store { .. }) {
+            return false;
+        }
+        let Some(routed) = self.lanes.get_mut(lane).and_then(|lane| lane.routed.as_mut()) else {
+            return false;
+        };
+        let through = match routed.skips {
+            None => return false,
+            Some(Some(through)) => through,
+            Some(None) => {
+                // Whoever has read a change knows the server.
+                let identity = self.source.status.borrow().identity.clone();
+                let Some(identity) = identity else { return false };
+                let through = Position::last_before(identity.wal_end);
+                routed.skips = Some(Some(through));
+                through
+            }
+        };
+        let skips = item.change.position <= through;
+        if !skips {
+            routed.skips = None;
+        }
+        skips
     }
 
     /// Whether a change from the source is taken as delivered.

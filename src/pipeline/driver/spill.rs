@@ -25,7 +25,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{Driver, Error, Pending, Sink};
+use super::lane::Sink;
+use super::{Driver, Error, Pending};
 use crate::change::{Change, Lsn, Position};
 use crate::config::SpillAfter;
 use crate::mutation::{self, Rule};
@@ -34,6 +35,7 @@ use crate::pipeline::control::Reason;
 use crate::pipeline::holds::Due;
 use crate::pipeline::item::{Item, Origin};
 use crate::pipeline::outbox::Parcel;
+use crate::pipeline::place::{Floors, Landed, LaneId};
 use crate::source;
 use crate::store::{self, Checkpoint, Chunk, Write};
 
@@ -78,8 +80,8 @@ pub(super) struct Spill {
     /// Everything up to here was read from the source, by this run while it spills or by an earlier one.
     source_through: Position,
     delivered: AckTracker,
-    /// The lowest number of a record that was acknowledged out of turn when spilling began.
-    seq_floor: Option<u64>,
+    /// The lowest numbers of records that were acknowledged out of turn when spilling began.
+    floors: Floors,
     /// All that is spilled, and what of it has not been read again, in bytes.
     changes: u64,
     bytes: u64,
@@ -109,7 +111,7 @@ impl Spill {
         Self {
             mode: if chunks.is_empty() { Mode::Off } else { Mode::On },
             away_since: None,
-            seq_floor: None,
+            floors: Floors::default(),
             changes: chunks.iter().map(|chunk| chunk.changes).sum(),
             bytes,
             left_bytes: bytes,
@@ -153,12 +155,13 @@ impl Spill {
         self.reason.as_ref()
     }
 
-    pub(super) fn seq_beyond(&self) -> Option<u64> {
-        [self.delivered.seq_beyond(), self.seq_floor].into_iter().flatten().min()
+    pub(super) fn add_beyond(&self, floors: &mut Floors) {
+        self.delivered.add_beyond(floors);
+        floors.merge(&self.floors);
     }
 
-    pub(super) fn settle(&mut self, entry: EntryId, bytes: usize, seq: Option<u64>) {
-        self.delivered.settle(entry, seq);
+    pub(super) fn settle(&mut self, entry: EntryId, bytes: usize, landed: Option<Landed>) {
+        self.delivered.settle(entry, landed);
         self.drain_bytes = self.drain_bytes.saturating_sub(bytes);
     }
 }
@@ -199,8 +202,8 @@ impl Driver {
     pub(super) fn drains(&self) -> bool {
         self.established
             && self.chain_stored
-            && matches!(self.sink, Sink::Open(_))
-            && !self.reconnecting
+            && self.lanes.own.is_open()
+            && !self.lanes.own.reconnecting
     }
 
     /// How far everything is in S2, in the store as a message, dropped or given up.
@@ -215,7 +218,7 @@ impl Driver {
     /// The next step of spilling and of reading again, if it is time for one. The tick that publishes
     /// the status makes sure that time is looked at.
     pub(super) fn spill_step(&mut self, now: Instant) {
-        let is_away = !matches!(self.sink, Sink::Open(_));
+        let is_away = !self.lanes.own.is_open();
         let since = match (is_away, self.spill.away_since) {
             (true, Some(since)) => since,
             (true, None) | (false, _) => now,
@@ -232,7 +235,7 @@ impl Driver {
                 // What was sent is spilled too, and what of it has landed is found out by the next
                 // session, as after any other.
                 if !is_away {
-                    self.sink = Sink::Waiting { until: now };
+                    self.lanes.own.sink = Sink::Waiting { until: now };
                 }
                 self.begin_to_spill(is_away);
             }
@@ -252,7 +255,7 @@ impl Driver {
 
     fn may_spill(&self) -> bool {
         // Before the first session of a store it is not known where the stream has to be read from.
-        self.acknowledged.is_some()
+        self.lanes.own.acknowledged.is_some()
             && self.settings.bounds.spill_bytes_max > 0
             && self.draining.is_none()
             && self.spill.reason.is_none()
@@ -287,9 +290,10 @@ impl Driver {
         let mut items = self.take_from_memory();
         items.sort_by_key(|item| item.change.position);
         self.spill.mode = Mode::On;
-        self.spill.seq_floor = self.tracker.seq_beyond();
+        self.spill.floors = Floors::default();
+        self.tracker.add_beyond(&mut self.spill.floors);
         let (text, bytes) =
-            (self.sink_reason.as_ref().map(|reason| &reason.text), self.lag_bytes());
+            (self.lanes.own.reason.as_ref().map(|reason| &reason.text), self.lag_bytes());
         tracing::warn!(
             wal_bytes = bytes,
             reason = text,
@@ -308,26 +312,45 @@ impl Driver {
     fn take_from_memory(&mut self) -> Vec<Item> {
         let from_source = |parcel: &Parcel| matches!(parcel.item.origin, Origin::Source { .. });
         let mut items = Vec::new();
-        if self.refused.as_ref().is_some_and(|(parcel, _)| from_source(parcel))
-            && let Some((parcel, _)) = self.refused.take()
-        {
-            // It is refused again when it comes out.
-            items.push(parcel.item);
-        }
+        let mut in_doubt = Vec::new();
         let now = self.clock.now();
-        let taken = self.outbox.take_out(from_source, now).into_iter().map(|parcel| parcel.item);
-        items.extend(taken);
-        let Some(first) = items.iter().map(|item| item.change.position).min() else { return items };
-        if !mutation::broken(Rule::WaitForTheSpill) {
-            self.holds.read_again_from(first);
+        for (id, lane) in self.lanes.all_mut() {
+            if lane.refused.as_ref().is_some_and(|(parcel, _)| from_source(parcel))
+                && let Some((parcel, _)) = lane.refused.take()
+            {
+                // It is refused again when it comes out.
+                items.push(parcel.item);
+            }
+            // What is on its way there is answered to nobody any more.
+            if lane.outbox.is_in_flight() {
+                lane.sink = Sink::Waiting { until: now };
+            }
+            let (taken, sent) = lane.outbox.take_out(from_source, now);
+            in_doubt.extend(taken[..sent].iter().map(|parcel| (parcel.item.change.position, id)));
+            items.extend(taken.into_iter().map(|parcel| parcel.item));
         }
-        let is_behind = |parcel: &Parcel| parcel.item.change.position > first;
-        for Parcel { item, .. } in self.outbox.take_out(is_behind, now) {
-            if let Origin::Store { id } = item.origin {
-                self.off_the_way(&item);
-                self.holds.back(id, false, Due::Now);
+        if let Some(first) = items.iter().map(|item| item.change.position).min() {
+            if !mutation::broken(Rule::WaitForTheSpill) {
+                self.holds.read_again_from(first);
+            }
+            let is_behind = |parcel: &Parcel| parcel.item.change.position > first;
+            let mut back = Vec::new();
+            for (id, lane) in self.lanes.all_mut() {
+                let (taken, sent) = lane.outbox.take_out(is_behind, now);
+                in_doubt
+                    .extend(taken[..sent].iter().map(|parcel| (parcel.item.change.position, id)));
+                back.extend(taken);
+            }
+            for Parcel { item, .. } in back {
+                if let Origin::Store { id } = item.origin {
+                    self.off_the_way(&item);
+                    self.holds.back(id, false, Due::Now);
+                }
             }
         }
+        // The pipeline's own stream is read before anything comes out again.
+        in_doubt.retain(|(_, lane)| *lane != LaneId::OWN);
+        self.doubts.add(in_doubt);
         items
     }
 
@@ -421,7 +444,7 @@ impl Driver {
             self.spill.chunks.pop_front();
         }
         if self.spill.chunks.is_empty() {
-            self.spill.seq_floor = None;
+            self.spill.floors = Floors::default();
         }
         passed.map(|through| Write::Unspill { through })
     }
@@ -472,8 +495,8 @@ impl Driver {
             self.spill.read_through = position;
             self.holds.pass(position);
             let entry = self.spill.delivered.read(position);
-            if let Some(seq) = self.replayed.remove(&position) {
-                self.spill.settle(entry, 0, seq);
+            if let Some(landed) = self.replayed.remove(&position) {
+                self.spill.settle(entry, 0, landed);
                 self.delivered = true;
                 continue;
             }
@@ -495,6 +518,7 @@ impl Driver {
     /// so may stored messages that went back.
     pub(super) fn landed_before_spilling(
         &mut self,
+        lane: LaneId,
         landed: &std::collections::HashMap<Position, u64>,
     ) {
         if self.spill.mode != Mode::On || mutation::broken(Rule::FindWhatWasSpilled) {
@@ -503,7 +527,8 @@ impl Driver {
         self.forget_landed(landed);
         let read = self.spill.read_through;
         let beyond = landed.iter().filter(|(position, _)| **position > read);
-        self.replayed.extend(beyond.map(|(position, seq)| (*position, Some(*seq))));
+        self.replayed
+            .extend(beyond.map(|(position, &seq)| (*position, Some(Landed { lane, seq }))));
     }
 
     /// Says when a bound is near or reached.

@@ -11,6 +11,7 @@ struct Model {
     messages: BTreeMap<u64, (String, Change)>,
     checkpoint: Option<Checkpoint>,
     spilled: BTreeMap<u64, Vec<Change>>,
+    streams: BTreeMap<String, u64>,
 }
 
 impl Model {
@@ -33,13 +34,18 @@ impl Model {
                     self.spilled.insert(*id, changes.clone());
                 }
                 Write::Unspill { through } => self.spilled.retain(|id, _| id > through),
+                Write::Stream { name, seq: Some(seq) } => {
+                    self.streams.insert(name.to_string(), *seq);
+                }
+                Write::Stream { name, seq: None } => _ = self.streams.remove(&**name),
                 Write::Chain { .. } | Write::Promise(_) | Write::SourceIdentity { .. } => {}
             }
         }
     }
 
     async fn of(store: &Store, loaded: &Loaded) -> Result<Self, Error> {
-        let mut model = Self { checkpoint: loaded.checkpoint, ..Self::default() };
+        let streams = loaded.streams.iter().cloned().collect();
+        let mut model = Self { checkpoint: loaded.checkpoint, streams, ..Self::default() };
         for chunk in &loaded.spilled {
             let read = store.read_spill(chunk.id - 1).await?.unwrap();
             assert_eq!(*chunk, Chunk::of(chunk.id, &read.1));

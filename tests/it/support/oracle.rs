@@ -328,6 +328,36 @@ pub async fn judge_without(world: &World<'_>, order: Order, given_up: &AllGivenU
     judge_records(&world.database, &records, order, given_up).await;
 }
 
+/// The same where transforms route what comes to several streams: each holds its changes of a row in
+/// order, and together they hold each change once.
+pub async fn judge_streams(world: &World<'_>, streams: &[&str]) {
+    let goal = world.database.value("select count(*) from ledger").await.unwrap();
+    let goal = goal.parse::<usize>().unwrap();
+    let read = async || {
+        let mut records = Vec::new();
+        for stream in streams {
+            let found = match world.s2.tail(BASIN, stream).await {
+                Ok(_) => world.s2.read(BASIN, stream).await,
+                Err(_) => Vec::new(),
+            };
+            records.push(data(&found).into_iter().cloned().collect::<Vec<Record>>());
+        }
+        records
+    };
+    let records = until(&format!("{goal} records in {streams:?}"), async || {
+        let records = read().await;
+        let found: usize = records.iter().map(Vec::len).sum();
+        if found >= goal { Ok(records) } else { Err(found.to_string()) }
+    })
+    .await;
+    for records in &records {
+        check_positions(&data(records), Order::PerRow);
+    }
+    let mut all: Vec<Record> = records.into_iter().flatten().collect();
+    all.sort_by_key(|record| position(&record.json()));
+    judge_records(&world.database, &all, Order::PerRow, &AllGivenUp::new()).await;
+}
+
 async fn judge_records(
     database: &Database<'_>,
     records: &[Record],
