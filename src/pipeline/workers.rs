@@ -33,6 +33,8 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Done {
     pub number: u64,
+    /// Of the chain that shaped it.
+    pub generation: u64,
     pub results: Vec<(Item, Shaped)>,
 }
 
@@ -112,7 +114,7 @@ fn shape_all(runner: &mut Runner, job: Job) -> Done {
     };
     let results = items.into_iter().map(shape).collect();
     chain.health().ran(from_source);
-    Done { number, results }
+    Done { number, generation: chain.generation, results }
 }
 
 /// Tells the chain's health where a change did not come through: also where a transform's settings

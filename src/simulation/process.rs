@@ -446,9 +446,10 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
             }
             world.event("shaped", job.number, job.items.len() as u64);
             let Job { number, chain, envelope, items } = job;
+            let generation = chain.generation;
             let fixed = {
-                let generation = usize::try_from(chain.generation).expect("generations are few");
-                world.state().generations[generation]
+                let index = usize::try_from(generation).expect("generations are few");
+                world.state().generations[index]
             };
             let shape = |item: Item| {
                 let draft = Draft::new(item.change.clone(), Arc::clone(&envelope));
@@ -469,7 +470,7 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
                     println!("             {} {:?}: {shaped}", item.change.position, item.origin);
                 }
             }
-            drop(done.send(Done { number, results }));
+            drop(done.send(Done { number, generation, results }));
         });
         process.owns(task.abort_handle());
         true

@@ -1,5 +1,6 @@
 //! The lines to S2: opening them, sending, and what their answers settle.
 
+use super::keep::MadeBy;
 use super::lane::{Sink, SinkEvent, Tools};
 use super::{Driver, Error};
 use crate::change::Position;
@@ -204,10 +205,12 @@ impl Driver {
         let refused = self.lanes.get_mut(id).and_then(|lane| lane.refused.take());
         let Some((parcel, failure)) = refused else { return };
         match parcel.item.origin {
-            Origin::Source { .. } | Origin::Spilled { .. } => _ = self.park(parcel.item, failure),
+            Origin::Source { .. } | Origin::Spilled { .. } => {
+                _ = self.park(parcel.item, failure, MadeBy::Current)
+            }
             Origin::Store { id } => {
                 self.off_the_way(&parcel.item);
-                self.failed_again(id, failure);
+                self.failed_again(id, failure, MadeBy::Current);
             }
         }
         self.hold_back_what_is_held(now);

@@ -18,9 +18,18 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+/// Whose failure one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MadeBy {
+    /// The chain that is live, or S2.
+    Current,
+    /// A chain that was live when the message was given to it, and no longer is.
+    Older,
+}
+
 impl Driver {
-    pub(super) fn park(&mut self, item: Item, failure: Failure) -> MessageId {
-        let (state, next_attempt, due) = self.next_attempt(&failure, 1);
+    pub(super) fn park(&mut self, item: Item, failure: Failure, by: MadeBy) -> MessageId {
+        let (state, next_attempt, due) = self.next_attempt(&failure, 1, by);
         let id = self.next_id;
         log_failure(id, &item, &failure);
         self.insert(item, state, 1, next_attempt, Some(failure), due);
@@ -65,9 +74,9 @@ impl Driver {
         });
     }
 
-    pub(super) fn failed_again(&mut self, id: MessageId, failure: Failure) {
+    pub(super) fn failed_again(&mut self, id: MessageId, failure: Failure, by: MadeBy) {
         let attempts = self.attempts.get(&id).copied().unwrap_or(0) + 1;
-        let (state, next_attempt, due) = self.next_attempt(&failure, attempts);
+        let (state, next_attempt, due) = self.next_attempt(&failure, attempts, by);
         self.attempts.insert(id, attempts);
         self.count_failure(id, &failure);
         self.holds.back(id, true, due);
@@ -78,7 +87,12 @@ impl Driver {
         &mut self,
         failure: &Failure,
         attempts: u64,
+        by: MadeBy,
     ) -> (StoredState, Option<SystemTime>, Due) {
+        // The chain that has gone live meanwhile has tried all that was stored then, and not this.
+        if by == MadeBy::Older {
+            return (StoredState::Retrying, Some(self.clock.time_of_day()), Due::Now);
+        }
         match policy::retry(failure, attempts, self.settings.retry, &mut self.rng) {
             Retry::OnRequest => (StoredState::Parked, None, Due::OnRequest),
             Retry::After(delay) => {

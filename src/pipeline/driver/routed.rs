@@ -26,6 +26,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::keep::MadeBy;
 use super::lane::{Lane, Sink};
 use super::lanes::TURN;
 use super::{Driver, Error};
@@ -398,10 +399,12 @@ impl Driver {
             }
             let failure = route_failure(reason.text.clone());
             let message = match parcel.item.origin {
-                Origin::Source { .. } | Origin::Spilled { .. } => self.park(parcel.item, failure),
+                Origin::Source { .. } | Origin::Spilled { .. } => {
+                    self.park(parcel.item, failure, MadeBy::Current)
+                }
                 Origin::Store { id } => {
                     self.off_the_way(&parcel.item);
-                    self.failed_again(id, failure);
+                    self.failed_again(id, failure, MadeBy::Current);
                     id
                 }
             };

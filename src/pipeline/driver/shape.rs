@@ -1,5 +1,6 @@
 //! Changes go to the workers and come back in order, where holds are decided.
 
+use super::keep::MadeBy;
 use super::routed::route_failure;
 use super::{Driver, Error, envelope};
 use crate::change::{Change, Position};
@@ -147,12 +148,17 @@ impl Driver {
             && let Some(Some(_)) = self.jobs.front()
         {
             let Some(Some(done)) = self.jobs.pop_front() else { break };
+            let is_older = done.generation < self.chain.generation;
+            let by = if is_older { MadeBy::Older } else { MadeBy::Current };
             let mut results = done.results.into_iter();
             while let Some((item, shaped)) = results.next() {
-                if let Some((item, failure)) = self.on_shaped(item, shaped) {
+                if let Some((item, failure)) = self.on_shaped(item, shaped, by) {
                     let behind = results.by_ref().map(|(item, _)| item);
                     let items = std::iter::once(item).chain(behind).collect();
                     self.halt(items, &failure);
+                    if is_older {
+                        self.end_halt();
+                    }
                 }
             }
         }
@@ -160,7 +166,12 @@ impl Driver {
 
     /// Order is restored here, so holds are decided here. Gives the item back where the pipeline is to
     /// stand still in front of it.
-    pub(super) fn on_shaped(&mut self, item: Item, shaped: Shaped) -> Option<(Item, Box<Failure>)> {
+    pub(super) fn on_shaped(
+        &mut self,
+        item: Item,
+        shaped: Shaped,
+        by: MadeBy,
+    ) -> Option<(Item, Box<Failure>)> {
         let held = match item.origin {
             Origin::Source { .. } | Origin::Spilled { .. } => {
                 let position = item.change.position;
@@ -181,7 +192,7 @@ impl Driver {
                     self.counters.dropped += 1;
                     self.settle(origin, item.change.bytes(), None);
                 }
-                Shaped::Failed(failure) => _ = self.park(item, *failure),
+                Shaped::Failed(failure) => _ = self.park(item, *failure, by),
                 Shaped::Halt(failure) => return Some((item, failure)),
             },
             Origin::Store { id } => match shaped {
@@ -202,7 +213,7 @@ impl Driver {
                 }
                 Shaped::Failed(failure) => {
                     self.off_the_way(&item);
-                    self.failed_again(id, *failure);
+                    self.failed_again(id, *failure, by);
                 }
                 Shaped::Halt(failure) => return Some((item, failure)),
             },
@@ -225,13 +236,13 @@ impl Driver {
         }
         match (obstacle, item.origin) {
             (Some(failure), Origin::Source { .. } | Origin::Spilled { .. }) => {
-                let id = self.park(item, failure);
+                let id = self.park(item, failure, MadeBy::Current);
                 self.parked_for(lane, id);
                 return;
             }
             (Some(failure), Origin::Store { id }) => {
                 self.off_the_way(&item);
-                self.failed_again(id, failure);
+                self.failed_again(id, failure, MadeBy::Current);
                 self.parked_for(lane, id);
                 return;
             }
