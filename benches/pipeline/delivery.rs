@@ -68,6 +68,23 @@ async fn cpu_of_a_change(home: &Home, rows: u64) -> f64 {
     (after - before).as_secs_f64() * 1e6 / (rows - first) as f64
 }
 
+/// Writes the rows of a pair, and has both deliver them. Each is the first as often as the other.
+async fn cpu_of_a_pair(
+    database: &Database<'_>,
+    homes: [&Home; 2],
+    pair: u64,
+    rows: u64,
+) -> (f64, f64) {
+    let insert = |first, last| insert_events(EVENTS, first, last);
+    let first = pair * rows + 1;
+    write(database, first, first + rows - 1, TRANSACTION_ROWS, insert).await;
+    let mut measured = [0.0; 2];
+    for index in if pair.is_multiple_of(2) { [0, 1] } else { [1, 0] } {
+        measured[index] = cpu_of_a_change(homes[index], rows).await;
+    }
+    measured.into()
+}
+
 fn print_pairs(name: &str, with: &str, without: &str, pairs: &[(f64, f64)]) {
     let ratios: Vec<f64> = pairs.iter().map(|(with, without)| with / without).collect();
     let withs: Vec<f64> = pairs.iter().map(|pair| pair.0).collect();
@@ -97,19 +114,12 @@ async fn exactly_once(cluster: &Cluster, options: &Options) {
             prepare(&home).await;
             variants.push((home, server));
         }
-        let insert = |first, last| insert_events(EVENTS, first, last);
-        let first = pair * options.rows + 1;
-        write(&database, first, first + options.rows - 1, TRANSACTION_ROWS, insert).await;
-        let mut measured = [0.0; 2];
-        // Each is the first of its pair as often as the other.
-        for index in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
-            measured[index] = cpu_of_a_change(&variants[index].0, options.rows).await;
-        }
+        let homes = [&variants[0].0, &variants[1].0];
+        pairs.push(cpu_of_a_pair(&database, homes, pair, options.rows).await);
         for (home, _) in variants {
             let slot = &home.settings.slot;
             database.run(&format!("select pg_drop_replication_slot('{slot}')")).await;
         }
-        pairs.push(measured.into());
     }
     print_pairs("exactly once", "with it", "without", &pairs);
 }
@@ -227,14 +237,8 @@ async fn waiting(cluster: &Cluster, options: &Options) {
     running.stop().await;
     let mut pairs = Vec::new();
     for pair in 0..if options.quick { 2 } else { 10 } {
-        let insert = |first, last| insert_events(EVENTS, first, last);
-        let first = pair * options.rows + 1;
-        write(&database, first, first + options.rows - 1, TRANSACTION_ROWS, insert).await;
-        let mut measured = [0.0; 2];
-        for index in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
-            measured[index] = cpu_of_a_change(&variants[index].0, options.rows).await;
-        }
-        pairs.push(measured.into());
+        let homes = [&variants[0].0, &variants[1].0];
+        pairs.push(cpu_of_a_pair(&database, homes, pair, options.rows).await);
     }
     let with = format!("with 100 parked and {} waiting messages", 100 * updates);
     print_pairs("waiting", &with, "with none", &pairs);

@@ -106,9 +106,6 @@ async fn start(cluster: &Cluster, options: &Options) {
         took.push((ready.await - started).as_secs_f64() * 1e3);
         running.stop().await;
     }
-    if std::env::var_os("BENCH_LOG").is_some() {
-        println!("{}", home.log());
-    }
     println!(
         "start: ready after {:.0} ms with five modules in the cache (median of {}), {:.0} at most",
         median(&took),

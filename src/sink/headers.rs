@@ -7,10 +7,11 @@
 use std::fmt;
 
 use bytes::Buf as _;
-use prost::encoding::{decode_varint, encoded_len_varint};
+use prost::encoding::decode_varint;
 
 use super::proto::{
-    HEADER_NAME, HEADER_VALUE, RECORD_HEADERS, put_head, put_optional_bytes, tag_of,
+    HEADER_NAME, HEADER_VALUE, RECORD_HEADERS, optional_bytes_len, put_head, put_optional_bytes,
+    tag_of,
 };
 use super::record::{Header, header_metered_bytes};
 
@@ -39,7 +40,11 @@ impl Headers {
 
     /// An empty name makes the record a command to S2.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        put_head(&mut self.packed, RECORD_HEADERS, field_len(name) + field_len(value));
+        put_head(
+            &mut self.packed,
+            RECORD_HEADERS,
+            optional_bytes_len(name) + optional_bytes_len(value),
+        );
         put_optional_bytes(&mut self.packed, HEADER_NAME, name);
         put_optional_bytes(&mut self.packed, HEADER_VALUE, value);
         self.count += 1;
@@ -121,12 +126,6 @@ impl fmt::Debug for Headers {
             .entries(self.iter().map(|header| String::from_utf8_lossy(header.name)))
             .finish()
     }
-}
-
-/// The length of a field with these bytes; nothing is written for none.
-fn field_len(bytes: &[u8]) -> usize {
-    // Both tags of a header are a byte.
-    if bytes.is_empty() { 0 } else { 1 + encoded_len_varint(bytes.len() as u64) + bytes.len() }
 }
 
 /// Takes the next field off. What is packed was written here.

@@ -158,7 +158,7 @@ fn bytes_len(bytes: &[u8]) -> usize {
 }
 
 /// Proto3 leaves out a field that holds its default, and decoders put the default back.
-fn optional_bytes_len(bytes: &[u8]) -> usize {
+pub(super) fn optional_bytes_len(bytes: &[u8]) -> usize {
     if bytes.is_empty() { 0 } else { bytes_len(bytes) }
 }
 
