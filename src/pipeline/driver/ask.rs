@@ -141,18 +141,17 @@ impl Driver {
         }
     }
 
-    pub(super) fn publish_status(&mut self) {
-        let counts = self.holds.counts();
-        let source = self.source.status.borrow().clone();
-        let confirmed = self.saved.lsn;
-        let reasons: Vec<Reason> = [
+    /// Why the process is not ready.
+    fn reasons(&self) -> impl Iterator<Item = Reason> {
+        [
             self.source_reason.as_ref(),
             self.lanes.own.reason.as_ref(),
             self.store_reason.as_ref(),
             self.unreadable_reason.as_ref(),
+            self.spill.reason(),
+            self.halt_reason(),
         ]
         .into_iter()
-        .chain([self.spill.reason(), self.halt_reason()])
         .chain(
             self.lanes
                 .routed()
@@ -162,7 +161,21 @@ impl Driver {
         .flatten()
         .cloned()
         .chain(self.stuck_reasons())
-        .collect();
+    }
+
+    /// Whoever waits for the process to be ready is not kept until the next tick.
+    pub(super) fn publish_readiness(&mut self) {
+        let was_ready = self.status.borrow().ready;
+        if !was_ready && self.reasons().next().is_none() {
+            self.publish_status();
+        }
+    }
+
+    pub(super) fn publish_status(&mut self) {
+        let counts = self.holds.counts();
+        let source = self.source.status.borrow().clone();
+        let confirmed = self.saved.lsn;
+        let reasons: Vec<Reason> = self.reasons().collect();
         self.look_at_wal(&reasons);
         let (spilled_changes, spilled_bytes) = self.spill.size();
         let slot = source.slot.as_ref();

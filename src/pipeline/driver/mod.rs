@@ -423,6 +423,7 @@ impl Driver {
         let mut source_status = self.source.status.clone();
         loop {
             self.step(self.clock.now())?;
+            self.publish_readiness();
             if self.is_drained() {
                 return self.finish().await;
             }
