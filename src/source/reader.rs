@@ -398,7 +398,7 @@ impl Reader {
             Arc::clone(&self.sql),
             Arc::clone(&self.settings),
             session,
-            news,
+            Told { news, publish: self.publish.clone() },
             going_down,
         ));
         let ended = self.read(&mut link, &mut health).await;
@@ -533,7 +533,7 @@ impl Reader {
     }
 
     fn on_health(&self, health: Health) -> Result<(), Error> {
-        let Health { wal_end, publication, unpublished, slot } = health;
+        let Health { publication, unpublished, .. } = health;
         self.check_publication(publication)?;
         let warning = (!unpublished.is_empty()).then(|| {
             let names: Vec<_> = unpublished.iter().map(ToString::to_string).collect();
@@ -544,8 +544,6 @@ impl Reader {
             )
         });
         self.publish.send_modify(|status| {
-            status.wal_end = status.wal_end.max(wal_end);
-            status.slot = slot;
             if let Some(warning) = warning.filter(|warning| !status.warnings.contains(warning)) {
                 tracing::warn!("{warning}");
                 status.warnings.push(warning);
@@ -958,7 +956,7 @@ async fn watch_over(
     sql: Arc<Sql>,
     settings: Arc<Settings>,
     mut session: Session,
-    news: watch::Sender<Option<Health>>,
+    told: Told,
     going_down: CancellationToken,
 ) {
     let mut interval = tokio::time::interval(HEALTH_INTERVAL);
@@ -972,6 +970,15 @@ async fn watch_over(
                     return;
                 }
                 interval.tick().await;
+/// Who hears what is found out beside the stream.
+struct Told {
+    /// Whoever reads the stream, once it has time.
+    news: watch::Sender<Option<Health>>,
+    /// Everybody, also while nothing is read because nothing is taken: how much piles up is what
+    /// decides about spilling.
+    publish: watch::Sender<SourceStatus>,
+}
+
             }
             _now = interval.tick() => {}
         }
@@ -985,7 +992,11 @@ async fn watch_over(
         }
         match preflight::health(&session, &settings).await {
             Ok(health) => {
-                news.send_replace(Some(health));
+                told.publish.send_modify(|status| {
+                    status.wal_end = status.wal_end.max(health.wal_end);
+                    status.slot.clone_from(&health.slot);
+                });
+                told.news.send_replace(Some(health));
             }
             Err(error) => tracing::debug!("could not look at the slot: {}", chain(&error)),
         }
