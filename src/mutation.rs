@@ -12,6 +12,8 @@ pub(crate) enum Rule {
     ReadTheEnd,
     /// Each opening fences what came before it out.
     Fence,
+    /// Where a stream begins is on disk before the first record goes to it.
+    BeginBeforeSending,
     /// What a broken session left goes in front of everything else.
     FrontOfQueue,
     /// A message in the store holds what follows it in its groups.
@@ -64,10 +66,11 @@ pub(crate) enum Rule {
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
+        Self::BeginBeforeSending,
         Self::FrontOfQueue,
         Self::HoldTheGroup,
         Self::HoldInTurn,

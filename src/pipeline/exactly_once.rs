@@ -39,7 +39,7 @@
 //! 1. Every change at or below `position` is landed, a message, dropped or given up.
 //! 2. Every change of a transaction that ended at or before `confirm` is that, or spilled.
 //! 3. Every record whose change is above `position`, or still in the store, has a number of `seq` or
-//!    above.
+//!    above. Without a `seq`, this store has sent nothing.
 //! 4. The slot was never told more than the `confirm` of a checkpoint that is on disk.
 //!
 //! Each transaction of the store keeps them by itself, since what makes a change leave one place is in
@@ -70,6 +70,12 @@
 //! - It sends with its token, and each batch with the number that it must get. The number guards against a
 //!   proxy that plays a request twice; where others append all the time it is left out, because a batch
 //!   with this token was sent on this session, in its order.
+//!
+//! Before its first session a store has no `seq`. It gets the stream's end of that moment, on disk before
+//! the first fence is tried, so before anything can be sent; a checkpoint that is written without one,
+//! because changes were spilled before S2 was ever reached, leaves alone what is there. If the opening
+//! fails behind that, the next may take a later end: still nothing was sent (`BeginBeforeSending`;
+//! `first_start`).
 //!
 //! After *any* failure the session is given up and this begins anew, so that no error has to be trusted
 //! about whether something landed. What was on its way goes to the front of the queue again unless it was
@@ -107,6 +113,7 @@
 //! | after the checkpoint, before Postgres was told | the source gives it again; it is at or below `position` |
 //! | after a message was sent, before it left the store | its record is at `seq` or above: found, and the message leaves |
 //! | after a message was parked in memory, before that was written | it is unconfirmed, is read again, and fails again or not |
+//! | before S2 was ever reached, while changes are spilled | the checkpoint says how far Postgres was told, and has no `seq`: nothing was sent |
 //! | after a token was drawn, before, while or after its fence landed | it is among the store's tokens, all of which are tried as the guard |
 //! | while changes are spilled | what is on disk is left out by the source, the rest is unconfirmed; what had been sent before is found at the restart, and left out when it comes out of the spill (`FindWhatWasSpilled`) |
 //! | while the spill is read again | the checkpoint says how far it has got; a chunk that it passes in part is read, and its first changes left out |
@@ -130,7 +137,9 @@
 //! (`OneOwner`; `takeover::a_frozen_process_is_taken_over_…`).
 //!
 //! *A lost store* takes with it what was parked and where to read from. A stream with another store's token
-//! is refused until an operator says that it is given up (`takeover::a_lost_store_…`). *A copy of the
+//! is refused until an operator says that it is given up (`takeover::a_lost_store_…`). Before the stream
+//! has said whose it is, nothing is taken from a slot that was there before the store
+//! (`first_start::a_slot_of_somebody_else_…`). *A copy of the
 //! store* draws tokens that the original does not know, and each refuses the other's
 //! (`takeover::a_copy_of_the_store_…`).
 //!

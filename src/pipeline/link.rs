@@ -32,12 +32,13 @@ use super::grants::{Grants, LostRecords, Owner, refusal};
 use super::size_gate::SizedRecord;
 use crate::change::{Lsn, Position};
 use crate::message::header;
+use crate::mutation::{self, Rule};
 use crate::sink;
 use crate::sink::client::{Client, Mode};
 use crate::sink::open::{Guarantee, Opened, open};
 use crate::sink::read::ReadRecord;
 use crate::sink::session::{Ack, Append, Session};
-use crate::store::{Checkpoint, Store, Tokens, Write};
+use crate::store::{Store, Tokens, Write};
 
 /// How often the stream may turn out to be another one than what was just granted: each time it is
 /// looked at anew.
@@ -215,9 +216,10 @@ async fn first_read_from(client: &Client, store: Option<&Store>) -> Result<u64, 
         Err(error) if error.is_forbidden() => 0,
         Err(error) => return Err(error.into()),
     };
-    if let Some(store) = store {
-        let checkpoint = Checkpoint { seq, ..Checkpoint::default() };
-        store.write(vec![Write::Checkpoint(checkpoint)].into()).await?;
+    if let Some(store) = store
+        && !mutation::broken(Rule::BeginBeforeSending)
+    {
+        store.write(vec![Write::Begin { seq }].into()).await?;
     }
     Ok(seq)
 }

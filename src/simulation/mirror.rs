@@ -42,11 +42,16 @@ impl Mirror {
                     text += &format!(" given up {id}");
                 }
                 Write::Checkpoint(checkpoint) => {
-                    self.checkpoint = *checkpoint;
+                    let seq = checkpoint.seq.or(self.checkpoint.seq);
+                    self.checkpoint = Checkpoint { seq, ..*checkpoint };
                     text += &format!(
-                        " checkpoint {} seq {} confirm {}",
+                        " checkpoint {} seq {:?} confirm {}",
                         checkpoint.position, checkpoint.seq, checkpoint.confirm.0
                     );
+                }
+                Write::Begin { seq } => {
+                    self.checkpoint.seq = Some(*seq);
+                    text += &format!(" begin {seq}");
                 }
                 Write::Spill { id, changes } => {
                     let spilled = changes.iter().map(|change| (change.position, change.bytes()));
@@ -61,7 +66,8 @@ impl Mirror {
                 Write::Stream { .. }
                 | Write::Promise(_)
                 | Write::Chain { .. }
-                | Write::SourceIdentity { .. } => {}
+                | Write::SourceIdentity { .. }
+                | Write::SlotMade { .. } => {}
             }
         }
         text
@@ -121,6 +127,8 @@ impl Mirror {
             !settled && !self.given_up.contains_key(&position)
         };
         let mut readable = history.iter().filter(|landed| !landed.lost);
+        // Without a number it is read from its end.
+        let seq = seq.unwrap_or(u64::MAX);
         let unread = readable.find(|landed| landed.ours.seq < seq && sent_again(landed))?;
         Some(format!(
             "{} is in the stream as {}, a restart would read from {seq}, and send it again",

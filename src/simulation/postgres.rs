@@ -101,6 +101,7 @@ impl Slot {
             }
             self.publish.send_modify(|status| {
                 status.state = State::Streaming;
+                status.made_slot = true;
                 let system_identifier = "7".to_owned();
                 status.identity = Some(Identity { system_identifier, timeline: 1, wal_end });
             });

@@ -165,6 +165,8 @@ pub struct SourceStatus {
     pub identity: Option<Identity>,
     /// What the slot keeps, asked every few seconds.
     pub slot: Option<SlotHealth>,
+    /// This process has made the slot.
+    pub made_slot: bool,
     /// What works and may stop working, one sentence each with its mend.
     pub warnings: Vec<String>,
 }
@@ -183,6 +185,7 @@ impl Default for SourceStatus {
             slot: None,
             warnings: Vec::new(),
         }
+            made_slot: false,
     }
 }
 

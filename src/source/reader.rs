@@ -233,7 +233,9 @@ impl Reader {
             status.wal_end = status.wal_end.max(health.wal_end);
             status.slot = health.slot;
         });
-        let prepared = preflight::prepare(&session, &self.settings, self.mark).await?;
+        let cursor = self.mark.filter(|_| !self.lost_changes);
+        let prepared = preflight::prepare(&session, &self.settings, cursor).await?;
+        self.publish.send_modify(|status| status.made_slot |= prepared.made_slot);
         self.check_mark(prepared.confirmed)?;
         self.check_publication(Some(prepared.publication))?;
         let dsn = &self.settings.dsn;

@@ -135,8 +135,9 @@ pub struct Checkpoint {
     /// Every change at or below it is in the stream, in the store, dropped or given up.
     pub position: Position,
     /// The lowest sequence number whose acknowledgement is not applied to the store: where a restart
-    /// begins to read the stream.
-    pub seq: u64,
+    /// begins to read the stream. Nothing before the stream was opened for the first time, when nothing
+    /// of this store can be in it; as part of a [`Write`] it leaves the number as it is.
+    pub seq: Option<u64>,
     /// What may be confirmed to Postgres.
     pub confirm: Lsn,
 }
@@ -210,6 +211,9 @@ pub enum Write {
     Acknowledge { id: u64 },
     /// How far everything is settled now.
     Checkpoint(Checkpoint),
+    /// The stream is about to be opened for the first time: nothing of this store is in front of this
+    /// number. The rest of the checkpoint stays.
+    Begin { seq: u64 },
     /// From which number a restart has to read a stream that transforms route messages to; nothing when
     /// all that this store has sent there is covered by the checkpoint.
     Stream { name: Arc<str>, seq: Option<u64> },
@@ -223,6 +227,8 @@ pub enum Write {
     Promise(Guarantee),
     /// Which Postgres is read, by its `system_identifier`.
     SourceIdentity { system_identifier: String },
+    /// The slot of this name was made for this store, so that no other can have read from it.
+    SlotMade { slot: String },
 }
 
 /// A message as the pipeline needs to know it at start.
@@ -251,6 +257,8 @@ pub struct Loaded {
     pub promised: Option<Guarantee>,
     /// `system_identifier` of the Postgres that was read, once one was.
     pub source_identity: Option<String>,
+    /// The slot that was made for this store, if one was.
+    pub slot_made: Option<String>,
     pub messages: Vec<Known>,
     pub next_id: u64,
     /// Spilled changes, oldest first.
@@ -646,7 +654,7 @@ impl Database {
                             commit_lsn: Lsn(unsigned(row.get(0)?)),
                             index: unsigned(row.get(1)?),
                         },
-                        seq: unsigned(row.get(2)?),
+                        seq: u64::try_from(row.get::<_, i64>(2)?).ok(),
                         confirm: Lsn(unsigned(row.get(3)?)),
                     })
                 },
@@ -665,6 +673,7 @@ impl Database {
             chain_digest: self.fact("chain_digest")?,
             promised: self.fact("promised")?.map(|word| promise(&word)).transpose()?,
             source_identity: self.fact("source_identity")?,
+            slot_made: self.fact("slot_made")?,
             messages: self.known()?,
             next_id: unsigned(next_id),
             spilled: spill::chunks(&self.connection)?,
@@ -857,6 +866,7 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         }
         Write::Checkpoint(checkpoint) => {
             let Checkpoint { position, seq, confirm } = checkpoint;
+            let seq = seq.map_or_else(|| known_seq(connection), |seq| Ok(signed(seq)))?;
             connection
                 .prepare_cached(
                     "INSERT OR REPLACE INTO checkpoints
@@ -866,7 +876,7 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
                 .execute([
                     signed(position.commit_lsn.0),
                     signed(position.index),
-                    signed(*seq),
+                    seq,
                     signed(confirm.0),
                 ])?;
             connection
@@ -875,6 +885,21 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
                      AND (commit_lsn, commit_idx) <= (?1, ?2)",
                 )?
                 .execute([signed(position.commit_lsn.0), signed(position.index)])?;
+            Ok(())
+        }
+        Write::Begin { seq } => {
+            connection
+                .prepare_cached(
+                    "INSERT INTO checkpoints (stream, commit_lsn, commit_idx, seq, confirm_lsn)
+                     VALUES ('', 0, 0, ?1, 0)
+                     ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq",
+                )?
+                .execute([signed(*seq)])?;
+            let sum = format!(
+                "UPDATE checkpoints SET sum = checksum({}) WHERE stream = ''",
+                checksum::CHECKPOINT
+            );
+            connection.prepare_cached(&sum)?.execute([])?;
             Ok(())
         }
         Write::Stream { name, seq: Some(seq) } => {
@@ -903,6 +928,7 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::SourceIdentity { system_identifier } => {
             set_fact(connection, "source_identity", system_identifier)
         }
+        Write::SlotMade { slot } => set_fact(connection, "slot_made", slot),
     }
 }
 
@@ -923,6 +949,16 @@ fn update(
         )?
         .execute(params![signed(id), state.number(), signed(attempts), next_attempt, failure])?;
     sum_message(connection, id)
+}
+
+/// The pipeline's own stream was never opened.
+const NO_SEQ: i64 = -1;
+
+/// From which number the pipeline's own stream has to be read, as the file has it.
+fn known_seq(connection: &Connection) -> Result<i64, Error> {
+    let mut statement =
+        connection.prepare_cached("SELECT seq FROM checkpoints WHERE stream = ''")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(NO_SEQ))
 }
 
 /// Every change of a message's row ends with this.

@@ -12,7 +12,7 @@ use super::{Error, checksum};
 const VERSION: usize = STEPS.len();
 
 /// From each version to the next, beginning with an empty file. Write steps at the end.
-const STEPS: &[Step] = &[version_1, version_2, version_3, version_4];
+const STEPS: &[Step] = &[version_1, version_2, version_3, version_4, version_5];
 
 type Step = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -134,6 +134,12 @@ CREATE TABLE spill_pieces (
 /// The checkpoints of streams that transforms route messages to stand beside the pipeline's own. The
 /// tables are the same, and an older release would not read those streams before it sends again.
 fn version_4(_: &Transaction<'_>) -> Result<(), Error> {
+    Ok(())
+}
+
+/// Before its stream was opened for the first time, a checkpoint has the number -1. The tables are the
+/// same, and an older release would read the stream from there.
+fn version_5(_: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 

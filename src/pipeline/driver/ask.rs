@@ -160,6 +160,7 @@ impl Driver {
         )
         .flatten()
         .cloned()
+        .chain(self.unowned_reason())
         .chain(self.stuck_reasons())
     }
 
@@ -174,7 +175,7 @@ impl Driver {
     pub(super) fn publish_status(&mut self) {
         let counts = self.holds.counts();
         let source = self.source.status.borrow().clone();
-        let confirmed = self.saved.lsn;
+        let confirmed = self.confirmed();
         let reasons: Vec<Reason> = self.reasons().collect();
         self.look_at_wal(&reasons);
         let (spilled_changes, spilled_bytes) = self.spill.size();

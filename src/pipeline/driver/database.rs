@@ -38,6 +38,7 @@ impl Driver {
 
     /// Finds out what keeps WAL, and says it where there is much of it.
     pub(super) fn look_at_wal(&mut self, reasons: &[Reason]) {
+        let unconfirmed = self.lag_bytes();
         let source = self.source.status.borrow();
         let Some(slot) = &source.slot else { return };
         let Some(restart) = slot.restart_lsn else { return };
@@ -46,7 +47,7 @@ impl Driver {
         let trouble = |reason: &Reason| (reason.part.clone(), reason.code.clone());
         let facts = Facts {
             kept,
-            unconfirmed: self.lag_bytes(),
+            unconfirmed,
             open_transaction: slot.oldest.as_ref().map(|oldest| oldest.text.clone()),
             troubles: reasons.iter().map(trouble).collect(),
             is_spilling: self.spill.is_on(),

@@ -269,15 +269,17 @@ impl Driver {
             self.writes = writes.extract_if(.., is_insert).collect();
         }
         self.delivered = false;
-        if let Some(acknowledged) = self.lanes.own.acknowledged {
+        // Before its stream is opened for the first time, nothing but spilled changes is settled.
+        let acknowledged = self.lanes.own.acknowledged;
+        if acknowledged.is_some() || self.spill.is_on() {
             let mut floors = Floors::default();
             self.tracker.add_beyond(&mut floors);
             self.spill.add_beyond(&mut floors);
             self.replayed.values().copied().flatten().for_each(|landed| floors.add(landed));
-            let seq = match floors.of(LaneId::OWN) {
+            let seq = acknowledged.map(|acknowledged| match floors.of(LaneId::OWN) {
                 Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
                 _ => acknowledged,
-            };
+            });
             // Without the chunks that it passes, the checkpoint may reach further.
             let unspill = self.unspill();
             let position = self.delivered_position();
@@ -351,11 +353,13 @@ impl Driver {
                 | Write::Remove { .. }
                 | Write::Acknowledge { .. }
                 | Write::Checkpoint(_)
+                | Write::Begin { .. }
                 | Write::Stream { .. }
                 | Write::Unspill { .. }
                 | Write::Chain { .. }
                 | Write::Promise(_)
-                | Write::SourceIdentity { .. } => {}
+                | Write::SourceIdentity { .. }
+                | Write::SlotMade { .. } => {}
             }
         }
         for (origin, bytes) in effects.settled {

@@ -282,6 +282,8 @@ struct Driver {
 }
 
 /// Runs a pipeline until the shutdown token is cancelled, or something stops it that cannot heal.
+    /// The slot was made for this store: see [`spill`].
+    slot_is_ours: bool,
 ///
 /// # Errors
 ///
@@ -335,13 +337,14 @@ impl Driver {
             holds.insert(known.id, known.position, known.groups, failed, due);
         }
         let chain = Arc::clone(&chains.borrow_and_update());
-        let acknowledged = loaded.checkpoint.map(|checkpoint| checkpoint.seq);
+        let acknowledged = loaded.checkpoint.and_then(|checkpoint| checkpoint.seq);
         let mut own = Lane::new(client, settings.window, settings.grants, acknowledged, now);
         own.promised = loaded.promised;
         own.reason = Some(Reason {
             part: "sink".to_owned(),
             code: looks::CONNECTING.to_owned(),
             text: "connecting to S2".to_owned(),
+        let slot_is_ours = loaded.slot_made.as_ref() == Some(&settings.pipeline_name);
         });
         let mut driver = Self {
             pipeline_id: loaded.pipeline_id,
@@ -402,6 +405,7 @@ impl Driver {
         let changed = loaded.chain_digest.as_deref() != Some(driver.chain.digest())
             || loaded.generation != driver.chain.generation;
         let chain = Arc::clone(&driver.chain);
+            slot_is_ours,
         if changed {
             driver.chain_stored = false;
             driver.announce_chain(chain);

@@ -62,6 +62,11 @@ impl Driver {
             self.source_identity = Some(system_identifier.clone());
             self.writes.push(Write::SourceIdentity { system_identifier });
         }
+        if status.made_slot && !self.slot_is_ours {
+            self.slot_is_ours = true;
+            let slot = self.settings.pipeline_name.clone();
+            self.writes.push(Write::SlotMade { slot });
+        }
         self.source_reason = match &status.state {
             source::State::Streaming | source::State::Stopped => None,
             source::State::Connecting => {

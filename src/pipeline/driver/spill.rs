@@ -21,6 +21,13 @@
 //! - While something is spilled, whatever comes from the source goes behind it. So order holds as if
 //!   it had come from the source later; parking and holding happen behind, where they always do.
 //! - A chunk leaves the disk in the transaction whose checkpoint has passed its last change.
+//!
+//! Where S2 is away before it was ever reached, spilling begins just so, with nothing in memory: what is
+//! read goes to disk, and the checkpoint says how far, without a number to read the stream from, because
+//! nothing of this store can be in it. Whether the stream, and with it the slot, is another store's is
+//! not known then. What that store has not confirmed it will want to read again, so only a slot that was
+//! made for this store is read before S2 has answered, or any where an operator gave the other store up
+//! (`--abandon-parked`).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -254,8 +261,7 @@ impl Driver {
     }
 
     fn may_spill(&self) -> bool {
-        // Before the first session of a store it is not known where the stream has to be read from.
-        self.lanes.own.acknowledged.is_some()
+        self.has_the_slot()
             && self.settings.bounds.spill_bytes_max > 0
             && self.draining.is_none()
             && self.spill.reason.is_none()
@@ -265,9 +271,8 @@ impl Driver {
         self.may_spill()
             && match self.settings.bounds.spill_after {
                 SpillAfter::Bytes(bytes) => {
-                    let wal_end = self.source.status.borrow().wal_end;
-                    let lag = wal_end.0.saturating_sub(self.saved.lsn.0);
-                    lag >= bytes && now.saturating_duration_since(since) >= AWAY_MIN
+                    let away = now.saturating_duration_since(since);
+                    self.lag_bytes() >= bytes && away >= AWAY_MIN
                 }
                 SpillAfter::Time(time) => now.saturating_duration_since(since) >= time,
             }
@@ -354,8 +359,47 @@ impl Driver {
         items
     }
 
+    /// How much WAL has been written since what Postgres may forget.
     pub(super) fn lag_bytes(&self) -> u64 {
-        self.source.status.borrow().wal_end.0.saturating_sub(self.saved.lsn.0)
+        // One look: a second one inside of the first would wait for a writer that waits for it.
+        let (wal_end, confirmed) = {
+            let source = self.source.status.borrow();
+            (source.wal_end, source.confirmed)
+        };
+        wal_end.0.saturating_sub(self.saved.lsn.max(confirmed).0)
+    }
+
+    /// What Postgres may forget: of a slot that was never confirmed, what it had forgotten before.
+    pub(super) fn confirmed(&self) -> Lsn {
+        self.saved.lsn.max(self.source.status.borrow().confirmed)
+    }
+
+    /// No other store can have a claim to what the slot still has.
+    fn has_the_slot(&self) -> bool {
+        self.lanes.own.acknowledged.is_some()
+            || self.slot_is_ours
+            || self.settings.grants.abandon_parked
+    }
+
+    /// Why nothing is read before S2 was reached.
+    pub(super) fn unowned_reason(&self) -> Option<Reason> {
+        let away = self.spill.away_since?;
+        let waits = self.clock.now().saturating_duration_since(away) >= AWAY_MIN;
+        let is_connected = self.source.status.borrow().connections > 0;
+        (waits && is_connected && !self.has_the_slot()).then(|| {
+            let slot = &self.settings.pipeline_name;
+            Reason {
+                part: "source".to_owned(),
+                code: "source_unowned".to_owned(),
+                text: format!(
+                    "slot `{slot}` was there before this state folder, so that its changes may be \
+                     another Sluicebox's, and only the stream can tell: until S2 was reached once, \
+                     nothing is read from it, and Postgres keeps its WAL. Mend what keeps S2 away; or, \
+                     if nobody else has ever read from the slot or its state folder is lost, start once \
+                     with `sluicebox run --abandon-parked`"
+                ),
+            }
+        })
     }
 
     /// A batch of the source, behind everything that is spilled.

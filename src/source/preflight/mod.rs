@@ -173,6 +173,8 @@ pub(super) struct Prepared {
 /// `cursor` is what an earlier run has confirmed: with one, a missing slot is never made anew,
 /// because the changes since then would be lost silently.
 ///
+    /// Just now.
+    pub made_slot: bool,
 /// # Errors
 ///
 /// The first thing that does not hold, with its mend.
@@ -205,10 +207,12 @@ pub(super) async fn prepare(
         None => slot::create_slot(session, settings).await?,
     };
     looked.findings.retain(|finding| finding.level != Level::Ok);
-    Ok(Prepared { server: looked.server, publication, confirmed, warnings: looked.findings })
+    let Look { server, findings: warnings, .. } = looked;
+    Ok(Prepared { server, publication, confirmed, made_slot, warnings })
 }
 
 async fn look(session: &Session, settings: &Settings) -> Result<Look, Error> {
+    let made_slot = looked.slot.is_none();
     let server = server::server(session).await?;
     let mut findings = server.findings();
     let tables = tables::tables(session, &settings.tables).await?;

@@ -38,7 +38,11 @@ impl Model {
                     self.streams.insert(name.to_string(), *seq);
                 }
                 Write::Stream { name, seq: None } => _ = self.streams.remove(&**name),
-                Write::Chain { .. } | Write::Promise(_) | Write::SourceIdentity { .. } => {}
+                Write::Begin { .. }
+                | Write::Chain { .. }
+                | Write::Promise(_)
+                | Write::SourceIdentity { .. }
+                | Write::SlotMade { .. } => {}
             }
         }
     }
@@ -126,7 +130,7 @@ impl Work {
         }
         let seq = self.next_id;
         let position = at(seq, 0);
-        writes.push(Write::Checkpoint(Checkpoint { position, seq, confirm: Lsn(seq) }));
+        writes.push(Write::Checkpoint(Checkpoint { position, seq: Some(seq), confirm: Lsn(seq) }));
         self.model.apply(&writes);
         writes
     }

@@ -108,7 +108,7 @@ fn sample() -> Vec<Write> {
         ),
         inserted(3, insert_of(2, at(200, 0), b"two"), StoredState::Retrying, Some(failure())),
         inserted(4, insert_of(3, at(300, 0), b"three"), StoredState::Parked, Some(failure())),
-        Write::Checkpoint(Checkpoint { position: at(250, 7), seq: 42, confirm: Lsn(260) }),
+        Write::Checkpoint(Checkpoint { position: at(250, 7), seq: Some(42), confirm: Lsn(260) }),
         Write::Acknowledge { id: 4 },
     ]
 }
@@ -262,4 +262,38 @@ fn what_was_given_up_is_remembered() {
     let found: Vec<_> =
         all.newest.iter().map(|one| (&*one.table, one.key["id"].as_u64())).collect();
     assert_eq!(found, [("public.documents", Some(2)), ("public.documents", Some(3))]);
+}
+
+/// Before its stream was ever opened, a checkpoint has no number to read it from; from then on none takes it
+/// away, whichever of two transactions came first.
+#[test]
+fn a_checkpoint_without_a_number_leaves_what_is_there() {
+    let mut database = Database::shared("without_a_number").unwrap();
+    let loaded = |database: &mut Database| {
+        database
+            .load(&mut rand::rng())
+            .unwrap()
+            .checkpoint
+            .map(|checkpoint| (checkpoint.position.index, checkpoint.seq, checkpoint.confirm.0))
+    };
+    let write = |index, seq, confirm| {
+        Write::Checkpoint(Checkpoint { position: at(1, index), seq, confirm: Lsn(confirm) })
+    };
+    assert_eq!(loaded(&mut database), None);
+    for (writes, expected) in [
+        (vec![write(1, None, 10)], (1, None, 10)),
+        (vec![Write::Begin { seq: 0 }], (1, Some(0), 10)),
+        (vec![write(2, None, 20)], (2, Some(0), 20)),
+        (vec![Write::Begin { seq: 7 }], (2, Some(7), 20)),
+        (vec![write(3, Some(9), 30), write(4, None, 40)], (4, Some(9), 40)),
+    ] {
+        database.write(&writes).unwrap();
+        assert_eq!(loaded(&mut database), Some(expected), "{writes:?}");
+    }
+    // Its checksum, too.
+    schema::prepare(&mut database.connection).unwrap();
+    let mut fresh = Database::shared("begins_at_once").unwrap();
+    fresh.load(&mut rand::rng()).unwrap();
+    fresh.write(&[Write::Begin { seq: 3 }]).unwrap();
+    assert_eq!(loaded(&mut fresh), Some((0, Some(3), 0)));
 }
