@@ -17,6 +17,7 @@ use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, Reason, Status};
 use crate::pipeline::driver::{self, Parts};
 use crate::pipeline::grants::Grants;
+use crate::pipeline::heartbeat::{self, heartbeat};
 use crate::pipeline::outbox::Window;
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::vetting::Vetting;
@@ -86,7 +87,8 @@ pub async fn start(
     let dsn = dsn(&config)?;
     let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
     let (status_in, status) = watch::channel(Status::default());
-    let control = Control::new(requests_in, status);
+    let (beat, heart) = heartbeat();
+    let control = Control::new(requests_in, status, heart.clone());
     let after = CancellationToken::new();
     // Ends what is served already where the start fails below.
     let unserve = after.clone().drop_guard();
@@ -175,8 +177,14 @@ pub async fn start(
     };
     let pipeline = tokio::spawn(driver::run(parts, finished, requests));
     drop(unserve.disarm());
+        heart: beat,
     Ok(Running {
         control,
+    heart
+        .watch(config.delivery.stuck_after.max(heartbeat::AFTER_MIN), || {
+            std::process::exit(i32::from(heartbeat::EXIT_CODE))
+        })
+        .context("could not start the thread that watches the pipeline")?;
         console,
         pipeline,
         admin,

@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::pipeline::control::Status;
+use crate::pipeline::heartbeat;
 use crate::pipeline::stuck::Part;
 use crate::pipeline::wal;
 use crate::sink::Guarantee;
@@ -73,9 +74,9 @@ fn state(out: &mut Exposition, status: &Status) {
         }
     }
     out.gauge("stuck", "1 for a part that has work and gets none of it done.");
-    for part in Part::ALL {
-        let stuck = status.stuck.iter().any(|stuck| stuck.part == part.word());
-        out.sample(&[("part", part.word())], f64::from(u8::from(stuck)));
+    for part in Part::ALL.into_iter().map(Part::word).chain([heartbeat::PART]) {
+        let stuck = status.stuck.iter().any(|stuck| stuck.part == part);
+        out.sample(&[("part", part)], f64::from(u8::from(stuck)));
     }
     out.counter("sink_sessions_total", "Sessions with S2 that were opened, the first included.");
     out.number(status.sink_sessions);

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Console;
 use crate::pipeline::control::{Control, Reason};
 
+use crate::pipeline::heartbeat;
 use error::ApiError;
 
 /// What `GET /api/v1/transforms` answers: the folder's state in the shape of
@@ -51,7 +52,7 @@ POST /api/v1/messages/ID/retry|ack   try it again at once, or give it up
 POST /api/v1/messages/retry|ack      the same for {\"all\": true}, {\"state\": …} or {\"table\": …}
 GET  /api/v1/transforms              the transforms folder
 GET  /metrics                        the same and more in numbers, for Prometheus
-GET  /healthz                        200 while the process lives
+GET  /healthz                        200 while the process lives, 503 when it hangs
 GET  /readyz                         200 when it delivers, 503 with the reasons when it does not
 
 POST takes content-type: application/json.
@@ -177,7 +178,7 @@ struct App {
 fn router(app: App) -> Router {
     Router::new()
         .route("/", get(|| async { ROOT_TEXT }))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
@@ -214,6 +215,18 @@ async fn metrics(State(app): State<App>) -> Response {
 struct ReadyView {
     ready: bool,
     reasons: Vec<Reason>,
+/// For whoever ends a process that hangs. Nothing that the pipeline holds is touched.
+async fn healthz(State(app): State<App>) -> (StatusCode, String) {
+    match app.control.stalled() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(stalled) => {
+            let (code, text) = (heartbeat::CODE, heartbeat::TEXT);
+            let text = format!("{code}: {text} ({} s)\n", stalled.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+    }
+}
+
 }
 
 async fn readyz(State(app): State<App>) -> Response {

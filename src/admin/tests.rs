@@ -12,6 +12,7 @@ use crate::pipeline::control::{
     self, Changed, ErrorView, Filter, MessageDetail, MessageList, MessageView, PageQuery, Request,
     Status,
 };
+use crate::pipeline::heartbeat::heartbeat;
 
 /// A pipeline of two messages that writes down what it was asked.
 struct Scripted {
@@ -118,8 +119,8 @@ async fn start() -> Scripted {
     let address = server.address();
     let shutdown = CancellationToken::new();
     let transforms: TransformsView = Arc::new(|| json!({"generation": 7, "transforms": []}));
-    let served =
-        tokio::spawn(server.serve(Control::new(requests, watched), transforms, shutdown.clone()));
+    let control = Control::new(requests, watched, heartbeat().1);
+    let served = tokio::spawn(server.serve(control, transforms, shutdown.clone()));
     Scripted { address, asked, status, shutdown, served }
 }
 
@@ -288,7 +289,7 @@ async fn a_stopped_pipeline_is_said() {
     let (requests, received) = mpsc::channel(1);
     let (_status, watched) = watch::channel(Status::default());
     drop(received);
-    let control = Control::new(requests, watched);
+    let control = Control::new(requests, watched, heartbeat().1);
     let error = ApiError::from(control.show(1).await.unwrap_err());
     let response = error.into_response();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

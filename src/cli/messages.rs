@@ -567,7 +567,7 @@ payload before any transform, its beginning:
         let console = Some(server.address().to_string().parse().unwrap());
         let client = Client::new(&ProcessArguments { console }, Path::new("none.toml")).unwrap();
         let shutdown = CancellationToken::new();
-        let control = Control::new(requests_in, status);
+        let control = Control::new(requests_in, status, crate::pipeline::heartbeat::heartbeat().1);
         tokio::spawn(server.serve(control, Arc::new(|| json!({})), shutdown.clone()));
         (client, shutdown)
     }

@@ -2,9 +2,12 @@
 //!
 //! The field names are those that scripts rely on: fields may be added, not renamed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::heartbeat::Heart;
 use crate::case::Case;
 
 /// Where a message is on its way.
@@ -189,7 +192,7 @@ pub struct KeeperView {
 /// A part of the pipeline that stands still.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StuckView {
-    /// `source`, `transform`, `sink`, `store` or `pipeline`.
+    /// `source`, `transform`, `sink`, `store` or `pipeline`; or `driver`, the task that owns them all.
     pub part: String,
     /// How long it had work without getting any done; trouble that has a name of its own not counted.
     pub seconds: u64,
@@ -282,13 +285,23 @@ impl Control {
         requests: mpsc::Sender<Request>,
         status: tokio::sync::watch::Receiver<Status>,
     ) -> Self {
-        Self { requests, status }
+        Self { requests, status, heart }
+    heart: Heart,
     }
 
-    /// What the pipeline last published of itself.
+    /// What the pipeline last published of itself, and whether it still does.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+        let mut status = self.status.borrow().clone();
+        self.heart.look_at(&mut status);
+        status
+    }
+
+    /// For how long the task that owns the pipeline has stood still, where that is too long.
+    #[must_use]
+    pub fn stalled(&self) -> Option<Duration> {
+        self.heart.stalled()
+        heart: Heart,
     }
 
     /// Waits until the pipeline has published something new.
@@ -298,7 +311,8 @@ impl Control {
     /// When the pipeline has stopped.
     pub async fn status_changed(&mut self) -> Result<Status, Error> {
         self.status.changed().await.map_err(|_| Error::Stopped)?;
-        Ok(self.status.borrow_and_update().clone())
+        drop(self.status.borrow_and_update());
+        Ok(self.status())
     }
 
     /// Messages in the store, a page at a time.

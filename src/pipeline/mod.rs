@@ -17,6 +17,7 @@
 //! | `measures` | what is counted for `/metrics` |
 //! | `pressure`, `wal` | what everything waits for lately; why Postgres keeps WAL |
 //! | `stuck` | whether a part stands still although it has something to do |
+//! | `heartbeat` | whether the driver itself does, seen from outside of it |
 //! | `control` | what the console and the commands ask |
 
 pub mod ack;
@@ -27,6 +28,7 @@ pub mod driver;
 pub mod exactly_once;
 pub mod grants;
 pub mod group;
+pub mod heartbeat;
 pub mod holds;
 pub mod item;
 pub mod link;

@@ -23,6 +23,7 @@ use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, ErrorView, Filter, Status};
 use crate::pipeline::driver::{self, Parts};
 use crate::pipeline::grants::{Grants, LostRecords};
+use crate::pipeline::heartbeat::heartbeat;
 use crate::pipeline::item::{Item, Shaped};
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::workers::{self, Done, Job, Workers};
@@ -165,7 +166,8 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     let (chains, chains_in) = watch::channel(chain);
     let (requests_in, requests) = mpsc::channel(64);
     let (status_in, status) = watch::channel(Status::default());
-    let control = Control::new(requests_in, status.clone());
+    let (beat, heart) = heartbeat();
+    let control = Control::new(requests_in, status.clone(), heart);
     let parts = Parts {
         settings: driver::Settings {
             window: world.workload.window,
@@ -191,6 +193,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         clock: Clock::starting_at(time_of_day(world)),
         rng: world.draw(rand::rngs::SmallRng::from_rng),
         status: status_in,
+        heart: beat,
         shutdown: shutdown.clone(),
     };
     let inner = Box::pin(driver::run(parts, finished, requests));

@@ -63,6 +63,7 @@ use crate::pipeline::ack::{AckTracker, Progress};
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{self, Changed, Filter, Reason, Request, Status};
 use crate::pipeline::grants::Grants;
+use crate::pipeline::heartbeat::Beat;
 use crate::pipeline::holds::{Due, Holds, MessageId};
 use crate::pipeline::item::Origin;
 use crate::pipeline::measures::{Classes, Measures};
@@ -131,6 +132,8 @@ pub struct Parts {
     /// For what is drawn: jitter.
     pub rng: SmallRng,
     pub status: watch::Sender<Status>,
+    /// Beats with each turn.
+    pub heart: Beat,
     /// Drains and ends.
     pub shutdown: CancellationToken,
 }
@@ -211,6 +214,7 @@ struct Driver {
     budget: Arc<ByteBudget>,
     shutdown: CancellationToken,
     status: watch::Sender<Status>,
+    heart: Beat,
 
     chains: watch::Receiver<Arc<Chain>>,
     chain: Arc<Chain>,
@@ -278,12 +282,12 @@ struct Driver {
     source_reason: Option<Reason>,
     /// As the store has it: which Postgres its messages are from.
     source_identity: Option<String>,
+    /// The slot was made for this store: see [`spill`].
+    slot_is_ours: bool,
     draining: Option<Instant>,
 }
 
 /// Runs a pipeline until the shutdown token is cancelled, or something stops it that cannot heal.
-    /// The slot was made for this store: see [`spill`].
-    slot_is_ours: bool,
 ///
 /// # Errors
 ///
@@ -300,8 +304,8 @@ pub async fn run(
 impl Driver {
     fn new(parts: Parts, selected: mpsc::UnboundedSender<Selected>) -> Result<Self, Error> {
         let Parts { settings, store, loaded, source, budget, .. } = parts;
-        let Parts { mut chains, sampler, workers, client, status, shutdown, clock, rng, .. } =
-            parts;
+        let Parts { mut chains, sampler, workers, client, status, heart, .. } = parts;
+        let Parts { shutdown, clock, rng, .. } = parts;
         let now = clock.now();
         let stuck = Stuck::new(settings.stuck_after);
         let checkpoint = loaded.checkpoint.unwrap_or_default();
@@ -340,11 +344,11 @@ impl Driver {
         let acknowledged = loaded.checkpoint.and_then(|checkpoint| checkpoint.seq);
         let mut own = Lane::new(client, settings.window, settings.grants, acknowledged, now);
         own.promised = loaded.promised;
+        let slot_is_ours = loaded.slot_made.as_ref() == Some(&settings.pipeline_name);
         own.reason = Some(Reason {
             part: "sink".to_owned(),
             code: looks::CONNECTING.to_owned(),
             text: "connecting to S2".to_owned(),
-        let slot_is_ours = loaded.slot_made.as_ref() == Some(&settings.pipeline_name);
         });
         let mut driver = Self {
             pipeline_id: loaded.pipeline_id,
@@ -360,6 +364,7 @@ impl Driver {
             budget,
             shutdown,
             status,
+            heart,
             chains,
             chain,
             chain_stored: true,
@@ -400,12 +405,12 @@ impl Driver {
             classes,
             source_reason: None,
             source_identity: loaded.source_identity,
+            slot_is_ours,
             draining: None,
         };
         let changed = loaded.chain_digest.as_deref() != Some(driver.chain.digest())
             || loaded.generation != driver.chain.generation;
         let chain = Arc::clone(&driver.chain);
-            slot_is_ours,
         if changed {
             driver.chain_stored = false;
             driver.announce_chain(chain);
@@ -426,6 +431,9 @@ impl Driver {
         status_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut source_status = self.source.status.clone();
         loop {
+            self.heart.beat();
+            #[cfg(test)]
+            crate::pipeline::heartbeat::fault::hang().await;
             self.step(self.clock.now())?;
             self.publish_readiness();
             if self.is_drained() {
