@@ -156,7 +156,11 @@ pub async fn start(
     };
     let source = source::start(
         source_settings(&config, dsn),
-        Resume { take_over: grants.take_over, ..Resume::from(&loaded) },
+        Resume {
+            take_over: grants.take_over,
+            lost_changes: grants.lost_changes,
+            ..Resume::from(&loaded)
+        },
         Arc::clone(&budget),
         &shutdown,
     );
@@ -173,18 +177,18 @@ pub async fn start(
         clock: Clock::system(),
         rng: SmallRng::from_rng(&mut rand::rng()),
         status: status_in,
+        heart: beat,
         shutdown,
     };
-    let pipeline = tokio::spawn(driver::run(parts, finished, requests));
-    drop(unserve.disarm());
-        heart: beat,
-    Ok(Running {
-        control,
     heart
         .watch(config.delivery.stuck_after.max(heartbeat::AFTER_MIN), || {
             std::process::exit(i32::from(heartbeat::EXIT_CODE))
         })
         .context("could not start the thread that watches the pipeline")?;
+    let pipeline = tokio::spawn(driver::run(parts, finished, requests));
+    drop(unserve.disarm());
+    Ok(Running {
+        control,
         console,
         pipeline,
         admin,

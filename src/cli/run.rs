@@ -21,12 +21,18 @@ pub(super) struct Arguments {
     /// anew.
     #[arg(long, value_name = "WHAT")]
     lost_records: Option<LostRecords>,
+    /// Go on although the slot is gone, was made anew or was moved by others; a missing one is made. What
+    /// was changed since it was last read is never delivered (`sluicebox verify` shows the rows that
+    /// differ).
+    #[arg(long)]
+    skip_lost_changes: bool,
 }
 
 /// What can heal is waited for by the pipeline itself; an error from here needs a hand.
 pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { take_over, abandon_parked, lost_records } = arguments;
-    let grants = Grants { take_over, abandon_parked, lost_records };
+    let Arguments { take_over, abandon_parked, lost_records, skip_lost_changes } = arguments;
+    let grants =
+        Grants { take_over, abandon_parked, lost_records, lost_changes: skip_lost_changes };
     let config = Config::load(&global.config)?;
     let shutdown = signals::shutdown()?;
     let running = Box::pin(app::start(config, grants, shutdown)).await?;

@@ -27,6 +27,9 @@ pub struct Grants {
     pub abandon_parked: bool,
     /// What to do where records after the checkpoint are gone from the stream.
     pub lost_records: Option<LostRecords>,
+    /// The slot is lost, was moved or is made anew, and what was changed since it was last read is given
+    /// up.
+    pub lost_changes: bool,
 }
 
 /// What becomes of the changes that may have been among records that are gone.
@@ -116,6 +119,7 @@ mod tests {
                 take_over: !grant.take_over,
                 abandon_parked: !grant.abandon_parked,
                 lost_records: Some(LostRecords::Resend),
+                lost_changes: true,
             };
             assert!(!other.covers(owner), "{token}");
             let place = Place {

@@ -122,6 +122,11 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
+/// What an operator does where changes are gone for good.
+pub(super) const SKIP_LOST_CHANGES: &str = "start once with `sluicebox run --skip-lost-changes`: what \
+    was changed since the slot was last read is never delivered, and `sluicebox verify` shows the rows \
+    that differ";
+
 /// What an error means: a stable code for machines, a text for people, and whether waiting helps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
@@ -233,8 +238,9 @@ fn server_trouble(error: &ServerError, streaming: bool) -> Trouble {
             "source_publication",
             Some(
                 "the publication did not exist yet at the change that the slot has reached, so the \
-                 slot can never pass it; drop the slot with `SELECT pg_drop_replication_slot(…)` \
-                 and start anew (changes that the slot still held are lost)",
+                 slot can never pass it; drop the slot with `SELECT pg_drop_replication_slot(…)`, then \
+                 start once with `sluicebox run --skip-lost-changes` (changes that the slot still held \
+                 are lost)",
             ),
             true,
         ),

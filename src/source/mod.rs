@@ -85,6 +85,9 @@ pub struct Resume {
     pub system_identifier: Option<String>,
     /// End the connection of another Sluicebox that still has the slot, once.
     pub take_over: bool,
+    /// Once, a slot is taken as it is found, and one that is missing is made in spite of the cursor: what
+    /// was changed in between is given up.
+    pub lost_changes: bool,
 }
 
 impl From<&Loaded> for Resume {
@@ -96,6 +99,7 @@ impl From<&Loaded> for Resume {
             cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
             system_identifier: loaded.source_identity.clone(),
             take_over: false,
+            lost_changes: false,
         }
     }
 }
@@ -161,12 +165,12 @@ pub struct SourceStatus {
     pub moved: u64,
     /// Connections made by this process, the first included.
     pub connections: u64,
+    /// This process has made the slot.
+    pub made_slot: bool,
     /// Of the cluster, once it was asked.
     pub identity: Option<Identity>,
     /// What the slot keeps, asked every few seconds.
     pub slot: Option<SlotHealth>,
-    /// This process has made the slot.
-    pub made_slot: bool,
     /// What works and may stop working, one sentence each with its mend.
     pub warnings: Vec<String>,
 }
@@ -181,11 +185,11 @@ impl Default for SourceStatus {
             changes: 0,
             moved: 0,
             connections: 0,
+            made_slot: false,
             identity: None,
             slot: None,
             warnings: Vec::new(),
         }
-            made_slot: false,
     }
 }
 

@@ -21,13 +21,13 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::catalog::Catalog;
-use super::error::{Error, Trouble, chain};
+use super::error::{Error, SKIP_LOST_CHANGES, Trouble, chain};
 use super::frame::Streamed;
 use super::preflight::{self, Health, Prepared};
 use super::seen::Seen;
 use super::sql::{Ended, Session, Sql};
 use super::transport::{Identity, Replication};
-use super::{APPLICATION_NAME, Batch, Item, Resume, Settings, SourceStatus, State};
+use super::{APPLICATION_NAME, Batch, Item, Resume, Settings, SourceStatus, State, quote_literal};
 use crate::change::{Change, Lsn};
 use crate::decode::{Decoded, Decoder, Relation};
 use crate::pipeline::budget::ByteBudget;
@@ -93,6 +93,8 @@ pub(super) struct Reader {
     given_up: Option<i32>,
     /// See [`Resume::take_over`].
     take_over: bool,
+    /// See [`Resume::lost_changes`].
+    lost_changes: bool,
 }
 
 /// The task's ends of the channels that its owner holds the others of.
@@ -141,6 +143,7 @@ impl Reader {
             silent_losses: 0,
             given_up: None,
             take_over: resume.take_over,
+            lost_changes: resume.lost_changes,
         }
     }
 
@@ -247,14 +250,21 @@ impl Reader {
         if let Err(error) = started {
             return Err(self.explain_start(&session, error).await);
         }
-        self.take_over = false;
+        (self.take_over, self.lost_changes) = (false, false);
         self.mark = self.mark.max(Some(prepared.confirmed));
         self.publication = Some(prepared.publication);
         self.system_identifier = Some(identity.system_identifier.clone());
-        let warnings: Vec<_> = prepared.warnings.iter().map(with_mend).collect();
+        let (standing, warnings): (Vec<_>, Vec<_>) =
+            prepared.warnings.iter().partition(|finding| finding.standing);
+        let warnings: Vec<_> = warnings.into_iter().map(with_mend).collect();
         // Each once, not with every connection.
-        let known = self.publish.borrow().warnings.clone();
-        for warning in warnings.iter().filter(|warning| !known.contains(warning)) {
+        let (known, is_first) = {
+            let status = self.publish.borrow();
+            (status.warnings.clone(), status.connections == 0)
+        };
+        let standing = standing.into_iter().filter(|_| is_first).map(with_mend);
+        let news = warnings.iter().filter(|warning| !known.contains(warning)).cloned();
+        for warning in standing.chain(news) {
             tracing::warn!("{warning}");
         }
         self.publish.send_modify(|status| {
@@ -277,6 +287,10 @@ impl Reader {
     /// The slot must not have been confirmed by anybody else.
     fn check_mark(&self, confirmed: Lsn) -> Result<(), Error> {
         let Some(mark) = self.mark.filter(|&mark| confirmed > mark) else { return Ok(()) };
+        if self.lost_changes {
+            tracing::warn!(from = %mark, to = %confirmed, "what was changed in between is given up");
+            return Ok(());
+        }
         Err(Error::Unmet {
             code: "source_slot_advanced",
             text: format!(
@@ -285,7 +299,9 @@ impl Reader {
                  slot, it was made anew, or the state folder is an older copy",
                 self.settings.slot
             ),
-            mend: None,
+            mend: Some(format!(
+                "put the state folder back that belongs to it; or {SKIP_LOST_CHANGES}"
+            )),
             fatal: true,
         })
     }
@@ -325,11 +341,13 @@ impl Reader {
         Err(Error::Unmet {
             code: "source_publication",
             text: format!(
-                "{text}: changes since then may not be in the stream. Drop slot `{}` and start \
-                 anew, with a backfill if those changes matter",
-                self.settings.slot
+                "{text}: changes since then may not be in the stream, and the slot may not be able to \
+                 pass them"
             ),
-            mend: None,
+            mend: Some(format!(
+                "SELECT pg_drop_replication_slot({}); then {SKIP_LOST_CHANGES}",
+                quote_literal(&self.settings.slot)
+            )),
             fatal: true,
         })
     }
@@ -952,6 +970,15 @@ impl Pulse {
     }
 }
 
+/// Who hears what is found out beside the stream.
+struct Told {
+    /// Whoever reads the stream, once it has time.
+    news: watch::Sender<Option<Health>>,
+    /// Everybody, also while nothing is read because nothing is taken: how much piles up is what
+    /// decides about spilling.
+    publish: watch::Sender<SourceStatus>,
+}
+
 /// Looks at the slot and the publication every few seconds, and listens for a shutdown, until it
 /// is aborted.
 async fn watch_over(
@@ -972,15 +999,6 @@ async fn watch_over(
                     return;
                 }
                 interval.tick().await;
-/// Who hears what is found out beside the stream.
-struct Told {
-    /// Whoever reads the stream, once it has time.
-    news: watch::Sender<Option<Health>>,
-    /// Everybody, also while nothing is read because nothing is taken: how much piles up is what
-    /// decides about spilling.
-    publish: watch::Sender<SourceStatus>,
-}
-
             }
             _now = interval.tick() => {}
         }

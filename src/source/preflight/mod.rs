@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::dsn::Dsn;
-use super::error::{Error, Trouble};
+use super::error::{Error, SKIP_LOST_CHANGES, Trouble};
 use super::sql::{Session, Sql};
 use super::transport::Replication;
 use crate::change::Lsn;
@@ -46,6 +46,9 @@ pub struct Finding {
     pub code: &'static str,
     /// `run` has to stop: waiting cannot mend it, or would lose changes.
     pub fatal: bool,
+    /// A trait of what is read, to be known once: nothing is wrong that could be mended, and a warning
+    /// that never ends hides those that come.
+    pub standing: bool,
 }
 
 impl fmt::Display for Finding {
@@ -63,6 +66,7 @@ impl Finding {
             mend: None,
             code: "source_setup",
             fatal: false,
+            standing: false,
         }
     }
 
@@ -84,6 +88,10 @@ impl Finding {
 
     fn fatal(self) -> Self {
         Self { fatal: true, ..self }
+    }
+
+    fn standing(self) -> Self {
+        Self { standing: true, ..self }
     }
 
     fn into_error(self) -> Error {
@@ -165,6 +173,8 @@ pub(super) struct Prepared {
     pub server: Server,
     pub publication: u32,
     pub confirmed: Lsn,
+    /// Just now.
+    pub made_slot: bool,
     pub warnings: Vec<Finding>,
 }
 
@@ -173,8 +183,6 @@ pub(super) struct Prepared {
 /// `cursor` is what an earlier run has confirmed: with one, a missing slot is never made anew,
 /// because the changes since then would be lost silently.
 ///
-    /// Just now.
-    pub made_slot: bool,
 /// # Errors
 ///
 /// The first thing that does not hold, with its mend.
@@ -194,6 +202,7 @@ pub(super) async fn prepare(
                 settings.slot
             ),
         )
+        .mend(SKIP_LOST_CHANGES)
         .fatal()
         .into_error());
     }
@@ -202,6 +211,7 @@ pub(super) async fn prepare(
         Some(publication) => publication.oid,
         None => tables::create_publication(session, settings).await?,
     };
+    let made_slot = looked.slot.is_none();
     let confirmed = match looked.slot {
         Some(confirmed) => confirmed,
         None => slot::create_slot(session, settings).await?,
@@ -212,7 +222,6 @@ pub(super) async fn prepare(
 }
 
 async fn look(session: &Session, settings: &Settings) -> Result<Look, Error> {
-    let made_slot = looked.slot.is_none();
     let server = server::server(session).await?;
     let mut findings = server.findings();
     let tables = tables::tables(session, &settings.tables).await?;

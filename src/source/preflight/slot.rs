@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::error::Error;
+use super::super::error::{Error, SKIP_LOST_CHANGES};
 use super::super::sql::{Session, get};
 use super::super::{Settings, quote_literal};
 use super::Finding;
@@ -86,8 +86,7 @@ pub(super) async fn slot(
                 ),
             )
             .mend(format!(
-                "SELECT pg_drop_replication_slot({}); then start anew and backfill (the changes in \
-                 between are lost)",
+                "SELECT pg_drop_replication_slot({}); then {SKIP_LOST_CHANGES}",
                 quote_literal(name)
             ))
             .fatal(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::super::error::Error;
+use super::super::error::{Error, SKIP_LOST_CHANGES};
 use super::super::sql::{Session, get};
 use super::super::{Settings, TableName, quote_identifier, quote_literal};
 use super::Finding;
@@ -105,9 +105,10 @@ impl TableLook {
                 "{name} is partitioned: a TRUNCATE of one partition alone, and a partition that is \
                  detached or dropped, sends nothing, so that its rows stay as they are in the stream"
             );
-            findings.push(Finding::warn(format!("partitions of {name}"), text).mend(format!(
-                "DELETE the partition's rows first, or TRUNCATE {quoted} as a whole"
-            )));
+            let mend =
+                format!("DELETE the partition's rows first, or TRUNCATE {quoted} as a whole");
+            findings
+                .push(Finding::warn(format!("partitions of {name}"), text).mend(mend).standing());
         }
         if table.usable_identity {
             findings.push(Finding::ok(subject, "exists, with a usable replica identity"));
@@ -145,7 +146,7 @@ impl TableLook {
             findings.push(
                 Finding::warn(
                     format!("SELECT on {name}"),
-                    format!("the role may not read {name}: changes flow, a backfill would not"),
+                    format!("the role may not read {name}: changes flow, `sluicebox verify` cannot compare"),
                 )
                 .mend(format!("GRANT SELECT ON {quoted} TO …")),
             );
@@ -214,8 +215,7 @@ pub(super) fn publication_findings(
                 ),
             )
             .mend(format!(
-                "SELECT pg_drop_replication_slot({}); then start anew (changes that the slot still \
-                 held are lost)",
+                "SELECT pg_drop_replication_slot({}); then {SKIP_LOST_CHANGES}",
                 quote_literal(slot)
             ))
             .fatal()

@@ -4,7 +4,8 @@ use std::process::Command;
 
 use crate::support::postgres::Cluster;
 use crate::support::s2::Server;
-use crate::support::world::World;
+use crate::support::until;
+use crate::support::world::{World, field};
 use sluicebox::throwaway::Shutdown;
 
 const TABLE: &str = "create table t (id bigint primary key, body text);";
@@ -48,6 +49,75 @@ async fn a_slot_that_the_server_gave_up_is_named_with_its_mend() {
     let check = world.cli(&["check"]).await;
     assert_eq!(check.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&check.stdout).contains("max_slot_wal_keep_size"));
+
+    // What it says mends it, step by step, and only on purpose.
+    world.sql("insert into t values (2, 'r0wv4lue')").await;
+    world.sql(&format!("select pg_drop_replication_slot('{}')", world.settings.slot)).await;
+    refused(&world, &["does not exist any more", "--skip-lost-changes"]).await;
+    let running = world.start_with(&["--skip-lost-changes"]).ready().await;
+    world.sql("insert into t values (3, 'r0wv4lue')").await;
+    let records = world.until_records(2).await;
+    let ids: Vec<_> = records.iter().map(|record| field(record, "id")).collect();
+    assert_eq!(ids, ["1", "3"]);
+    world.until_confirmed().await;
+    running.stop().await;
+    let running = world.start().ready().await;
+    running.stop().await;
+}
+
+/// It is said while it can be helped, and again when it cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_in_danger_is_said_before_it_is_lost() {
+    let cluster = Cluster::start(&[
+        ("max_slot_wal_keep_size", "64MB"),
+        ("max_wal_size", "32MB"),
+        ("min_wal_size", "32MB"),
+    ])
+    .await;
+    let mut world = world("slot_danger", &cluster).await;
+    world.home.settings.sections = "[delivery]\nspill_max = \"0\"".to_owned();
+    world.home.write_config();
+    let mut running = world.start().ready().await;
+    world.s2.kill().await;
+    world.sql("insert into t values (1, 'r0wv4lue')").await;
+    running.unready("sink_unreachable").await;
+    let emit = async |megabytes: u32| {
+        let sql = format!(
+            "select pg_logical_emit_message(false, 'x', repeat('x', 1000000)) \
+             from generate_series(1, {megabytes})"
+        );
+        world.sql(&sql).await;
+    };
+    emit(60).await;
+    let status = until("the danger to be said", async || {
+        running.assert_alive();
+        let status = world.status().await?;
+        let is_said = status["warnings"].to_string().contains("max_slot_wal_keep_size");
+        if is_said { Ok(status) } else { Err(status.to_string()) }
+    })
+    .await;
+    let warning = status["warnings"].to_string();
+    assert!(warning.contains("changes are lost") && warning.contains("ALTER SYSTEM"), "{warning}");
+    assert!(status["wal_safe_bytes"].is_i64(), "{status}");
+    let scrape = world.metrics().await.unwrap();
+    assert!(scrape.contains("sluicebox_wal_safe_bytes "), "{scrape}");
+    assert!(world.log().contains("Postgres drops the slot's WAL"), "{}", world.log());
+
+    until("Postgres to drop the slot's log", async || {
+        emit(20).await;
+        world.sql("checkpoint").await;
+        let slot =
+            "select wal_status from pg_replication_slots where database = current_database()";
+        let status = world.database.value(slot).await;
+        if status.as_deref() == Some("lost") { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    let status = running.ended().await;
+    let log = world.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    for part in ["is lost", "pg_drop_replication_slot", "--skip-lost-changes"] {
+        assert!(log.contains(part), "`{part}` is not in:\n{log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,6 +78,7 @@ async fn a_slot_that_was_advanced_or_dropped_is_refused() {
     running.kill().await;
     let slots = "select count(*) from pg_replication_slots where database = current_database()";
     assert_eq!(world.database.value(slots).await.as_deref(), Some("0"), "none is made anew");
+    assert!(world.log().contains("--skip-lost-changes"), "{}", world.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
