@@ -31,6 +31,8 @@ type Answer<T> = Result<Json<T>, ApiError>;
 pub(super) struct ListQuery {
     state: Option<String>,
     table: Option<String>,
+    class: Option<String>,
+    transform: Option<String>,
     after: Option<String>,
     limit: Option<usize>,
 }
@@ -45,12 +47,30 @@ pub(super) async fn list(
         return Err(ApiError::invalid(format!("limit is from 1 to {LIMIT_MAX}")));
     }
     let after = query.after.as_deref().map(parse_id).transpose()?;
-    let filter = Filter { id: None, state: query.state, table: query.table };
+    let ListQuery { state, table, class, transform, .. } = query;
+    let filter = Filter { id: None, state, table, class, transform };
     ask(app.control.list(PageQuery { filter, after, limit })).await
 }
 
-pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Answer<MessageDetail> {
-    ask(app.control.show(parse_id(&id)?)).await
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ShowQuery {
+    payload: Option<bool>,
+}
+
+/// One message. Without its payload where a reader wants to know what is wrong and not what is in the
+/// row.
+pub(super) async fn show(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Result<Query<ShowQuery>, QueryRejection>,
+) -> Answer<MessageDetail> {
+    let Query(query) = query.map_err(|rejection| ApiError::invalid(rejection.body_text()))?;
+    let Json(mut detail) = ask(app.control.show(parse_id(&id)?)).await?;
+    if query.payload == Some(false) {
+        (detail.payload, detail.payload_cut) = (String::new(), true);
+    }
+    Ok(Json(detail))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -123,6 +143,8 @@ struct ManyBody {
     id: Option<u64>,
     state: Option<String>,
     table: Option<String>,
+    class: Option<String>,
+    transform: Option<String>,
 }
 
 fn many(body: Result<Bytes, BytesRejection>) -> Result<Filter, ApiError> {
@@ -130,9 +152,11 @@ fn many(body: Result<Bytes, BytesRejection>) -> Result<Filter, ApiError> {
         .map_err(|rejection| ApiError::new(rejection.status(), "invalid", rejection.body_text()))?;
     let body: ManyBody = serde_json::from_slice(&body)
         .map_err(|error| ApiError::invalid(format!("the body is no filter: {error}")))?;
-    let filter = Filter { id: body.id, state: body.state, table: body.table };
-    if filter == Filter::default() && !body.all {
-        let text = "the filter is empty: name id, state or table, or say {\"all\": true}";
+    let ManyBody { all, id, state, table, class, transform } = body;
+    let filter = Filter { id, state, table, class, transform };
+    if filter == Filter::default() && !all {
+        let text = "the filter is empty: name id, state, table, class or transform, or say \
+                    {\"all\": true}";
         return Err(ApiError::invalid(text));
     }
     Ok(filter)

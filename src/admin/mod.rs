@@ -5,6 +5,7 @@
 //! read parked messages and give them up, so [`guard`] keeps out web pages that a browser on this
 //! machine happens to show; keeping the address private is the operator's part.
 
+mod console;
 mod error;
 mod guard;
 mod messages;
@@ -27,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Console;
 use crate::pipeline::control::{Control, Reason};
-
 use crate::pipeline::heartbeat;
+
 use error::ApiError;
 
 /// What `GET /api/v1/transforms` answers: the folder's state in the shape of
@@ -44,12 +45,13 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 const ROOT_TEXT: &str = "\
 Sluicebox
 
+GET  /                               this, and in a browser the console
 GET  /api/v1/status                  what the pipeline is doing
-GET  /api/v1/messages                messages in the store: state, table, after, limit
-GET  /api/v1/messages/ID             one message with its payload and trace
+GET  /api/v1/messages                messages in the store: state, table, class, transform, after, limit
+GET  /api/v1/messages/ID             one message with its trace and payload: payload=false
 GET  /api/v1/messages/ID/case        one message to be replayed elsewhere: redact=true
 POST /api/v1/messages/ID/retry|ack   try it again at once, or give it up
-POST /api/v1/messages/retry|ack      the same for {\"all\": true}, {\"state\": …} or {\"table\": …}
+POST /api/v1/messages/retry|ack      the same for {\"all\": true}, or for a state, table, class, transform
 GET  /api/v1/transforms              the transforms folder
 GET  /metrics                        the same and more in numbers, for Prometheus
 GET  /healthz                        200 while the process lives, 503 when it hangs
@@ -177,7 +179,9 @@ struct App {
 
 fn router(app: App) -> Router {
     Router::new()
-        .route("/", get(|| async { ROOT_TEXT }))
+        .route("/", get(console::root))
+        .route("/console.css", get(console::style))
+        .route("/console.js", get(console::script))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -211,10 +215,6 @@ async fn metrics(State(app): State<App>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
-#[derive(Serialize)]
-struct ReadyView {
-    ready: bool,
-    reasons: Vec<Reason>,
 /// For whoever ends a process that hangs. Nothing that the pipeline holds is touched.
 async fn healthz(State(app): State<App>) -> (StatusCode, String) {
     match app.control.stalled() {
@@ -227,6 +227,10 @@ async fn healthz(State(app): State<App>) -> (StatusCode, String) {
     }
 }
 
+#[derive(Serialize)]
+struct ReadyView {
+    ready: bool,
+    reasons: Vec<Reason>,
 }
 
 async fn readyz(State(app): State<App>) -> Response {

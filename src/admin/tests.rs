@@ -85,6 +85,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, asked: Arc<Mutex<VecDeque
                     payload_cut: false,
                     trace: Vec::new(),
                     hint: "remove it".to_owned(),
+                    holds: 2,
                 };
                 let found = (id < 3).then_some(detail).ok_or(control::Error::NotFound { id });
                 answer.send(found).unwrap();
@@ -165,18 +166,28 @@ async fn messages_are_listed_and_shown() {
         }], "next": "1", "total": 2})
     );
     let asked = scripted.asked().unwrap();
-    assert!(asked.contains("state: None, table: None }, after: None, limit: 100"), "{asked}");
+    assert!(asked.contains("transform: None }, after: None, limit: 100"), "{asked}");
 
-    let path = "/api/v1/messages?state=failed&table=public.t&after=5&limit=7";
+    let path = "/api/v1/messages?state=failed&table=public.t&class=trap&transform=10-x.wasm&after=5&limit=7";
     assert_eq!(scripted.request(Method::GET, path, None).await.0, 200);
     let asked = scripted.asked().unwrap();
-    for part in ["Some(\"failed\")", "Some(\"public.t\")", "after: Some(5)", "limit: 7"] {
+    for part in [
+        "state: Some(\"failed\")",
+        "table: Some(\"public.t\")",
+        "class: Some(\"trap\")",
+        "transform: Some(\"10-x.wasm\")",
+        "after: Some(5)",
+        "limit: 7",
+    ] {
         assert!(asked.contains(part), "{asked}");
     }
 
     let (status, body) = scripted.request(Method::GET, "/api/v1/messages/2", None).await;
     assert_eq!((status, &json(&body)["id"]), (200, &json!("2")));
     assert_eq!(json(&body)["hint"], "remove it");
+    assert_eq!(json(&body)["payload"], "{}");
+    let (_, body) = scripted.request(Method::GET, "/api/v1/messages/2?payload=false", None).await;
+    assert_eq!((&json(&body)["payload"], &json(&body)["payload_cut"]), (&json!(""), &json!(true)));
 }
 
 #[tokio::test]
@@ -184,13 +195,16 @@ async fn messages_are_retried_and_acknowledged() {
     let scripted = start().await;
     let (status, body) = scripted.request(Method::POST, "/api/v1/messages/1/ack", Some("")).await;
     assert_eq!((status, json(&body)), (200, json!({"changed": 1, "unchanged_behind": 3})));
-    assert_eq!(scripted.asked().unwrap(), "ack Filter { id: Some(1), state: None, table: None }");
+    assert_eq!(
+        scripted.asked().unwrap(),
+        "ack Filter { id: Some(1), state: None, table: None, class: None, transform: None }"
+    );
     let body = r#"{"all":true,"table":"public.t"}"#;
     let (status, body) = scripted.request(Method::POST, "/api/v1/messages/retry", Some(body)).await;
     assert_eq!((status, json(&body)), (200, json!({"changed": 2, "unchanged_behind": 0})));
     assert_eq!(
         scripted.asked().unwrap(),
-        "retry Filter { id: None, state: None, table: Some(\"public.t\") }"
+        "retry Filter { id: None, state: None, table: Some(\"public.t\"), class: None, transform: None }"
     );
 }
 
@@ -293,4 +307,54 @@ async fn a_stopped_pipeline_is_said() {
     let error = ApiError::from(control.show(1).await.unwrap_err());
     let response = error.into_response();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// A browser gets the console, and a policy under which nothing but its three files can do anything.
+#[tokio::test]
+async fn a_browser_gets_the_console() {
+    let scripted = start().await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |path: &str, accept: &str| {
+        let url = format!("http://{}/{path}", scripted.address);
+        let answer = client.get(url).header("accept", accept).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        let headers = answer.headers().clone();
+        let header = |name: &str| headers[name].to_str().unwrap().to_owned();
+        assert_eq!(
+            (header("x-content-type-options"), header("cache-control")),
+            ("nosniff".into(), "no-store".into())
+        );
+        let kind = header("content-type");
+        let policy = headers
+            .get("content-security-policy")
+            .map(|policy| policy.to_str().unwrap().to_owned());
+        (kind, policy, answer.text().await.unwrap())
+    };
+    let (kind, policy, page) = get("", "text/html,application/xhtml+xml,*/*;q=0.8").await;
+    let policy = policy.unwrap();
+    assert_eq!(kind, "text/html; charset=utf-8");
+    for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+    // What the policy would keep from working is not in it.
+    for bad in ["<style", " style=", "<script>", "onclick", "http://", "https://"] {
+        assert!(!page.contains(bad), "{bad}");
+    }
+    for (file, expected) in [
+        ("console.css", "text/css; charset=utf-8"),
+        ("console.js", "text/javascript; charset=utf-8"),
+    ] {
+        assert!(page.contains(&format!("=\"{file}\"")), "{file}");
+        assert_eq!(get(file, "*/*").await.0, expected);
+    }
+    let (_, _, script) = get("console.js", "*/*").await;
+    for bad in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "://"] {
+        assert!(!script.contains(bad), "{bad}");
+    }
+    let (kind, _, text) = get("", "*/*").await;
+    assert!(
+        kind.starts_with("text/plain") && text.contains("GET  /api/v1/status"),
+        "{kind} {text}"
+    );
 }

@@ -81,10 +81,10 @@ pub(super) struct ChangeArguments {
     #[arg(
         value_name = "ID",
         required_unless_present = "all",
-        conflicts_with_all = ["all", "state", "table"]
+        conflicts_with_all = ["all", "state", "table", "class", "transform"]
     )]
     ids: Vec<u64>,
-    /// All messages, or all that --state and --table leave.
+    /// All messages, or all that --state, --table, --class and --transform leave.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -96,7 +96,7 @@ pub(super) struct ChangeArguments {
     json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct FilterArguments {
     /// Only messages in this state.
     #[arg(long)]
@@ -104,6 +104,12 @@ struct FilterArguments {
     /// Only messages of this table: `schema.name`, or a name in any schema.
     #[arg(long, value_name = "TABLE")]
     table: Option<String>,
+    /// Only messages whose last failure was of this class, such as `oversize` or `trap`.
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Only messages that this transform failed last, by its file name.
+    #[arg(long, value_name = "FILE")]
+    transform: Option<String>,
 }
 
 /// A state, or the two that mean failed.
@@ -134,8 +140,17 @@ impl StateFilter {
 }
 
 impl FilterArguments {
-    fn state(&self) -> Option<&'static str> {
-        self.state.map(StateFilter::as_str)
+    /// Each that is set, by its name in the API.
+    fn set(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let Self { state, table, class, transform } = self;
+        [
+            ("state", state.map(StateFilter::as_str)),
+            ("table", table.as_deref()),
+            ("class", class.as_deref()),
+            ("transform", transform.as_deref()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
     }
 }
 
@@ -194,8 +209,7 @@ async fn pages(client: &Client, arguments: &ListArguments) -> Result<Value, Clie
     loop {
         let limit = left.min(PAGE_MAX).to_string();
         let mut query = vec![("limit", limit.as_str())];
-        query.extend(arguments.filter.state().map(|state| ("state", state)));
-        query.extend(arguments.filter.table.as_deref().map(|table| ("table", table)));
+        query.extend(arguments.filter.set());
         query.extend(after.as_deref().map(|after| ("after", after)));
         let mut answer = client.get(&["messages"], &query).await?;
         let page = match answer["messages"].take() {
@@ -220,7 +234,7 @@ async fn pages(client: &Client, arguments: &ListArguments) -> Result<Value, Clie
 /// The ids of the first failed messages, as many as the limit says.
 pub(super) async fn failed_ids(client: &Client, limit: usize) -> anyhow::Result<Vec<String>> {
     let arguments = ListArguments {
-        filter: FilterArguments { state: Some(StateFilter::Failed), table: None },
+        filter: FilterArguments { state: Some(StateFilter::Failed), ..FilterArguments::default() },
         limit,
         after: None,
         process: ProcessArguments::default(),
@@ -270,8 +284,8 @@ async fn change(
 ) -> anyhow::Result<(ExitCode, Changed)> {
     let client = Client::new(&arguments.process, config)?;
     if arguments.all {
-        let (state, table) = (arguments.filter.state(), &arguments.filter.table);
-        let body = json!({"all": true, "state": state, "table": table});
+        let mut body = json!({"all": true});
+        arguments.filter.set().for_each(|(name, value)| body[name] = json!(value));
         let changed = client.read(client.post(&["messages", verb], &body).await?)?;
         return Ok((ExitCode::SUCCESS, changed));
     }
@@ -354,6 +368,9 @@ fn detail_text(detail: &MessageDetail) -> String {
     }
     if let Some(behind) = &message.behind {
         fields.push(("behind", format!("message {behind}")));
+    }
+    if detail.holds > 0 {
+        fields.push(("holds back", human::count(detail.holds, "message")));
     }
     if let Some(error) = &message.error {
         fields.extend(error_fields(error));
@@ -522,6 +539,7 @@ ID  STATE    TABLE             KEY                       ACTION  SIZE     LARGES
             payload_cut: true,
             trace: vec![step],
             hint: "sluicebox transforms add strip-columns --column body".to_owned(),
+            holds: 2,
         };
         let expected = "\
 message       12
@@ -534,6 +552,7 @@ stored        2026-01-01T00:00:00Z
 attempts      1
 size          2.8 MiB (limit 1.0 MiB)
 columns       body 2.8 MiB, title 20 B, id 1 B
+holds back    2 messages
 error         oversize: the record has 3000000 metered bytes
 S2 answered   422 {\"code\":\"invalid\"}
 passed        10-mask.wasm (0123456789abcdef): keep, 35 µs, 2.8 MiB
@@ -581,7 +600,7 @@ payload before any transform, its beginning:
             (2, Some(3), vec!["4", "5"], Value::Null),
         ] {
             let arguments = ListArguments {
-                filter: FilterArguments { state: None, table: None },
+                filter: FilterArguments::default(),
                 limit,
                 after,
                 process: ProcessArguments::default(),

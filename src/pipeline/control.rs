@@ -33,6 +33,10 @@ pub struct Filter {
     pub state: Option<String>,
     /// `schema.name`, or a bare name in any schema.
     pub table: Option<String>,
+    /// Of the last failure, as in [`ErrorView::class`].
+    pub class: Option<String>,
+    /// The file name of the transform that failed it last.
+    pub transform: Option<String>,
 }
 
 /// A page of messages, oldest first.
@@ -105,6 +109,10 @@ pub struct MessageDetail {
     pub trace: Vec<TraceStep>,
     /// What an operator can do about it, as one sentence with a command.
     pub hint: String,
+    /// How many messages of its groups are in the store behind it, and follow once it is through or
+    /// given up.
+    #[serde(default)]
+    pub holds: u64,
 }
 
 /// What one transform did to a message at its last attempt.
@@ -278,15 +286,16 @@ pub enum Request {
 pub struct Control {
     requests: mpsc::Sender<Request>,
     status: tokio::sync::watch::Receiver<Status>,
+    heart: Heart,
 }
 
 impl Control {
     pub(crate) fn new(
         requests: mpsc::Sender<Request>,
         status: tokio::sync::watch::Receiver<Status>,
+        heart: Heart,
     ) -> Self {
         Self { requests, status, heart }
-    heart: Heart,
     }
 
     /// What the pipeline last published of itself, and whether it still does.
@@ -301,7 +310,6 @@ impl Control {
     #[must_use]
     pub fn stalled(&self) -> Option<Duration> {
         self.heart.stalled()
-        heart: Heart,
     }
 
     /// Waits until the pipeline has published something new.

@@ -17,6 +17,8 @@ pub struct Stored {
     pub message: MessageView,
     pub change: Change,
     pub failure: Option<Failure>,
+    /// How many messages wait behind it.
+    pub holds: u64,
 }
 
 /// The most messages that a page may hold.
@@ -77,7 +79,8 @@ pub(super) fn show(
         let failure: Option<String> = row.get(8)?;
         let failure = failure.map(|failure| codec::from_json(&failure)).transpose()?;
         let Some(change) = codec::read(connection, id)? else { return Ok(None) };
-        Ok(Some(Stored { message, change, failure }))
+        let holds = waiting_behind(connection, id)?;
+        Ok(Some(Stored { message, change, failure, holds }))
     };
     read().map_err(store)?.ok_or(control::Error::NotFound { id })
 }
@@ -100,6 +103,21 @@ pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<u64
         Some(id) if ids.is_empty() => Err(control::Error::NotFound { id }),
         _ => Ok(ids),
     }
+}
+
+/// How many messages wait behind this one, in either of its groups, or in its table where one of the two
+/// is for the whole table.
+fn waiting_behind(connection: &Connection, id: u64) -> Result<u64, Error> {
+    let mut statement = connection.prepare_cached(
+        "SELECT count(DISTINCT later.id) FROM messages AS this, messages AS later
+         WHERE this.id = ?1 AND later.state = 2
+           AND (later.group_a IN (this.group_a, this.group_b)
+                OR later.group_b IN (this.group_a, this.group_b)
+                OR later.table_group = this.table_group
+                   AND (later.group_a IS NULL OR this.group_a IS NULL))
+           AND (later.commit_lsn, later.commit_idx) > (this.commit_lsn, this.commit_idx)",
+    )?;
+    Ok(statement.query_row([signed(id)], |row| row.get(0).map(unsigned))?)
 }
 
 pub(super) fn unchanged_behind(connection: &Connection, ids: &[u64]) -> Result<u64, Error> {
@@ -168,6 +186,12 @@ impl Condition {
                 "(schema_name || '.' || table_name = ? OR table_name = ?)",
                 [text.clone(), text],
             );
+        }
+        for (path, wanted) in [("class", &filter.class), ("transform", &filter.transform)] {
+            if let Some(wanted) = wanted {
+                let sql = format!("json_extract(failure, '$.error.{path}') = ?");
+                condition.and(&sql, [Value::Text(wanted.clone())]);
+            }
         }
         Ok(condition)
     }

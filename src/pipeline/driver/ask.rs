@@ -251,6 +251,7 @@ async fn show(
         payload_cut,
         trace: stored.failure.map(|failure| failure.trace).unwrap_or_default(),
         hint,
+        holds: stored.holds,
     })
 }
 
@@ -262,6 +263,6 @@ fn case(stored: Stored, envelope: &Envelope, chain: &Chain) -> Case {
         settings: settings.map(str::to_owned),
     };
     let transforms = modules.map(transform).collect();
-    let Stored { message, change, failure } = stored;
+    let Stored { message, change, failure, .. } = stored;
     Case::new(message.id, &change, failure, envelope.settings(), transforms)
 }
