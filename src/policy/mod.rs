@@ -51,7 +51,12 @@ impl Backoff {
 pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff, rng: &mut impl Rng) -> Retry {
     match outcomes::of_message(&failure.error.class) {
         Happens::MessageParks => Retry::OnRequest,
-        Happens::MessageRetries | Happens::SinkWaits => Retry::After(backoff.delay(attempts, rng)),
+        Happens::MessageRetries
+        | Happens::SinkWaits
+        | Happens::LineReopens
+        | Happens::StandsDown
+        | Happens::OperatorDecides
+        | Happens::PipelineStops => Retry::After(backoff.delay(attempts, rng)),
     }
 }
 

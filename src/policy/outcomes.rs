@@ -6,12 +6,17 @@
 //!   same bytes would meet the same answer. A batch that is refused for one record goes again with each
 //!   of its changes alone, so that it costs that one.
 //! - *The message is retried*: the same, and it is tried by itself as well, with a growing delay.
+//! - *The line is opened anew*: at once, which finds out what the stream holds; nobody needs to do
+//!   anything.
+//! - *The process stands down*: the stream is another writer's, and only an operator can know whether it
+//!   may be taken back ([`grants`](crate::pipeline::grants)).
+//! - *An operator decides*: records that would tell what has arrived are gone; either way of going on has
+//!   a price, which the sentence names.
+//! - *The pipeline stops*: the settings cannot work, or this program has a defect.
 //!
 //! *Landed* says whether an append with that outcome may be in the stream all the same. Nothing rests on
 //! it: after whatever failure the stream is fenced and its end is read before anything is sent again.
-//! The first row that fits counts. What S2 says by a number or a token (412 with a reason) is not a
-//! failure but an answer: the line is opened anew, or the process stands down
-//! ([`grants`](crate::pipeline::grants)).
+//! The first row that fits counts.
 //!
 //! A stream that transforms route messages to has trouble of its own where S2 answers for it 403, 404
 //! `stream_not_found` or 409 `stream_deletion_pending`, where somebody else has fenced it or its records
@@ -59,12 +64,25 @@
 //! | TLS failure | the sink waits | no | `sink_tls` |
 //! | time-out | the sink waits | perhaps | `sink_timeout` |
 //! | cut in the middle | the sink waits | perhaps | `sink_cut` |
+//! | 412 with a number | the line is opened anew | no | `sink_412_number` |
+//! | 412 with an empty token | the line is opened anew | no | `sink_412_no_token` |
+//! | 412 with a token | the process stands down | no | `sink_fenced` |
+//! | a stream that was created again | an operator decides | no | `sink_stream_recreated` |
+//! | a stream that was trimmed | an operator decides | no | `sink_stream_trimmed` |
+//! | no answer of S2's | the sink waits | perhaps | `sink_protocol` |
+//! | a token file that cannot be read | the sink waits | no | `sink_token_file` |
+//! | a session that has ended | the sink waits | no | `sink_closed` |
+//! | a batch that cannot be sent | the pipeline stops | no | `sink_batch` |
+//! | settings that cannot be right | the pipeline stops | no | `sink_settings` |
+//! | no HTTP client | the pipeline stops | no | `sink_http_client` |
 //! | the chain: `oversize` with a column to blame | the message parks | no | |
 //! | the chain: `oversize` | the message parks | no | |
 //! | the chain: `refused` | the message is retried | no | |
 //! | the chain: `route`, its stream takes nothing | the message is retried | no | |
 //! | the chain: anything else of a transform | the message is retried | no | |
 //! | the chain: anything else | the message is retried | no | |
+
+use std::fmt;
 
 use crate::sink::error::{Answer, Fault, Operation, Place};
 
@@ -74,6 +92,10 @@ pub enum Happens {
     SinkWaits,
     MessageParks,
     MessageRetries,
+    LineReopens,
+    StandsDown,
+    OperatorDecides,
+    PipelineStops,
 }
 
 /// What was answered.
@@ -107,6 +129,36 @@ pub struct AnswerRow {
 struct FaultRow {
     fault: Fault,
     code: &'static str,
+    sentence: &'static str,
+}
+
+/// An outcome that is neither a refusal with a row of its own nor a connection that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The stream goes on at another number.
+    OtherNumber,
+    /// The stream has no fencing token any more.
+    NoToken,
+    /// The stream has somebody else's fencing token.
+    OtherToken,
+    Recreated,
+    Trimmed,
+    Protocol,
+    TokenFile,
+    Closed,
+    Batch,
+    Settings,
+    HttpClient,
+}
+
+/// A row for a condition.
+#[derive(Clone, Copy, Debug)]
+pub struct ConditionRow {
+    condition: Condition,
+    pub happens: Happens,
+    pub may_have_landed: bool,
+    /// For machines: scripts and alerts match on it.
+    pub code: &'static str,
     sentence: &'static str,
 }
 
@@ -323,6 +375,79 @@ const FAULTS: &[FaultRow] = &[
 ];
 
 #[rustfmt::skip]
+static CONDITIONS: &[ConditionRow] = &[
+    ConditionRow {
+        condition: Condition::OtherNumber, happens: Happens::LineReopens, may_have_landed: false,
+        code: "sink_412_number",
+        sentence: "stream `{stream}` in basin `{basin}` goes on at record {next}, which is not the \
+                    number that was expected: something was appended in between",
+    },
+    ConditionRow {
+        condition: Condition::NoToken, happens: Happens::LineReopens, may_have_landed: false,
+        code: "sink_412_no_token",
+        sentence: "stream `{stream}` in basin `{basin}` has no fencing token any more: it was deleted \
+                    and created again, or somebody else took it away",
+    },
+    ConditionRow {
+        condition: Condition::OtherToken, happens: Happens::StandsDown, may_have_landed: false,
+        code: "sink_fenced",
+        sentence: "stream `{stream}` in basin `{basin}` was taken over by another writer (fencing \
+                    token `{actual}`): this process writes nothing more, because only one may write \
+                    to a stream",
+    },
+    ConditionRow {
+        condition: Condition::Recreated, happens: Happens::OperatorDecides, may_have_landed: false,
+        code: "sink_stream_recreated",
+        sentence: "stream `{stream}` in basin `{basin}` ends at record {tail}, before record \
+                    {read_from} that this pipeline has to read from: it was deleted and created \
+                    again; start once with `sluicebox run --lost-records resend` to send everything \
+                    since the checkpoint into it, or with `skip` to begin with what is committed from \
+                    now on",
+    },
+    ConditionRow {
+        condition: Condition::Trimmed, happens: Happens::OperatorDecides, may_have_landed: false,
+        code: "sink_stream_trimmed",
+        sentence: "stream `{stream}` in basin `{basin}` begins at record {first}, after record \
+                    {read_from} that this pipeline has to read from: the records between were trimmed \
+                    or have expired; start once with `sluicebox run --lost-records resend` to send \
+                    again what cannot be found (some changes come twice, none is missing), or with \
+                    `skip` to take it as delivered (none comes twice, some may be missing)",
+    },
+    ConditionRow {
+        condition: Condition::Protocol, happens: Happens::SinkWaits, may_have_landed: true,
+        code: "sink_protocol",
+        sentence: "could not {operation} `{stream}` in basin `{basin}`: {endpoint} did not answer as \
+                    S2 does ({what}); check that `sink.endpoint` names an S2 server",
+    },
+    ConditionRow {
+        condition: Condition::TokenFile, happens: Happens::SinkWaits, may_have_landed: false,
+        code: "sink_token_file",
+        sentence: "could not read the S2 access token from {path}: write the token there, readable by \
+                    this process",
+    },
+    ConditionRow {
+        condition: Condition::Closed, happens: Happens::SinkWaits, may_have_landed: false,
+        code: "sink_closed",
+        sentence: "the append session is closed",
+    },
+    ConditionRow {
+        condition: Condition::Batch, happens: Happens::PipelineStops, may_have_landed: false,
+        code: "sink_batch",
+        sentence: "a batch cannot be sent: {what}",
+    },
+    ConditionRow {
+        condition: Condition::Settings, happens: Happens::PipelineStops, may_have_landed: false,
+        code: "sink_settings",
+        sentence: "{what}",
+    },
+    ConditionRow {
+        condition: Condition::HttpClient, happens: Happens::PipelineStops, may_have_landed: false,
+        code: "sink_http_client",
+        sentence: "could not set up the HTTP client for S2",
+    },
+];
+
+#[rustfmt::skip]
 const MESSAGES: &[MessageRow] = &[
     MessageRow {
         class: "oversize", known: Known::Column, happens: Happens::MessageParks,
@@ -404,6 +529,46 @@ pub fn of_fault(place: &Place, operation: Operation, fault: Fault) -> (&'static 
 fn at(place: &Place, operation: Operation, reason: &str) -> String {
     let Place { endpoint, basin, stream } = place;
     format!("could not {operation} stream `{stream}` in basin `{basin}` at {endpoint}: {reason}")
+}
+
+/// The row of a condition.
+#[must_use]
+pub fn of_condition(condition: Condition) -> &'static ConditionRow {
+    let is_it = |row: &&ConditionRow| row.condition == condition;
+    CONDITIONS.iter().find(is_it).expect("each condition has a row, as a test sees to")
+}
+
+impl Condition {
+    /// Of a stream that has this fencing token and not ours.
+    #[must_use]
+    pub fn of_token(actual: &str) -> Self {
+        if actual.is_empty() { Self::NoToken } else { Self::OtherToken }
+    }
+
+    /// What an operator reads; `known` are the values that the sentence names.
+    #[must_use]
+    pub fn sentence(self, place: Option<&Place>, known: &[(&str, &dyn fmt::Display)]) -> String {
+        let mut values: Vec<(&str, String)> = Vec::with_capacity(known.len() + 3);
+        if let Some(Place { endpoint, basin, stream }) = place {
+            values.push(("endpoint", endpoint.clone()));
+            values.push(("basin", basin.clone()));
+            values.push(("stream", stream.clone()));
+        }
+        values.extend(known.iter().map(|(name, value)| (*name, value.to_string())));
+        // Each name is looked for in what is left of the sentence: a value is no template.
+        let mut left = of_condition(self).sentence;
+        let mut text = String::with_capacity(left.len() * 2);
+        while let Some((before, rest)) = left.split_once('{') {
+            let (name, after) = rest.split_once('}').unwrap_or((rest, ""));
+            text.push_str(before);
+            if let Some((_, value)) = values.iter().find(|(known, _)| *known == name) {
+                text.push_str(value);
+            }
+            left = after;
+        }
+        text.push_str(left);
+        text
+    }
 }
 
 /// What becomes of a message of this class.

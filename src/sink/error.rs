@@ -14,7 +14,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::policy::outcomes::{self, Happens};
+use crate::policy::outcomes::{self, Condition, Happens};
 
 /// The most bytes of an answer that are read and kept for an error: S2's are a few hundred, a
 /// proxy's page may be of any size.
@@ -145,17 +145,14 @@ impl Answer {
 #[non_exhaustive]
 pub enum Error {
     /// A setting cannot be right, whatever S2 says.
-    #[error("{text}")]
+    #[error("{}", Condition::Settings.sentence(None, &[("what", text)]))]
     Settings { text: String },
-    #[error("could not set up the HTTP client for S2")]
+    #[error("{}", Condition::HttpClient.sentence(None, &[]))]
     HttpClient {
         #[source]
         source: reqwest::Error,
     },
-    #[error(
-        "could not read the S2 access token from {}: write the token there, readable by this \
-         process", path.display()
-    )]
+    #[error("{}", Condition::TokenFile.sentence(None, &[("path", &path.display())]))]
     TokenFile {
         path: PathBuf,
         #[source]
@@ -177,8 +174,8 @@ pub enum Error {
     },
     /// An answer that S2 does not give.
     #[error(
-        "could not {operation} `{}` in basin `{}`: {} did not answer as S2 does ({what}); check that \
-         `sink.endpoint` names an S2 server", place.stream, place.basin, place.endpoint
+        "{}",
+        Condition::Protocol.sentence(Some(place), &[("operation", operation), ("what", what)])
     )]
     Protocol {
         place: Arc<Place>,
@@ -188,34 +185,21 @@ pub enum Error {
         source: Option<Box<dyn StdError + Send + Sync>>,
     },
     /// An append was guarded by a number that is not the stream's next one. Nothing landed.
-    #[error(
-        "stream `{}` in basin `{}` goes on at record {next}, which is not the number that was \
-         expected: something was appended in between", place.stream, place.basin
-    )]
+    #[error("{}", Condition::OtherNumber.sentence(Some(place), &[("next", next)]))]
     SeqMismatch { place: Arc<Place>, next: u64 },
     /// An append was guarded by a token that is no longer the stream's. Nothing landed.
-    #[error(
-        "stream `{}` in basin `{}` was taken over by another writer (fencing token `{actual}`): this \
-         process writes nothing more, because only one may write to a stream", place.stream,
-        place.basin
-    )]
+    #[error("{}", Condition::of_token(actual).sentence(Some(place), &[("actual", actual)]))]
     Fenced { place: Arc<Place>, actual: String },
     /// The stream ends before the checkpoint: it was deleted and created again.
     #[error(
-        "stream `{}` in basin `{}` ends at record {tail}, before record {read_from} that this \
-         pipeline has to read from: it was deleted and created again; start once with \
-         `sluicebox run --lost-records resend` to send everything since the checkpoint into it, or with \
-         `skip` to begin with what is committed from now on", place.stream, place.basin
+        "{}",
+        Condition::Recreated.sentence(Some(place), &[("tail", tail), ("read_from", read_from)])
     )]
     StreamRecreated { place: Arc<Place>, read_from: u64, tail: u64 },
     /// Records after the checkpoint are gone, so that nobody can say which of them arrived.
     #[error(
-        "stream `{}` in basin `{}` begins at record {first}, after record {read_from} that this \
-         pipeline has to read from: the records between were trimmed or have expired; start once \
-         with `sluicebox run --lost-records resend` to send again what cannot be found (some changes come \
-         twice, none is missing), or with `skip` to take it as delivered (none comes twice, some may be \
-         missing)",
-        place.stream, place.basin
+        "{}",
+        Condition::Trimmed.sentence(Some(place), &[("first", first), ("read_from", read_from)])
     )]
     StreamTrimmed {
         place: Arc<Place>,
@@ -224,10 +208,10 @@ pub enum Error {
         first: u64,
     },
     /// A batch that must not be sent: more than S2's limits, or nothing. A defect of the caller.
-    #[error("a batch cannot be sent: {what}")]
+    #[error("{}", Condition::Batch.sentence(None, &[("what", what)]))]
     Batch { what: String },
     /// The session was half-closed and everything on it is answered.
-    #[error("the append session is closed")]
+    #[error("{}", Condition::Closed.sentence(None, &[]))]
     Closed,
 }
 
@@ -248,7 +232,7 @@ pub enum Class {
     /// Only an operator can say how to go on.
     Stream { code: &'static str, text: String },
     /// The settings cannot work, or this program has a defect.
-    Fatal { text: String },
+    Fatal { code: &'static str, text: String },
 }
 
 /// Why the sink waits.
@@ -288,35 +272,37 @@ impl Error {
                     ambiguous: *ambiguous,
                 })
             }
-            Self::Protocol { operation, .. } => Class::Sink(Trouble {
-                code: Cow::Borrowed("sink_protocol"),
-                text: self.to_string(),
-                retry_after: None,
-                ambiguous: operation.appends(),
-            }),
-            Self::TokenFile { .. } => Class::Sink(Trouble {
-                code: Cow::Borrowed("sink_token_file"),
-                text: self.to_string(),
-                retry_after: None,
-                ambiguous: false,
-            }),
-            Self::Closed => Class::Sink(Trouble {
-                code: Cow::Borrowed("sink_closed"),
-                text: self.to_string(),
-                retry_after: None,
-                ambiguous: false,
-            }),
             Self::SeqMismatch { next, .. } => Class::SeqMismatch { next: *next },
             Self::Fenced { actual, .. } => Class::Fenced { actual: actual.clone() },
-            Self::StreamRecreated { .. } => {
-                Class::Stream { code: "sink_stream_recreated", text: self.to_string() }
+            Self::Protocol { operation, .. } => {
+                self.class_of_condition(Condition::Protocol, operation.appends())
             }
-            Self::StreamTrimmed { .. } => {
-                Class::Stream { code: "sink_stream_trimmed", text: self.to_string() }
-            }
-            Self::Settings { .. } | Self::HttpClient { .. } | Self::Batch { .. } => {
-                Class::Fatal { text: self.to_string() }
-            }
+            Self::TokenFile { .. } => self.class_of_condition(Condition::TokenFile, false),
+            Self::Closed => self.class_of_condition(Condition::Closed, false),
+            Self::StreamRecreated { .. } => self.class_of_condition(Condition::Recreated, false),
+            Self::StreamTrimmed { .. } => self.class_of_condition(Condition::Trimmed, false),
+            Self::Settings { .. } => self.class_of_condition(Condition::Settings, false),
+            Self::HttpClient { .. } => self.class_of_condition(Condition::HttpClient, false),
+            Self::Batch { .. } => self.class_of_condition(Condition::Batch, false),
+        }
+    }
+
+    fn class_of_condition(&self, condition: Condition, appends: bool) -> Class {
+        let row = outcomes::of_condition(condition);
+        let text = self.to_string();
+        match row.happens {
+            Happens::OperatorDecides => Class::Stream { code: row.code, text },
+            Happens::PipelineStops => Class::Fatal { code: row.code, text },
+            Happens::SinkWaits
+            | Happens::LineReopens
+            | Happens::StandsDown
+            | Happens::MessageParks
+            | Happens::MessageRetries => Class::Sink(Trouble {
+                code: Cow::Borrowed(row.code),
+                text,
+                retry_after: None,
+                ambiguous: appends && row.may_have_landed,
+            }),
         }
     }
 
@@ -326,7 +312,11 @@ impl Error {
         match row.happens {
             Happens::MessageParks => Class::Oversize(refusal()),
             Happens::MessageRetries => Class::Refused(refusal()),
-            Happens::SinkWaits => Class::Sink(Trouble {
+            Happens::SinkWaits
+            | Happens::LineReopens
+            | Happens::StandsDown
+            | Happens::OperatorDecides
+            | Happens::PipelineStops => Class::Sink(Trouble {
                 code: Cow::Owned(row.code(answer)),
                 text: self.to_string(),
                 retry_after: answer.retry_after,

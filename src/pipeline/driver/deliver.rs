@@ -16,6 +16,7 @@ use crate::pipeline::link::Established;
 use crate::pipeline::outbox::Parcel;
 use crate::pipeline::place::{Landed, LaneId};
 use crate::policy;
+use crate::policy::outcomes::{self, Condition};
 use crate::sink::Guarantee;
 use crate::sink::error::{Class, Operation, Refusal};
 use crate::store::{Failure, Tokens};
@@ -73,7 +74,8 @@ impl Driver {
                     link::Error::Store(error) => return Err(error.into()),
                     link::Error::Owned { text } => match self.lanes.get(id) {
                         Some(lane) if lane.routed.is_some() && !lane.unread => {
-                            let (part, code) = ("sink".to_owned(), "sink_fenced".to_owned());
+                            let row = outcomes::of_condition(Condition::OtherToken);
+                            let (part, code) = ("sink".to_owned(), row.code.to_owned());
                             self.shut(id, Reason { part, code, text }, false);
                         }
                         _ => return Err(Error::Sink(text)),
@@ -303,7 +305,9 @@ impl Driver {
             Class::Fenced { .. } => {
                 return Err(Error::Sink(crate::error_chain::error_chain(error)));
             }
-            Class::Stream { text, .. } | Class::Fatal { text } => return Err(Error::Sink(text)),
+            Class::Stream { text, .. } | Class::Fatal { text, .. } => {
+                return Err(Error::Sink(text));
+            }
         }
         Ok(())
     }

@@ -39,6 +39,7 @@ use crate::pipeline::outbox::Parcel;
 use crate::pipeline::place::{Floors, Landed, LaneId};
 use crate::pipeline::size_gate::SizedRecord;
 use crate::policy;
+use crate::policy::outcomes::{self, Condition};
 use crate::sink::error::Class;
 use crate::store::{Failure, Write};
 
@@ -342,10 +343,10 @@ impl Driver {
             }
             Class::Fenced { actual } if !lane.unread && !actual.is_empty() => {
                 let text = refusal(lane.client.place(), &actual, &self.pipeline_id);
-                Some(reason("sink_fenced", text))
+                Some(reason(outcomes::of_condition(Condition::OtherToken).code, text))
             }
             Class::Stream { code, text } if !lane.unread => Some(reason(code, text)),
-            Class::Fatal { text } => Some(reason("sink_fatal", text)),
+            Class::Fatal { code, text } => Some(reason(code, text)),
             Class::Fenced { .. }
             | Class::Stream { .. }
             | Class::Oversize(_)

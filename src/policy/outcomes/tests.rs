@@ -25,6 +25,10 @@ fn happens(happens: Happens) -> &'static str {
         Happens::SinkWaits => "the sink waits",
         Happens::MessageParks => "the message parks",
         Happens::MessageRetries => "the message is retried",
+        Happens::LineReopens => "the line is opened anew",
+        Happens::StandsDown => "the process stands down",
+        Happens::OperatorDecides => "an operator decides",
+        Happens::PipelineStops => "the pipeline stops",
     }
 }
 
@@ -91,7 +95,8 @@ fn the_documentation_has_each_row() {
     let source = include_str!("../outcomes.rs");
     let documented: Vec<&str> =
         source.lines().filter_map(|line| line.strip_prefix("//! | ")).skip(2).collect();
-    assert_eq!(documented.len(), ANSWERS.len() + FAULTS.len() + MESSAGES.len());
+    let rows = ANSWERS.len() + FAULTS.len() + CONDITIONS.len() + MESSAGES.len();
+    assert_eq!(documented.len(), rows);
     for (row, line) in ANSWERS.iter().zip(&documented) {
         let landed = if row.may_have_landed { "perhaps" } else { "no" };
         let end = format!("| {} | {landed} | `{}` |", happens(row.happens), row.code);
@@ -101,7 +106,13 @@ fn the_documentation_has_each_row() {
     for (row, line) in FAULTS.iter().zip(&documented[ANSWERS.len()..]) {
         assert!(line.contains(row.code), "{line}");
     }
-    for (row, line) in MESSAGES.iter().zip(&documented[ANSWERS.len() + FAULTS.len()..]) {
+    let documented = &documented[ANSWERS.len() + FAULTS.len()..];
+    for (row, line) in CONDITIONS.iter().zip(documented) {
+        let landed = if row.may_have_landed { "perhaps" } else { "no" };
+        let end = format!("| {} | {landed} | `{}` |", happens(row.happens), row.code);
+        assert!(line.ends_with(&end), "{line} is not {end}");
+    }
+    for (row, line) in MESSAGES.iter().zip(&documented[CONDITIONS.len()..]) {
         assert!(line.contains(row.class) && line.contains(happens(row.happens)), "{line}");
     }
 }

@@ -141,7 +141,7 @@ fn the_rest_of_the_table() {
     let error = Error::StreamTrimmed { place: place(), read_from: 9, first: 12 };
     assert!(matches!(error.class(), Class::Stream { code: "sink_stream_trimmed", .. }));
     let error = Error::Batch { what: "it is empty".to_owned() };
-    assert!(matches!(error.class(), Class::Fatal { .. }));
+    assert!(matches!(error.class(), Class::Fatal { code: "sink_batch", .. }));
 }
 
 #[test]
@@ -194,4 +194,68 @@ fn a_fault_is_found_in_the_chain() {
     check(io::ErrorKind::UnexpectedEof.into(), Fault::Cut);
     check(io::Error::other(rustls::Error::DecryptError), Fault::Tls);
     check(io::Error::other("dns error: no such host"), Fault::Dns);
+}
+
+/// Each error that is no answer has its row, and its class is what the row says.
+#[test]
+fn each_condition_has_its_row_and_its_class() {
+    #[track_caller]
+    fn check(error: Error, condition: Condition, says: &[&str]) {
+        let row = outcomes::of_condition(condition);
+        let text = error.to_string();
+        assert!(!text.contains('{') && !text.contains('}'), "{text}");
+        for part in says {
+            assert!(text.contains(part), "{text} does not say {part}");
+        }
+        match (row.happens, error.class()) {
+            (Happens::LineReopens, Class::SeqMismatch { next }) => assert_eq!(next, 7),
+            (Happens::LineReopens, Class::Fenced { actual }) => assert_eq!(actual, ""),
+            (Happens::StandsDown, Class::Fenced { actual }) => assert_eq!(actual, "theirs"),
+            (Happens::OperatorDecides, Class::Stream { code, .. })
+            | (Happens::PipelineStops, Class::Fatal { code, .. }) => assert_eq!(code, row.code),
+            (Happens::SinkWaits, Class::Sink(trouble)) => {
+                assert_eq!(trouble.code, row.code);
+                assert_eq!(trouble.ambiguous, row.may_have_landed);
+            }
+            (happens, class) => panic!("{condition:?}: {happens:?} and {class:?}"),
+        }
+    }
+    let place = place();
+    let fenced = |actual: &str| Error::Fenced { place: place.clone(), actual: actual.to_owned() };
+    let names = ["`products`", "`my-basin`"];
+    check(
+        Error::SeqMismatch { place: place.clone(), next: 7 },
+        Condition::OtherNumber,
+        &[&names[..], &["record 7"]].concat(),
+    );
+    check(fenced(""), Condition::NoToken, &names);
+    check(fenced("theirs"), Condition::OtherToken, &[&names[..], &["`theirs`"]].concat());
+    check(
+        Error::StreamRecreated { place: place.clone(), read_from: 9, tail: 2 },
+        Condition::Recreated,
+        &[&names[..], &["record 9", "record 2", "--lost-records resend", "`skip`"]].concat(),
+    );
+    check(
+        Error::StreamTrimmed { place: place.clone(), read_from: 9, first: 12 },
+        Condition::Trimmed,
+        &[&names[..], &["record 9", "record 12", "--lost-records resend", "`skip`"]].concat(),
+    );
+    let what = "{basin} is no template".to_owned();
+    let protocol = Error::Protocol {
+        place: place.clone(),
+        operation: Operation::Append,
+        what: "no numbers".to_owned(),
+        source: None,
+    };
+    check(protocol, Condition::Protocol, &["append to", "no numbers", "`sink.endpoint`"]);
+    let path = PathBuf::from("/run/token");
+    let source = io::Error::from(io::ErrorKind::NotFound);
+    check(Error::TokenFile { path, source }, Condition::TokenFile, &["/run/token"]);
+    check(Error::Closed, Condition::Closed, &["closed"]);
+    check(Error::Batch { what: "too many".to_owned() }, Condition::Batch, &["too many"]);
+    check(Error::Settings { text: "wrong".to_owned() }, Condition::Settings, &["wrong"]);
+    // It takes a broken machine to have one.
+    assert_eq!(outcomes::of_condition(Condition::HttpClient).happens, Happens::PipelineStops);
+    let settings = Error::Settings { text: what.clone() };
+    assert_eq!(settings.to_string(), what, "a value is no template");
 }
