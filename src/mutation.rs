@@ -62,11 +62,31 @@ pub(crate) enum Rule {
     OneOwner,
     /// Memory is given back for what is settled.
     GiveBack,
+    /// The store knows of a routed stream before its first record is sent.
+    RowBeforeRecord,
+    /// What the store says of a routed stream passes no record whose acknowledgement is not covered.
+    RowNumber,
+    /// A routed stream is closed, and forgotten, once all of it is covered.
+    CloseCovered,
+    /// At a start, every stream that may hold something unknown is read before anything is sent.
+    ReadEveryStream,
+    /// What follows in a group waits for what is on its way to another stream.
+    WaitForOtherStreams,
+    /// What was sent to a stream that is shut goes nowhere else before that is read.
+    DoubtWhatWasSent,
+    /// What stands behind messages of a stream that is shut waits, too.
+    HoldBehindShut,
+    /// A routed stream is promised what the pipeline's own is.
+    PromiseForAll,
+    /// What was delivered from the store is found by a restart that reads it from the source again.
+    FindWhatWasStored,
+    /// Between events the driver waits.
+    WaitForEvents,
 }
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 38] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
@@ -95,6 +115,16 @@ impl Rule {
         Self::InOrder,
         Self::OneOwner,
         Self::GiveBack,
+        Self::RowBeforeRecord,
+        Self::RowNumber,
+        Self::CloseCovered,
+        Self::ReadEveryStream,
+        Self::WaitForOtherStreams,
+        Self::DoubtWhatWasSent,
+        Self::HoldBehindShut,
+        Self::PromiseForAll,
+        Self::FindWhatWasStored,
+        Self::WaitForEvents,
     ];
 }
 

@@ -11,11 +11,13 @@
 //! Messages are numbered in the order in which they become ready, and each stream sends in that order.
 //! A message only ever waits for lower numbers, so the lowest of all never waits: nothing can block in
 //! a circle. A message that went into the store instead does not count here any more; what is behind it
-//! is held by [`holds`](super::holds).
+//! is held by [`holds`](super::holds). But what it had waited for still does, and it is waited for when
+//! the message comes again: so the last of a group is remembered for each stream, and not only the last
+//! of all.
 //!
 //! As long as nothing is routed, numbers are counted and nothing else is done.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::group::{GROUPING_BYTES, GroupId, Groups};
 use super::place::LaneId;
@@ -37,22 +39,37 @@ impl Behind {
 /// Below this many groups nobody looks which of them are through.
 const GROUPS_MIN: usize = 4096;
 
-/// The last message of each group and table that may be on its way.
+/// The last messages of a group or a table that may be on their way, one for each stream.
+#[derive(Debug, Default)]
+struct Last(Vec<Behind>);
+
+impl Last {
+    /// Forgets which are through, and takes this one in.
+    fn replace(&mut self, here: Behind, front: impl Fn(LaneId) -> Option<u64> + Copy) {
+        self.0.retain(|at| at.lane != here.lane && at.waits(front));
+        self.0.push(here);
+    }
+
+    fn wait(&self, front: impl Fn(LaneId) -> Option<u64> + Copy) -> bool {
+        self.0.iter().any(|at| at.waits(front))
+    }
+}
+
+/// The last messages of each group and table that may be on their way.
 #[derive(Debug, Default)]
 pub struct Crossing {
     last: u64,
     /// The pipeline's own stream may have messages up to this number that are not known by group.
     unknown: u64,
-    groups: HashMap<GroupId, Behind>,
+    groups: HashMap<GroupId, Last>,
     tables: HashMap<GroupId, Table>,
     groups_max: usize,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    /// In each stream.
-    last: BTreeMap<LaneId, u64>,
-    barrier: Option<Behind>,
+    last: Last,
+    barriers: Last,
     grouping: Option<[u8; GROUPING_BYTES]>,
 }
 
@@ -93,21 +110,17 @@ impl Crossing {
         let table = self.tables.entry(groups.table).or_default();
         let grouping = groups.grouping();
         let other = grouping.is_some() && table.grouping.is_some() && table.grouping != grouping;
-        if let Some(barrier) = table.barrier {
-            wait(barrier);
-        }
+        table.barriers.0.iter().copied().for_each(&mut wait);
         if groups.is_barrier() || other {
-            for (&lane, &number) in &table.last {
-                wait(Behind { lane, number });
-            }
-            table.barrier = Some(here);
+            table.last.0.iter().copied().for_each(&mut wait);
+            table.barriers.replace(here, front);
         }
         table.grouping = grouping.or(table.grouping);
-        table.last.insert(lane, number);
+        table.last.replace(here, front);
         for group in groups.iter() {
-            if let Some(at) = self.groups.insert(group, here) {
-                wait(at);
-            }
+            let last = self.groups.entry(group).or_default();
+            last.0.iter().copied().for_each(&mut wait);
+            last.replace(here, front);
         }
         self.forget(front);
         (number, behind)
@@ -118,10 +131,8 @@ impl Crossing {
         if self.groups.len() <= self.groups_max.max(GROUPS_MIN) {
             return;
         }
-        self.groups.retain(|_, at| at.waits(front));
-        self.tables.retain(|_, table| {
-            table.last.iter().any(|(&lane, &number)| Behind { lane, number }.waits(front))
-        });
+        self.groups.retain(|_, last| last.wait(front));
+        self.tables.retain(|_, table| table.last.wait(front));
         self.groups_max = 2 * self.groups.len();
     }
 }
@@ -183,6 +194,24 @@ mod tests {
         check(&mut crossing, A, TRUNCATE, &[(B, 2)]);
         check(&mut crossing, B, row(3), &[(A, 3)]);
         check(&mut crossing, A, row(4), &[]);
+    }
+
+    #[test]
+    fn what_comes_again_from_the_store_waits_for_what_it_had_waited_for() {
+        let mut crossing = Crossing::default();
+        check(&mut crossing, A, row(1), &[]);
+        check(&mut crossing, B, row(1), &[(A, 1)]);
+        // B was shut, and the second went into the store.
+        let front = |lane| (lane == A).then_some(1);
+        assert_eq!(crossing.enter(B, &row(1), front).1, [Behind { lane: A, number: 1 }]);
+        let c = LaneId(3);
+        assert_eq!(crossing.enter(c, &row(1), front).1, [Behind { lane: A, number: 1 }]);
+        assert_eq!(crossing.enter(c, &TRUNCATE, front).1, [Behind { lane: A, number: 1 }]);
+
+        let mut crossing = Crossing::default();
+        check(&mut crossing, A, TRUNCATE, &[]);
+        check(&mut crossing, B, TRUNCATE, &[(A, 1)]);
+        assert_eq!(crossing.enter(B, &row(1), front).1, [Behind { lane: A, number: 1 }]);
     }
 
     #[test]

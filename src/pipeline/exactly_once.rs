@@ -103,6 +103,28 @@
 //!   been read again: from the slot after a restart (`WaitForTheSource`), or from the spill
 //!   (`WaitForTheSpill`; `spill::a_parked_row_that_is_let_through_…`).
 //!
+//! # Several streams
+//!
+//! Transforms may route messages to streams of their own, and a newer chain to others than the one before
+//! it. What is said above of the stream holds for each; that a change is in one of them only, and in its
+//! order, rests on this:
+//!
+//! - The store has a row for each with the number to read it from, before the first record goes there
+//!   (`RowBeforeRecord`). The row follows the checkpoint, in its transaction, and like `seq` passes no
+//!   record whose change is not covered (`RowNumber`): a row overwritten with the number that was
+//!   acknowledged last would hide from a restart what lies between. It leaves with the checkpoint that
+//!   covers everything (`CloseCovered`).
+//! - A start reads every stream that has a row before anything is sent to any: what is in one of them may
+//!   be routed to another now (`ReadEveryStream`). All are opened with the promise of the first
+//!   (`PromiseForAll`).
+//! - A stream that is in trouble of its own is shut, and what is bound for it parks. What was sent there
+//!   without an answer goes nowhere else before that stream is read (`DoubtWhatWasSent`), and what stands
+//!   behind it in its groups waits in the store, whatever stream it is for (`HoldBehindShut`).
+//! - Across streams, a record is sent once everything before it in its groups is acknowledged
+//!   ([`crossing`](super::crossing), `WaitForOtherStreams`).
+//!
+//! On real processes: `routes`.
+//!
 //! # Moment by moment
 //!
 //! | the process dies | what a restart finds |

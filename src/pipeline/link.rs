@@ -152,6 +152,7 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                 let guarded = numbers || fencing_token.is_none();
                 let next_seq = next_seq.filter(|_| guarded);
                 let line = Line { session, next_seq, fencing_token, guarantee };
+                let row_is_due = row_is_due && !mutation::broken(Rule::RowBeforeRecord);
                 if let Some(name) = routed.as_ref().filter(|_| row_is_due) {
                     // Before its first record the store has to know that one may be there.
                     let name = Arc::clone(name);

@@ -23,6 +23,8 @@ pub(super) struct Ours {
     part: u32,
     parts: u32,
     chain: String,
+    /// The number of the chain that made it.
+    generation: u64,
     body: bytes::Bytes,
 }
 
@@ -32,6 +34,7 @@ pub(super) fn ours(record: &ReadRecord) -> Option<Ours> {
     let key = base64::engine::general_purpose::STANDARD.decode(text(header::KEY)?).ok()?;
     let (commit_lsn, index) = std::str::from_utf8(&key).ok()?.split_once(':')?;
     let (part, parts) = text(header::PART)?.split_once('/')?;
+    let chain = text(header::CHAIN)?;
     Some(Ours {
         seq: record.seq,
         position: Position {
@@ -40,7 +43,8 @@ pub(super) fn ours(record: &ReadRecord) -> Option<Ours> {
         },
         part: part.parse().ok()?,
         parts: parts.parse().ok()?,
-        chain: text(header::CHAIN)?.to_owned(),
+        chain: chain.to_owned(),
+        generation: chain.split(':').next()?.parse().ok()?,
         body: record.body.clone(),
     })
 }
@@ -105,9 +109,10 @@ fn check(world: &World) -> Result<(), String> {
             return Err(format!("{position} was given up, and delivered later"));
         }
     }
-    let mut may_be_held = troubled(world, state.refused_any);
+    // What is routed parks where its stream is in trouble.
+    let mut may_be_held = troubled(world, state.refused_any, true);
     may_be_held.extend(&store.ever);
-    in_order(world, &landed, &may_be_held)?;
+    in_order(world, history, &landed, &may_be_held)?;
     bodies(world, history)
 }
 
@@ -122,9 +127,18 @@ fn each_once(world: &World, history: &[Landed], granted: bool) -> Result<(), Str
         if world.workload.planned(position).is_none() {
             return Err(format!("{position} is in the stream and was never committed"));
         }
+        for (_, Landed { ours, stream, .. }) in &records {
+            let planned = world.workload.planned(position);
+            let routed = planned.map(|planned| planned.route.stream(ours.generation));
+            if routed.is_some_and(|routed| routed != *stream) {
+                let chain = &ours.chain;
+                return Err(format!("{position} is in {stream}, where chain {chain} sends it not"));
+            }
+        }
         let of_part = |(_, record): &(usize, &Landed)| record.ours.part;
         let wrong = || {
-            let seqs: Vec<u64> = records.iter().map(|(_, record)| record.ours.seq).collect();
+            let place = |(_, record): &(usize, &Landed)| (record.stream, record.ours.seq);
+            let seqs: Vec<(&str, u64)> = records.iter().map(place).collect();
             let parts: Vec<u32> = records.iter().map(of_part).collect();
             format!(
                 "{position} should be in the stream once, and is there as parts {parts:?}, \
@@ -138,8 +152,11 @@ fn each_once(world: &World, history: &[Landed], granted: bool) -> Result<(), Str
             if whole.iter().map(of_part).ne(0..first.ours.parts) {
                 return Err(wrong());
             }
-            let adjacent =
-                whole.windows(2).all(|pair| pair[0].1.ours.seq + 1 == pair[1].1.ours.seq);
+            let follows = |pair: &[(usize, &Landed)]| {
+                let (one, other) = (pair[0].1, pair[1].1);
+                one.stream == other.stream && one.ours.seq + 1 == other.ours.seq
+            };
+            let adjacent = whole.windows(2).all(follows);
             let one_chain = whole.iter().all(|(_, record)| record.ours.chain == first.ours.chain);
             if !adjacent || !one_chain {
                 return Err(format!("the parts of {position} are torn apart or of several chains"));
@@ -157,8 +174,9 @@ fn each_once(world: &World, history: &[Landed], granted: bool) -> Result<(), Str
 }
 
 /// The changes that may have been held, also without a trace in the store, where a crash came first:
-/// those that may fail, and those whose rows depend on such a one.
-fn troubled(world: &World, any: bool) -> BTreeSet<Position> {
+/// those that may fail or, where that is asked for, are routed, and those whose rows depend on such a
+/// one.
+fn troubled(world: &World, any: bool, routed: bool) -> BTreeSet<Position> {
     let mut rows: BTreeSet<&str> = BTreeSet::new();
     let mut tables: BTreeSet<u32> = BTreeSet::new();
     let mut troubled: BTreeSet<Position> = BTreeSet::new();
@@ -171,6 +189,7 @@ fn troubled(world: &World, any: bool) -> BTreeSet<Position> {
                 Fate::Failing { .. } | Fate::Flaky | Fate::Refused { .. } => true,
             };
             let truncates = change.action == Action::Truncate;
+            let fails = fails || (routed && planned.route.leaves());
             let depends = planned.spread.iter().any(|key| rows.contains(&**key))
                 || tables.contains(&change.table.oid)
                 || (truncates && planned_of(world, change.table.oid, &troubled));
@@ -195,10 +214,11 @@ fn planned_of(world: &World, table: u32, among: &BTreeSet<Position>) -> bool {
     among.iter().any(is_of)
 }
 
-/// Within each row the order of commits, around truncates too; over the whole stream as well, except
-/// for what was held.
+/// Within each row the order of commits, around truncates and over all streams too; within each stream
+/// as well, except for what was held.
 fn in_order(
     world: &World,
+    history: &[Landed],
     landed: &BTreeMap<Position, usize>,
     may_be_held: &BTreeSet<Position>,
 ) -> Result<(), String> {
@@ -207,7 +227,7 @@ fn in_order(
     by_number.sort_unstable();
     let mut rows: HashMap<&str, Position> = HashMap::new();
     let mut tables: HashMap<u32, (Position, Position)> = HashMap::new();
-    let mut last_unheld = Position::default();
+    let mut last_unheld: BTreeMap<&str, Position> = BTreeMap::new();
     for (number, position) in by_number {
         let Some(planned) = world.workload.planned(position) else { continue };
         let truncates = planned.change.action == Action::Truncate;
@@ -229,12 +249,13 @@ fn in_order(
             ));
         }
         if !may_be_held.contains(&position) {
-            if last_unheld > position {
+            let last = last_unheld.entry(history[number].stream).or_default();
+            if *last > position {
                 return Err(format!(
-                    "{position} was never held and is behind {last_unheld}, as record {number}"
+                    "{position} was never held and is behind {last}, as record {number}"
                 ));
             }
-            last_unheld = position;
+            *last = position;
         }
     }
     Ok(())
@@ -280,7 +301,7 @@ pub(super) fn unrest(world: &World) -> Option<String> {
     let status = state.status.as_ref().map(|status| status.borrow().clone()).unwrap_or_default();
     if state.stage < Stage::Mended {
         let full = status.reasons.iter().any(|reason| reason.code == "store_full");
-        let may_be_held = troubled(world, state.refused_any);
+        let may_be_held = troubled(world, state.refused_any, false);
         let stays = |position: &Position| store.holds(*position) && may_be_held.contains(position);
         // With the store full of what fails, nothing is read any more.
         let waits = |planned: &&Planned| {

@@ -3,17 +3,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::routes::stream;
 use super::workload::Workload;
-use super::world::Landed;
+use super::world::{Landed, STREAM};
 use crate::change::Position;
 use crate::store::{Checkpoint, Write};
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Mirror {
     pub(super) messages: BTreeMap<u64, Position>,
     /// Chunks of spilled changes, with their bytes.
     pub(super) spilled: BTreeMap<u64, Vec<(Position, usize)>>,
     pub(super) checkpoint: Checkpoint,
+    /// From where each routed stream is read at a start.
+    pub(super) streams: BTreeMap<&'static str, u64>,
+    /// What was promised of the pipeline's own stream is known to the next process.
+    pub(super) promised: bool,
     /// Every message that ever was in it.
     pub(super) ever: BTreeSet<Position>,
     /// Given up: how long the history of the stream was then, and by which process.
@@ -63,11 +68,16 @@ impl Mirror {
                     text += &format!(" unspilled {through}");
                 }
                 Write::Failed { id, .. } => text += &format!(" failed {id}"),
-                Write::Stream { .. }
-                | Write::Promise(_)
-                | Write::Chain { .. }
-                | Write::SourceIdentity { .. }
-                | Write::SlotMade { .. } => {}
+                Write::Stream { name, seq } => {
+                    let name = stream(name).expect("it is one of the world's");
+                    match seq {
+                        Some(seq) => self.streams.insert(name, *seq),
+                        None => self.streams.remove(name),
+                    };
+                    text += &format!(" {name} {seq:?}");
+                }
+                Write::Promise(_) => self.promised = true,
+                Write::Chain { .. } | Write::SourceIdentity { .. } | Write::SlotMade { .. } => {}
             }
         }
         text
@@ -94,6 +104,7 @@ impl Mirror {
         history: &[Landed],
         dropped: &BTreeSet<Position>,
         excused: &BTreeSet<Position>,
+        deleted: &BTreeSet<&str>,
     ) -> Option<String> {
         let Checkpoint { position: through, seq, .. } = self.checkpoint;
         // Of the first chunk, a restart leaves out what the checkpoint has passed.
@@ -126,13 +137,23 @@ impl Mirror {
             let settled = position <= read && !in_store.contains(&position);
             !settled && !self.given_up.contains_key(&position)
         };
+        let from = |stream: &str| match stream {
+            STREAM => seq,
+            routed => self.streams.get(routed).copied(),
+        };
+        // A routed stream that was deleted is read from its beginning, whatever is written here.
+        let is_read = |landed: &Landed| {
+            landed.stream != STREAM && deleted.contains(landed.stream)
+                || from(landed.stream).is_some_and(|from| landed.ours.seq >= from)
+        };
         let mut readable = history.iter().filter(|landed| !landed.lost);
-        // Without a number it is read from its end.
-        let seq = seq.unwrap_or(u64::MAX);
-        let unread = readable.find(|landed| landed.ours.seq < seq && sent_again(landed))?;
+        let unread = readable.find(|landed| !is_read(landed) && sent_again(landed))?;
+        let Landed { ours, stream, .. } = unread;
         Some(format!(
-            "{} is in the stream as {}, a restart would read from {seq}, and send it again",
-            unread.ours.position, unread.ours.seq
+            "{} is in the stream {stream} as {}, a restart would read from {:?}, and send it again",
+            ours.position,
+            ours.seq,
+            from(stream)
         ))
     }
 }

@@ -16,15 +16,18 @@
 //! | `network` | the way to S2: what is under way there outlives the process | |
 //! | `sink::model` | the S2 server, held to the real one by a test | |
 //! | `postgres` | the slot | what leaves repetitions out |
-//! | `workload`, `tables` | what is committed, in tables of every grouping | |
+//! | `workload`, `tables`, `routes` | what is committed, in tables of every grouping, and for which streams | |
+//! | `folders` | state folders that are not the pipeline's | |
 //! | `world` | chance, faults, the trace; checks that nothing is confirmed too early | |
 //! | `mirror` | what the store holds; looks at each transaction for what a restart from there would lose or repeat | |
 //! | `judge` | what stream and store have to be in the end | |
 //!
-//! The promises: each committed change is in the stream exactly once, or was dropped or given up; its
-//! parts lie side by side; each row's changes are in their order, around truncates too, and all those
-//! that were never held are in commit order; nothing is in the stream that was not committed; Postgres
-//! is never told to forget what is not safe, nor is more spilled than may be. When the faults end, all
+//! The promises: each committed change is exactly once in the stream that the chain of its record says,
+//! and in no other, or was dropped or given up; its parts lie side by side; each row's changes are in
+//! their order, around truncates and over all streams too, and all those of a stream that were never held
+//! are in commit order; nothing is in a stream that was not committed; Postgres is never told to forget
+//! what is not safe, nor is more spilled than may be; a process with another state folder writes nothing;
+//! and none goes on and on while its clock stands still. When the faults end, all
 //! that does not fail gets through; and once the rest is mended, all of it comes to rest, with nothing
 //! left in the store, no reason to complain, and every byte of the budget given back.
 //! [`exactly_once`](crate::pipeline::exactly_once) is the argument that all this follows.
@@ -33,11 +36,13 @@
 //! break the driver's rules exist only where the crate itself is compiled for tests. `tests` shows that
 //! each of them is found out.
 
+mod folders;
 mod judge;
 mod mirror;
 mod network;
 mod postgres;
 mod process;
+mod routes;
 mod tables;
 mod tests;
 mod workload;
@@ -113,6 +118,12 @@ async fn live(world: &Arc<World>) -> u64 {
     });
     loop {
         number += 1;
+        if folders::mistake(world, number).await {
+            number += 1;
+        }
+        if world.fault(Fault::WrongFolder, 0.5) {
+            folders::keep_copy(world, number);
+        }
         let running = process::start(world, number);
         let bother = running.bothered(world);
         let over = tokio::select! {
@@ -164,13 +175,24 @@ async fn others(world: Arc<World>) {
             world.away(world.between(500, 15_000));
         }
         if world.fault(Fault::Expire, 0.05) {
-            world.expire();
+            world.expire(world.a_stream());
         }
         if world.fault(Fault::Recreate, 0.02) {
-            world.recreate();
+            world.delete(STREAM, true);
         }
-        if world.fault(Fault::Foreign, 0.5) {
-            lock(&world.server).append_plain(STREAM, "foreign");
+        let (stream, routed) = (world.a_stream(), world.workload.routes);
+        if routed && stream != STREAM {
+            if world.fault(Fault::Delete, 0.1) {
+                world.delete(stream, world.chance(0.5));
+            }
+            if world.fault(Fault::Shut, 0.3) {
+                world.shut(stream);
+            }
+        }
+        if routed && world.chance(0.02) {
+            world.create_missing();
+        }
+        if world.fault(Fault::Foreign, 0.5) && lock(&world.server).append_plain(stream, "foreign") {
             world.landed(0);
             world.event("foreign", 0, 0);
         }
@@ -183,11 +205,12 @@ async fn others(world: Arc<World>) {
 /// A pipeline with a store of its own wants the stream. Once it is ours, it has to stay out.
 async fn intrude(world: &Arc<World>) {
     use crate::pipeline::link::{Opening, establish};
-    let ours = !lock(&world.server).token(STREAM).is_empty();
+    let stream = world.a_stream();
+    let ours = !lock(&world.server).token(stream).is_empty();
     let process = process::stranger();
     let number = world.draw(|rng| rng.random_range(1..100));
     let opening = Opening {
-        client: process::client(world, &process),
+        client: process::client(world, &process).for_stream(stream).expect("it is a name"),
         store: process::store_of_its_own(),
         routed: None,
         pipeline_id: "intruder".to_owned(),
@@ -202,7 +225,7 @@ async fn intrude(world: &Arc<World>) {
         let entered = establish(opening).await.is_ok();
         world.note("intruder", number, u64::from(entered));
         if entered {
-            world.violated("another pipeline got the stream while it was ours".to_owned());
+            world.violated(format!("another pipeline got {stream} while it was ours"));
         }
     }
 }

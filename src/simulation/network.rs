@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
 use http_body_util::BodyExt as _;
 use rand::RngExt as _;
 use reqwest::{Body, Request, Response};
@@ -72,14 +71,16 @@ const TROUBLES: [(u16, &str, bool); 17] = [
     (504, "upstream_timeout", true),
 ];
 
-fn trouble(world: &World) -> (Answer, bool) {
+fn trouble(world: &World, stream: &str) -> (Answer, bool) {
     let (status, code, may_land) = loop {
         let drawn = world.draw(|rng| TROUBLES[rng.random_range(0..TROUBLES.len())]);
         let believed = match drawn.1 {
-            // At its first opening, a process would take the token for one that may no more.
-            "permission_denied" => !world.is_opened(),
-            // Where missing streams are to be created, this one would count as deleted.
-            "stream_not_found" | "basin_not_found" => world.workload.create,
+            // Before anything was promised, the token counts as one that may no more.
+            "permission_denied" => !world.state().store.promised,
+            // Where missing streams are to be created, this one would count as deleted, and so does a
+            // routed one.
+            "stream_not_found" => world.workload.create || stream != STREAM,
+            "basin_not_found" => world.workload.create,
             _ => false,
         };
         if !believed {
@@ -120,8 +121,11 @@ async fn unary(
         let world = Arc::clone(&world);
         async move {
             sleep(there).await;
-            let answer = if world.fault(Fault::Status, 0.1) {
-                let (answer, lands) = trouble(&world);
+            let stream = stream_of(&request);
+            let answer = if let Some((status, code)) = world.is_shut(&stream) {
+                error(status, code, "simulated")
+            } else if world.fault(Fault::Status, 0.1) {
+                let (answer, lands) = trouble(&world, &stream);
                 if lands {
                     handle(&world, &process, &request);
                 }
@@ -147,6 +151,13 @@ async fn unary(
         Ok(Ok(answer)) => Ok(respond(answer)),
         Ok(Err(_)) | Err(_) => Err(failed(Broken::TimeOut)),
     }
+}
+
+/// The stream that a request is about; empty where it is about another thing.
+fn stream_of(request: &Request) -> String {
+    let path = request.url().path();
+    let mut parts = path.split('/').skip_while(|part| *part != "streams").skip(1);
+    parts.next().unwrap_or_default().to_owned()
 }
 
 fn is_json_append(request: &Request) -> bool {
@@ -184,13 +195,14 @@ async fn session(
         return Err(failed(Broken::Connect));
     }
     if world.fault(Fault::Status, 0.05) {
-        return Ok(respond(trouble(&world).0));
+        return Ok(respond(trouble(&world, &stream_of(&request)).0));
     }
+    let stream = stream_of(&request);
     let body = request.body_mut().take().unwrap_or_default();
     let (answers, mut received) = mpsc::unbounded_channel::<Result<Bytes, io::Error>>();
     let http2 = world.chance(0.5);
-    tokio::spawn(serve(Arc::clone(&world), process, body, answers));
-    let answers = stream::poll_fn(move |context| received.poll_recv(context));
+    tokio::spawn(serve(Arc::clone(&world), process, stream, body, answers));
+    let answers = futures_util::stream::poll_fn(move |context| received.poll_recv(context));
     let version = if http2 { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
     let response = http::Response::builder().version(version).body(Body::wrap_stream(answers));
     Ok(Response::from(response.expect("it is an answer")))
@@ -200,6 +212,7 @@ async fn session(
 async fn serve(
     world: Arc<World>,
     process: Arc<Process>,
+    stream: String,
     mut body: Body,
     answers: mpsc::UnboundedSender<Result<Bytes, io::Error>>,
 ) {
@@ -246,7 +259,7 @@ async fn serve(
             return;
         }
         let append = |input: &[u8]| {
-            let result = lock(&world.server).append(STREAM, input);
+            let result = lock(&world.server).append(&stream, input);
             world.landed(process.number);
             let (what, number) = match &result {
                 Ok(ack) => ("appended up to", ack.end.unwrap_or_default().seq_num),
@@ -263,8 +276,12 @@ async fn serve(
             send(world.delay(), Err(io::ErrorKind::ConnectionReset.into()));
             return;
         }
+        if let Some((status, code)) = world.is_shut(&stream) {
+            send(world.delay(), Ok(frame(Err(error(status, code, "simulated")))));
+            return;
+        }
         if !silent && world.fault(Fault::Status, 0.05) {
-            let (answer, lands) = trouble(&world);
+            let (answer, lands) = trouble(&world, &stream);
             if lands {
                 drop(append(&input));
             }

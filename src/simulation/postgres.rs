@@ -41,7 +41,7 @@ pub(super) fn start(
                 if process.is_frozen() {
                     return;
                 }
-                world.confirm(lsn);
+                world.confirm(lsn, process.number);
                 if world.chance(0.3) {
                     let mut state = world.state();
                     state.persisted = state.confirmed;

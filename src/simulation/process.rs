@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::network::Network;
@@ -20,8 +20,8 @@ use super::world::{Fault, STREAM, Stage, World, lock};
 use crate::clock::Clock;
 use crate::message::Draft;
 use crate::pipeline::budget::ByteBudget;
-use crate::pipeline::control::{Control, ErrorView, Filter, Status};
-use crate::pipeline::driver::{self, Parts};
+use crate::pipeline::control::{Control, ErrorView, Filter, Reason, Status};
+use crate::pipeline::driver::{self, Bounds, Parts};
 use crate::pipeline::grants::{Grants, LostRecords};
 use crate::pipeline::heartbeat::heartbeat;
 use crate::pipeline::item::{Item, Shaped};
@@ -31,7 +31,7 @@ use crate::policy::Backoff;
 use crate::sink::model::REFUSED_HEADER;
 use crate::sink::{Client, Endpoint, Settings};
 use crate::source::Resume;
-use crate::store::{self, Database, Error, Store, Task};
+use crate::store::{self, Database, Error, Loaded, Store, Task};
 use crate::transform::{Chain, Class, Failure, Outcome};
 
 /// The file name of the one transform.
@@ -103,10 +103,34 @@ impl Process {
     }
 }
 
-/// Runs a part of a process, and not while the process stands still.
+/// How often a part of a process may be asked to go on within a second of the world's clock.
+const POLLS_MAX: u32 = 5_000;
+
+/// Runs a part of a process, and not while the process stands still. One that goes on and on while the
+/// clock stands still would never let it move again, so that this is noticed here.
 struct Freezing<F> {
     inner: Pin<Box<F>>,
     process: Arc<Process>,
+    world: Arc<World>,
+    polls: u32,
+    second: Instant,
+}
+
+impl<F> Freezing<F> {
+    fn new(world: &Arc<World>, process: &Arc<Process>, inner: F) -> Self {
+        let (world, process) = (Arc::clone(world), Arc::clone(process));
+        Self { inner: Box::pin(inner), process, world, polls: 0, second: Instant::now() }
+    }
+
+    /// Whether it is still within what is usual.
+    fn is_usual(&mut self) -> bool {
+        let now = Instant::now();
+        if now.duration_since(self.second) >= Duration::from_secs(1) {
+            (self.polls, self.second) = (0, now);
+        }
+        self.polls += 1;
+        self.polls <= POLLS_MAX
+    }
 }
 
 impl<F: Future> Future for Freezing<F> {
@@ -115,6 +139,14 @@ impl<F: Future> Future for Freezing<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         if self.process.frozen.load(Ordering::Relaxed) {
             lock(&self.process.wakers).push(context.waker().clone());
+            return Poll::Pending;
+        }
+        if !self.is_usual() {
+            let number = self.process.number;
+            self.world.violated(format!(
+                "process {number} spins: {POLLS_MAX} steps within a second of its clock"
+            ));
+            self.process.kill();
             return Poll::Pending;
         }
         self.inner.as_mut().poll(context)
@@ -127,12 +159,16 @@ pub(super) struct Running {
     pub(super) control: Control,
     chains: watch::Sender<Arc<Chain>>,
     pub(super) shutdown: CancellationToken,
-    driver: JoinHandle<Result<(), driver::Error>>,
+    pub(super) driver: JoinHandle<Result<(), driver::Error>>,
+}
+
+/// The number in a token of a pipeline of ours, as a store counts them.
+pub(super) fn epoch_of(token: &str) -> Option<u64> {
+    u64::from_str_radix(token.split('-').nth(2)?, 16).ok()
 }
 
 /// Starts a process on the world's store.
 pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
-    let process = Process::new(number);
     let mut database = Database::shared(&world.store_name).expect("the store can be opened");
     let loaded = {
         let mut rng = world.draw(rand::rngs::SmallRng::from_rng);
@@ -153,10 +189,21 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     if lost_records.is_some() {
         world.state().granted = true;
     }
+    run(world, number, database, loaded, lost_records)
+}
+
+/// Runs a process on a store.
+pub(super) fn run(
+    world: &Arc<World>,
+    number: u64,
+    database: Database,
+    loaded: Loaded,
+    lost_records: Option<LostRecords>,
+) -> Running {
+    let process = Process::new(number);
     if lost_records == Some(LostRecords::Skip) {
         process.excuses.store(true, Ordering::Relaxed);
     }
-
     let shutdown = CancellationToken::new();
     let budget = Arc::new(ByteBudget::new(world.workload.budget_bytes));
     let resume = Resume::from(&loaded);
@@ -173,7 +220,12 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
             window: world.workload.window,
             grants: Grants { lost_records, ..Grants::default() },
             retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
-            bounds: world.workload.bounds,
+            bounds: if world.state().strangers.contains(&number) {
+                // It would confirm what it has spilled, which Postgres then denies the right folder.
+                Bounds { spill_bytes_max: 0, ..world.workload.bounds }
+            } else {
+                world.workload.bounds
+            },
             portions: world.workload.portions,
             stuck_after: Duration::from_secs(20),
             guarantee: None,
@@ -196,8 +248,8 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         heart: beat,
         shutdown: shutdown.clone(),
     };
-    let inner = Box::pin(driver::run(parts, finished, requests));
-    let driver = tokio::spawn(Freezing { inner, process: Arc::clone(&process) });
+    let run = driver::run(parts, finished, requests);
+    let driver = tokio::spawn(Freezing::new(world, &process, run));
     process.owns(driver.abort_handle());
     {
         let mut state = world.state();
@@ -236,11 +288,8 @@ impl Running {
                 let text = crate::error_chain::error_chain(&error);
                 self.process.kill();
                 // Records are gone, and an operator reads what to choose from.
-                if world.state().decimated && text.contains("--lost-records") {
-                    world.note("it wants a decision", number, 0);
-                    let skip = world.chance(0.5);
-                    let choice = if skip { LostRecords::Skip } else { LostRecords::Resend };
-                    world.state().grant = Some(choice);
+                if !world.state().decimated.is_empty() && text.contains("--lost-records") {
+                    decide(world, number);
                 } else {
                     world.violated(format!("process {number} ended by itself: {text}"));
                 }
@@ -277,7 +326,11 @@ impl Running {
             if world.fault(Fault::Operator, 0.2) {
                 operate(&world, &control).await;
             }
-            if world.fault(Fault::Shutdown, 0.05) {
+            let undecided = wants_decision(&world);
+            if undecided {
+                decide(&world, process.number);
+            }
+            if undecided || world.fault(Fault::Shutdown, 0.05) {
                 world.note("shutdown", process.number, 0);
                 shutdown.cancel();
             }
@@ -316,6 +369,24 @@ impl Running {
         ))
         .abort_handle()
     }
+}
+
+/// Records of a routed stream are gone, and the process goes on without it until an operator has chosen.
+fn wants_decision(world: &World) -> bool {
+    let state = world.state();
+    let Some(status) = state.status.as_ref() else { return false };
+    let status = status.borrow();
+    let asks = |reason: &Reason| reason.text.contains("--lost-records");
+    state.grant.is_none()
+        && status.streams.iter().any(|stream| stream.reason.as_ref().is_some_and(asks))
+}
+
+/// An operator chooses what becomes of records that are gone, for the next process.
+fn decide(world: &World, number: u64) {
+    world.note("it wants a decision", number, 0);
+    let skip = world.chance(0.5);
+    let choice = if skip { LostRecords::Skip } else { LostRecords::Resend };
+    world.state().grant = Some(choice);
 }
 
 /// A process that others have taken for dead wakes up, and has to find out.
@@ -403,9 +474,10 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
     let (tasks, mut received) = mpsc::unbounded_channel::<Task>();
     let number = process.number;
     let store = Store::over(&database, move |task| drop(tasks.send(task)));
-    let world = Arc::clone(world);
     let owner = Arc::clone(process);
+    let of_world = Arc::clone(world);
     let thread = async move {
+        let world = of_world;
         while let Some(task) = received.recv().await {
             sleep(world.delay()).await;
             let full = (task.writes() || task.reads_changes()) && world.state().disk_full;
@@ -419,7 +491,8 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
             }
             let transaction = task.transaction();
             let written = task.carry_out(&mut database);
-            if let (Some(writes), true) = (transaction, written) {
+            let is_ours = !world.state().strangers.contains(&number);
+            if let (Some(writes), true) = (transaction, written && is_ours) {
                 if world.state().owner != number {
                     world
                         .violated(format!("process {number} wrote to a store that was taken over"));
@@ -429,8 +502,7 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
             }
         }
     };
-    let inner = Box::pin(thread);
-    let thread = tokio::spawn(Freezing { inner, process: Arc::clone(process) });
+    let thread = tokio::spawn(Freezing::new(world, process, thread));
     process.owns(thread.abort_handle());
     store
 }
@@ -456,7 +528,7 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
             };
             let shape = |item: Item| {
                 let draft = Draft::new(item.change.clone(), Arc::clone(&envelope));
-                let shaped = match outcome(&world, &item, draft, fixed) {
+                let shaped = match outcome(&world, &item, draft, generation, fixed) {
                     Made::Oversize(failure) => Shaped::Failed(failure),
                     Made::By(outcome) => workers::measured(outcome, Vec::new),
                 };
@@ -487,12 +559,13 @@ enum Made {
     Oversize(Box<store::Failure>),
 }
 
-fn outcome(world: &World, item: &Item, draft: Draft, fixed: bool) -> Made {
+fn outcome(world: &World, item: &Item, mut draft: Draft, generation: u64, fixed: bool) -> Made {
     let position = item.change.position;
     let Some(planned) = world.workload.planned(position) else {
         world.violated(format!("{position} was never committed and went through the transforms"));
         return Made::By(Outcome::Keep(Vec::new()));
     };
+    draft.route_to(planned.route.by(generation)).expect("it is a name");
     let parts = match planned.fate {
         Fate::Plain => 1,
         Fate::Split(parts) => parts,
@@ -504,7 +577,6 @@ fn outcome(world: &World, item: &Item, draft: Draft, fixed: bool) -> Made {
         }
         Fate::Flaky => 1,
         Fate::Refused { oversize } => {
-            let mut draft = draft;
             if !fixed {
                 let text: &[u8] = if oversize { b"its metered size" } else { b"not this one" };
                 draft.add_header(REFUSED_HEADER, text).expect("it is a header");

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
+use super::routes::Route;
 use super::workload::{Fate, Planned};
 use crate::change::{Action, Cell, Change, Column, Grouping, Position, Table, Tuple};
 use crate::pg_type::Kind;
@@ -149,7 +150,7 @@ impl Rows {
         let commit_timestamp_us =
             1_700_000_000_000_000 + i64::try_from(position.commit_lsn.0).unwrap_or(0);
         let change = Change { position, commit_timestamp_us, action, table, new, old };
-        Planned { change, keys, spread, fate: Fate::Plain }
+        Planned { change, keys, spread, fate: Fate::Plain, route: Route::default() }
     }
 
     /// The groups whose order has to be kept, and those through which a held message holds others.

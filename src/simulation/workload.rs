@@ -8,6 +8,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
+use super::routes::{Habit, Route};
 use super::tables::{Habits, Order, Rows};
 use crate::change::{Change, Lsn, Position, Table};
 use crate::config::SpillAfter;
@@ -52,6 +53,7 @@ pub(super) struct Planned {
     /// The groups through which it holds others while it is held, and they it.
     pub(super) spread: Vec<String>,
     pub(super) fate: Fate,
+    pub(super) route: Route,
 }
 
 /// A committed transaction.
@@ -76,6 +78,8 @@ pub(super) struct Workload {
     pub(super) portions: Portions,
     pub(super) workers: usize,
     pub(super) create: bool,
+    /// Transforms route some changes to streams of their own.
+    pub(super) routes: bool,
     pub(super) mode: Mode,
     /// When faults end, in milliseconds.
     pub(super) calm_ms: u64,
@@ -100,6 +104,7 @@ impl Workload {
         let large = rng.random_bool(0.03);
         let truncates = if rng.random_bool(0.4) { 0.05 } else { 0.0 };
         let habits = Habits { keys, truncates, large };
+        let routing = rng.random_bool(0.4).then(|| Habit::draw(rng));
         let duration_ms = rng.random_range(200..8000);
         let mut transactions = Vec::new();
         let mut by_position = BTreeMap::new();
@@ -123,6 +128,9 @@ impl Workload {
                 let which = [0, 0, 0, 1, 1, 2][rng.random_range(0..6)];
                 let mut planned = tables[which].draw(rng, position, habits);
                 planned.fate = fate(rng, trouble);
+                if let Some(routing) = routing {
+                    planned.route = routing.route(rng, &planned);
+                }
                 by_position.insert(position, (number, changes.len()));
                 changes.push(planned);
             }
@@ -145,6 +153,7 @@ impl Workload {
             portions: portions(rng),
             workers: rng.random_range(1..4),
             create: rng.random_bool(0.3),
+            routes: routing.is_some(),
             mode: match rng.random_range(0..10) {
                 0..6 => Mode::Session,
                 6..8 => Mode::SessionHttp2,
@@ -217,6 +226,9 @@ fn portions(rng: &mut SmallRng) -> Portions {
         drain_bytes_max: rng.random_range(300..6000),
         closing_bytes: rng.random_range(0..6000),
         job_changes: rng.random_range(1..6),
+        sessions_max: rng.random_range(1..4),
+        session_turn: Duration::from_millis(rng.random_range(0..2000)),
+        stream_idle: Duration::from_millis(rng.random_range(0..5000)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What all parts of a run share: chance, the trace, which faults there are, and what is known of the
 //! store from outside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,9 +12,11 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::folders::Copied;
 use super::judge::{self, Ours};
 use super::mirror::Mirror;
 use super::process::Process;
+use super::routes::ROUTED;
 use super::workload::{Planned, Workload};
 use crate::change::Position;
 use crate::pipeline::budget::ByteBudget;
@@ -23,7 +25,7 @@ use crate::pipeline::grants::LostRecords;
 use crate::sink::model::Model;
 use crate::store::{Database, Write};
 
-/// The one stream.
+/// The pipeline's own stream.
 pub(super) const STREAM: &str = "changes";
 
 /// A fault that a run may have.
@@ -51,19 +53,27 @@ pub(super) enum Fault {
     Slow,
     /// S2 is away for a while: connections break, and nothing listens.
     Outage,
-    /// Records of the stream expire.
+    /// Records of a stream expire.
     Expire,
-    /// The stream is deleted and created again.
+    /// The pipeline's own stream is deleted and created again.
     Recreate,
+    /// A stream that messages are routed to is deleted, and perhaps created again later.
+    Delete,
+    /// Such a stream is not there from the start.
+    Missing,
+    /// Such a stream is forbidden, being deleted, or away, for a while.
+    Shut,
     /// S2 refuses a batch that is in order.
     RefuseRecord,
     /// The disk of the store is full.
     DiskFull,
+    /// A process is started with an empty folder, or with an old copy.
+    WrongFolder,
     /// The clock of the machine is set, between two processes.
     ClockJump,
-    /// Somebody else appends to the stream.
+    /// Somebody else appends to a stream.
     Foreign,
-    /// Another pipeline wants the stream.
+    /// Another pipeline wants a stream.
     Intruder,
     /// The connection to Postgres breaks; it starts again at what was confirmed, or at less.
     Disconnect,
@@ -92,6 +102,7 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) struct Landed {
     pub(super) ours: Ours,
+    pub(super) stream: &'static str,
     /// Which process sent it.
     pub(super) process: u64,
     /// Nobody can read it any more.
@@ -107,6 +118,8 @@ pub(super) struct World {
     /// The name of the store in memory, and what keeps it there.
     pub(super) store_name: String,
     _store: Mutex<Database>,
+    /// What a backup has of it.
+    pub(super) copied: Mutex<Option<Copied>>,
     began: Instant,
     state: Mutex<State>,
     /// Connections to S2 break.
@@ -124,6 +137,8 @@ pub(super) struct State {
     pub(super) process: Option<Arc<Process>>,
     /// Whose the store is: the last process that opened it.
     pub(super) owner: u64,
+    /// Processes that were started with another folder than the right one.
+    pub(super) strangers: BTreeSet<u64>,
     /// What the last process says of itself.
     pub(super) status: Option<watch::Receiver<Status>>,
     pub(super) budget: Option<Arc<ByteBudget>>,
@@ -137,14 +152,18 @@ pub(super) struct State {
     pub(super) store: Mirror,
     /// Dropped by the transforms at least once.
     pub(super) dropped: BTreeSet<Position>,
-    /// Every record of ours that ever was in the stream, in its order.
+    /// Every record of ours that ever was in a stream, in the order in which they landed.
     pub(super) history: Vec<Landed>,
-    /// How many records of the stream as it is have been noted.
-    noted: usize,
-    /// The changes that are or were in the stream.
+    /// How many records of the streams as they are have been noted.
+    noted: BTreeMap<&'static str, usize>,
+    /// The changes that are or were in a stream.
     pub(super) landed: BTreeSet<Position>,
-    /// Records of the stream are gone, of ours or not.
-    pub(super) decimated: bool,
+    /// Records of these streams are gone, of ours or not.
+    pub(super) decimated: BTreeSet<&'static str>,
+    /// These streams were deleted at least once.
+    pub(super) deleted: BTreeSet<&'static str>,
+    /// These answer nothing else, until then.
+    shut: BTreeMap<&'static str, (u16, &'static str, Instant)>,
     /// What the operator decided about records that are gone, for the next process.
     pub(super) grant: Option<LostRecords>,
     /// The operator decided so at least once.
@@ -172,23 +191,29 @@ impl World {
         }
         // With these, a record may be gone or come twice by an operator's decision: few runs have them,
         // and all others are judged without exception. Whoever deletes a stream opens it to anybody.
-        for rare in [Fault::Expire, Fault::Recreate] {
+        for rare in [Fault::Expire, Fault::Recreate, Fault::Delete] {
             if rng.random_bool(0.8) {
                 weights[rare as usize] = 0.0;
             }
         }
-        if weights[Fault::Recreate as usize] > 0.0 {
+        if weights[Fault::Recreate as usize] + weights[Fault::Delete as usize] > 0.0 {
             weights[Fault::Intruder as usize] = 0.0;
         }
         let workload = Workload::draw(&mut rng);
         if verbose {
             for planned in workload.changes() {
-                let Planned { change, keys, fate, .. } = planned;
-                println!("{} {} {keys:?} {fate:?}", change.position, change.action);
+                let Planned { change, keys, fate, route, .. } = planned;
+                println!("{} {} {keys:?} {fate:?} {route:?}", change.position, change.action);
             }
         }
         let mut server = Model::default();
         server.create(STREAM);
+        for stream in ROUTED.into_iter().filter(|_| workload.routes) {
+            let missing = weights[Fault::Missing as usize];
+            if missing == 0.0 || rng.random_bool(1.0 - missing) {
+                server.create(stream);
+            }
+        }
         static WORLDS: AtomicU64 = AtomicU64::new(0);
         let store_name = format!("world-{}", WORLDS.fetch_add(1, Ordering::Relaxed));
         let store = Database::shared(&store_name).expect("there is memory");
@@ -198,6 +223,7 @@ impl World {
             server: Mutex::new(server),
             store_name,
             _store: Mutex::new(store),
+            copied: Mutex::new(None),
             began: Instant::now(),
             cut: Notify::new(),
             state: Mutex::new(State {
@@ -210,6 +236,7 @@ impl World {
                 violation: None,
                 process: None,
                 owner: 0,
+                strangers: BTreeSet::new(),
                 status: None,
                 budget: None,
                 generations: vec![fixed],
@@ -219,9 +246,11 @@ impl World {
                 store: Mirror::default(),
                 dropped: BTreeSet::new(),
                 history: Vec::new(),
-                noted: 0,
+                noted: BTreeMap::new(),
                 landed: BTreeSet::new(),
-                decimated: false,
+                decimated: BTreeSet::new(),
+                deleted: BTreeSet::new(),
+                shut: BTreeMap::new(),
                 grant: None,
                 granted: false,
                 excused: BTreeSet::new(),
@@ -251,6 +280,11 @@ impl World {
         let mut state = self.state();
         let weight = state.weights[fault as usize];
         state.stage == Stage::Storm && weight > 0.0 && state.rng.random_bool(weight * probability)
+    }
+
+    /// Whether a fault may happen in this run.
+    pub(super) fn may(&self, fault: Fault) -> bool {
+        self.state().weights[fault as usize] > 0.0
     }
 
     /// How long something takes that is not in trouble.
@@ -331,6 +365,9 @@ impl World {
         let mut state = self.state();
         state.stage = Stage::Calm;
         (state.disk_full, state.slow, state.away_until) = (false, false, Instant::now());
+        state.shut.clear();
+        drop(state);
+        self.create_missing();
     }
 
     /// Mends everything.
@@ -346,59 +383,113 @@ impl World {
         self.cut.notify_waiters();
     }
 
-    /// Whether the last process has been connected to S2.
-    pub(super) fn is_opened(&self) -> bool {
-        let state = self.state();
-        state.status.as_ref().is_some_and(|status| !status.borrow().guarantee.is_empty())
-    }
-
     pub(super) fn is_away(&self) -> bool {
         self.state().away_until > Instant::now()
     }
 
-    /// Notes what is new in the stream, and that this process sent it.
+    /// The streams of this run, the pipeline's own first.
+    pub(super) fn streams(&self) -> &'static [&'static str] {
+        const ALL: [&str; ROUTED.len() + 1] = [STREAM, ROUTED[0], ROUTED[1], ROUTED[2]];
+        if self.workload.routes { &ALL } else { &ALL[..1] }
+    }
+
+    /// One of them.
+    pub(super) fn a_stream(&self) -> &'static str {
+        let streams = self.streams();
+        if streams.len() == 1 {
+            return STREAM;
+        }
+        streams[self.draw(|rng| rng.random_range(0..streams.len()))]
+    }
+
+    /// Notes what is new in the streams, and that this process sent it.
     pub(super) fn landed(&self, process: u64) {
         let mut state = self.state();
-        let mut positions = Vec::new();
-        for record in lock(&self.server).records(STREAM, state.noted) {
-            state.noted += 1;
-            if let Some(ours) = judge::ours(&record) {
+        let mut landed = Vec::new();
+        for &stream in self.streams() {
+            let noted = state.noted.get(stream).copied().unwrap_or_default();
+            let new = lock(&self.server).records(stream, noted);
+            if !new.is_empty() && state.strangers.contains(&process) {
+                let text = format!("process {process} with another folder wrote to {stream}");
+                state.violation.get_or_insert(text);
+            }
+            state.noted.insert(stream, noted + new.len());
+            for ours in new.iter().filter_map(judge::ours) {
                 state.landed.insert(ours.position);
-                positions.push((ours.position, ours.seq));
-                state.history.push(Landed { ours, process, lost: false, current: true });
+                landed.push((ours.position, stream, ours.seq));
+                state.history.push(Landed { ours, stream, process, lost: false, current: true });
             }
         }
         drop(state);
-        for (position, seq) in positions {
-            self.note(&format!("landed {position} by {process}"), position.index, seq);
+        for (position, stream, seq) in landed {
+            let text = format!("landed {position} in {stream} by {process}");
+            self.note(&text, position.index, seq);
         }
     }
 
-    /// Lets some of the stream's records expire.
-    pub(super) fn expire(&self) {
-        let tail = lock(&self.server).tail(STREAM);
+    /// Lets some of a stream's records expire.
+    pub(super) fn expire(&self, stream: &'static str) {
+        let tail = lock(&self.server).tail(stream);
         let to = self.draw(|rng| rng.random_range(0..=tail));
-        lock(&self.server).trim(STREAM, to);
-        self.note("expired", to, tail);
-        self.lose(|landed| landed.ours.seq < to);
+        lock(&self.server).trim(stream, to);
+        self.note(&format!("expired in {stream}"), to, tail);
+        self.lose(stream, |landed| landed.ours.seq < to);
     }
 
-    /// Deletes the stream, and creates it again.
-    pub(super) fn recreate(&self) {
-        lock(&self.server).recreate(STREAM);
-        self.note("recreated", 0, 0);
-        self.lose(|_| true);
+    /// Deletes a stream, and creates it again or not.
+    pub(super) fn delete(&self, stream: &'static str, again: bool) {
+        if again {
+            lock(&self.server).recreate(stream);
+        } else {
+            lock(&self.server).delete(stream);
+        }
+        self.note(&format!("deleted {stream}"), u64::from(again), 0);
+        self.lose(stream, |_| true);
         let mut state = self.state();
-        state.noted = 0;
-        for landed in &mut state.history {
+        state.deleted.insert(stream);
+        state.noted.remove(stream);
+        for landed in state.history.iter_mut().filter(|landed| landed.stream == stream) {
             landed.current = false;
         }
     }
 
-    fn lose(&self, which: impl Fn(&Landed) -> bool) {
+    /// Creates the streams that are not there.
+    pub(super) fn create_missing(&self) {
+        for &stream in self.streams() {
+            lock(&self.server).create(stream);
+        }
+    }
+
+    /// A stream that messages are routed to answers nothing else for a while.
+    pub(super) fn shut(&self, stream: &'static str) {
+        const ANSWERS: [(u16, &str); 4] = [
+            (403, "permission_denied"),
+            (409, "stream_deletion_pending"),
+            (429, "rate_limited"),
+            (503, "unavailable"),
+        ];
+        let (status, code) = self.draw(|rng| ANSWERS[rng.random_range(0..ANSWERS.len())]);
+        let time =
+            if self.chance(0.5) { self.between(10, 2000) } else { self.between(100, 25_000) };
+        self.note(&format!("{stream} is shut: {code}"), u64::from(status), 0);
+        self.state().shut.insert(stream, (status, code, Instant::now() + time));
+        // What it was sent may be in it, and its answers are lost.
+        if self.chance(0.5) {
+            self.cut.notify_waiters();
+        }
+    }
+
+    /// What a stream answers that is shut.
+    pub(super) fn is_shut(&self, stream: &str) -> Option<(u16, &'static str)> {
+        let state = self.state();
+        let (status, code, until) = state.shut.get(stream)?;
+        (*until > Instant::now()).then_some((*status, code))
+    }
+
+    fn lose(&self, stream: &'static str, which: impl Fn(&Landed) -> bool) {
         let mut state = self.state();
-        state.decimated = true;
-        for landed in &mut state.history {
+        state.decimated.insert(stream);
+        for landed in state.history.iter_mut().filter(|landed| landed.stream == stream) {
             landed.lost |= landed.current && which(landed);
         }
     }
@@ -410,8 +501,14 @@ impl World {
         let mut state = self.state();
         let checkpoint = state.store.checkpoint.position;
         let transactions = &self.workload.transactions[..count];
-        let positions = transactions.iter().flat_map(|transaction| &transaction.changes);
-        let positions = positions.map(|planned| planned.change.position);
+        let planned = transactions.iter().flat_map(|transaction| &transaction.changes);
+        // Of the pipeline's own stream this is decided before it is known where a change goes.
+        let is_meant = |planned: &&Planned| {
+            let mut streams = planned.route.streams();
+            state.decimated.contains(STREAM)
+                || streams.any(|stream| state.decimated.contains(stream))
+        };
+        let positions = planned.filter(is_meant).map(|planned| planned.change.position);
         let excused: Vec<Position> = positions
             .filter(|position| *position > checkpoint && !state.store.holds(*position))
             .collect();
@@ -421,9 +518,9 @@ impl World {
     /// A transaction of a process was carried out.
     pub(super) fn carried_out(&self, writes: &[Write], process: u64) {
         let mut state = self.state();
-        let State { store, history, dropped, excused, .. } = &mut *state;
+        let State { store, history, dropped, excused, deleted, .. } = &mut *state;
         let text = store.carry_out(writes, (history.len(), process));
-        let unaccounted = store.unaccounted(&self.workload, history, dropped, excused);
+        let unaccounted = store.unaccounted(&self.workload, history, dropped, excused, deleted);
         let too_much = store.spilled_bytes() > self.spilled_bytes_max();
         let spilled = store.spilled_bytes();
         drop(state);
@@ -444,10 +541,14 @@ impl World {
     }
 
     /// Postgres is told that it may forget everything before this.
-    pub(super) fn confirm(&self, lsn: u64) {
+    pub(super) fn confirm(&self, lsn: u64, process: u64) {
         let mut state = self.state();
         if lsn <= state.confirmed {
             return;
+        }
+        if state.strangers.contains(&process) {
+            let text = format!("process {process} with another folder told Postgres to forget");
+            state.violation.get_or_insert(text);
         }
         state.confirmed = lsn;
         let durable = state.store.checkpoint.confirm.0;

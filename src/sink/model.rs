@@ -69,6 +69,10 @@ impl Model {
         }
     }
 
+    pub(crate) fn delete(&mut self, stream: &str) {
+        self.streams.remove(stream);
+    }
+
     /// Deletes a stream and creates it again.
     pub(crate) fn recreate(&mut self, stream: &str) {
         self.streams.insert(stream.to_owned(), Stream::default());
@@ -79,11 +83,11 @@ impl Model {
         self.streams.get(stream).map_or("", |stream| &stream.token)
     }
 
-    /// Appends a record as a writer does that knows of no condition.
-    pub(crate) fn append_plain(&mut self, stream: &str, body: &'static str) {
+    /// Appends a record as a writer does that knows of no condition. Says whether there is the stream.
+    pub(crate) fn append_plain(&mut self, stream: &str, body: &'static str) -> bool {
         let record = AppendRecord { timestamp: None, headers: Vec::new(), body: body.into() };
         let input = AppendInput { records: vec![record], match_seq_num: None, fencing_token: None };
-        self.append(stream, &input.encode_to_vec()).expect("nothing is wrong with it");
+        self.append(stream, &input.encode_to_vec()).is_ok()
     }
 
     /// Answers a unary request. `query` gives a parameter's number.

@@ -588,6 +588,23 @@ impl Database {
         Ok(Self { connection, lock: None, owner: String::new(), bytes: Arc::default() })
     }
 
+    /// A copy of it under another name in memory.
+    #[cfg(test)]
+    pub(crate) fn copied(&self, name: &str) -> Result<Self, Error> {
+        let flags = rusqlite::OpenFlags::default();
+        let uri = format!("file:{name}?mode=memory&cache=shared");
+        let connection = Connection::open_with_flags(&uri, flags)?;
+        self.connection.execute("VACUUM INTO ?1", [&uri])?;
+        Ok(Self { connection, lock: None, owner: String::new(), bytes: Arc::default() })
+    }
+
+    /// How many tokens it has drawn.
+    #[cfg(test)]
+    pub(crate) fn epoch(&self) -> u64 {
+        let epoch = self.fact("epoch").ok().flatten();
+        epoch.and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
     /// Says whether it is written, where it was to be.
     fn answer(&mut self, request: Request) -> bool {
         // A caller that no longer waits does not matter to the file.

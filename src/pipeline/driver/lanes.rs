@@ -1,8 +1,8 @@
 //! The pipeline's streams: its own, and those that transforms route messages to.
 //!
 //! A routed stream is opened at its first message and closed once it was idle for a while; never more
-//! than [`OPEN_MAX`] of them have a session at once. Where more have something to send, those that
-//! have had theirs for [`TURN`] give way to those that have waited longest. What waits for a stream
+//! than [`Portions::sessions_max`] of them have a session at once. Where more have something to send,
+//! those that have had theirs for [`Portions::session_turn`] give way to those that have waited longest. What waits for a stream
 //! counts as everything that was read and is not settled: [`ByteBudget`](crate::pipeline::budget) and
 //! the bounds of retries and of the spill hold for all streams together.
 
@@ -12,23 +12,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::select_all;
 
+use super::Portions;
 use super::lane::{Lane, Sink, SinkEvent};
 use super::routed::Routed;
 use crate::change::Change;
+use crate::mutation::{self, Rule};
 use crate::pipeline::crossing::Crossing;
 use crate::pipeline::group::Groups;
 use crate::pipeline::outbox::Parcel;
 use crate::pipeline::place::LaneId;
-
-/// Sessions with routed streams at once. Over HTTP/1.1 each is a connection.
-const OPEN_MAX: usize = 32;
-
-/// How long a routed stream keeps its session while others wait for one.
-pub(super) const TURN: Duration = Duration::from_secs(1);
-
-/// A routed stream that had nothing to do for so long is closed: to open one again takes a few requests
-/// and leaves a record in it.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Beyond so many, those that have nothing to do are closed sooner.
 const KEPT_MAX: usize = 256;
@@ -36,6 +28,7 @@ const KEPT_MAX: usize = 256;
 /// All streams of which anything is in memory.
 pub(super) struct Lanes {
     pub(super) own: Lane,
+    portions: Portions,
     routed: BTreeMap<LaneId, Lane>,
     ids: HashMap<Arc<str>, LaneId>,
     /// Never given twice, so that no number can mean another stream than it did.
@@ -46,9 +39,10 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    pub(super) fn new(own: Lane) -> Self {
+    pub(super) fn new(own: Lane, portions: Portions) -> Self {
         Self {
             own,
+            portions,
             routed: BTreeMap::new(),
             ids: HashMap::new(),
             next: 1,
@@ -125,6 +119,9 @@ impl Lanes {
             let front = |id| front(own, routed, id);
             let groups = groups(&parcel.item.change);
             (parcel.number, parcel.behind) = crossing.enter(id, &groups, front);
+            if mutation::broken(Rule::WaitForOtherStreams) {
+                parcel.behind.clear();
+            }
         }
         if let Some(lane) = self.get_mut(id) {
             lane.outbox.push(parcel, now);
@@ -160,7 +157,7 @@ impl Lanes {
         let mut chosen = Vec::new();
         let mut left = wanting.len();
         for (_, id) in wanting {
-            if open >= OPEN_MAX {
+            if open >= self.portions.sessions_max {
                 if !self.give_way(left, now) {
                     break;
                 }
@@ -182,9 +179,10 @@ impl Lanes {
             return true;
         }
         if self.leaving() < wanting {
-            let has_had = |lane: &&mut Lane| lane.turn_ends().is_some_and(|ends| ends <= now);
+            let turn = self.portions.session_turn;
+            let has_had = |lane: &&mut Lane| lane.turn_ends(turn).is_some_and(|ends| ends <= now);
             let turns = self.routed.values_mut().filter(has_had);
-            if let Some(lane) = turns.min_by_key(|lane| lane.turn_ends()) {
+            if let Some(lane) = turns.min_by_key(|lane| lane.turn_ends(turn)) {
                 lane.reconnecting = true;
             }
         }
@@ -209,7 +207,7 @@ impl Lanes {
         for lane in self.routed.values() {
             match &lane.sink {
                 Sink::Waiting { until } if lane.wants_session() => {
-                    if *until > now || open < OPEN_MAX {
+                    if *until > now || open < self.portions.sessions_max {
                         earlier(Some(*until));
                     } else {
                         wanting += 1;
@@ -221,14 +219,15 @@ impl Lanes {
         }
         // They wait for somebody's turn to end, and then for its acknowledgements.
         if wanting > self.leaving() {
-            earlier(self.routed.values().filter_map(Lane::turn_ends).min());
+            let turn = self.portions.session_turn;
+            earlier(self.routed.values().filter_map(|lane| lane.turn_ends(turn)).min());
         }
         wake
     }
 
     /// By how much more rarely each of them is tried when many are in trouble.
     pub(super) fn crowd(&self) -> u32 {
-        1 + u32::try_from(self.routed.len() / OPEN_MAX).unwrap_or(u32::MAX - 1)
+        1 + u32::try_from(self.routed.len() / self.portions.sessions_max).unwrap_or(u32::MAX - 1)
     }
 
     /// The next event of any of them. Cancel-safe.
@@ -247,7 +246,8 @@ impl Lanes {
     }
 
     fn idle_max(&self) -> Duration {
-        if self.routed.len() > KEPT_MAX { TURN } else { IDLE_MAX }
+        let Portions { session_turn, stream_idle, .. } = self.portions;
+        if self.routed.len() > KEPT_MAX { session_turn } else { stream_idle }
     }
 
     /// Whether one of them has been idle for so long that it is closed.

@@ -353,7 +353,7 @@ impl Driver {
         let mut driver = Self {
             pipeline_id: loaded.pipeline_id,
             envelope: Arc::new(Envelope::new(envelope(&settings, "", ""))),
-            lanes: Lanes::new(own),
+            lanes: Lanes::new(own, settings.portions),
             doubts: Doubts::default(),
             granted: HashSet::new(),
             settings,
@@ -502,6 +502,9 @@ impl Driver {
 
     /// When something has to be looked at again, whatever else happens.
     fn wake(&self) -> Option<Instant> {
+        if mutation::broken(Rule::WaitForEvents) && self.writing.is_some() {
+            return Some(self.clock.now());
+        }
         // Before one begins elsewhere, the store is what is waited for.
         let sink = self.lanes.wake(self.clock.now()).filter(|_| !self.begins_elsewhere);
         let retry = self.can_read().then(|| self.holds.next_time(self.stored)).flatten();

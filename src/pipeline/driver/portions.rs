@@ -1,8 +1,10 @@
 //! How much a driver moves at once.
 
+use std::time::Duration;
+
 /// The sizes of its steps, in bytes as [`Change::bytes`](crate::change::Change::bytes) counts them, or
-/// in changes. They bound memory and nothing else depends on them: the simulation draws them small, so
-/// that each is met with a few changes.
+/// in changes, and how long a routed stream keeps what it has. They bound memory and connections, and
+/// nothing else depends on them: the simulation draws them small, so that each is met with a few changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Portions {
     /// Stored messages that are tried at once, beside the first.
@@ -22,6 +24,13 @@ pub struct Portions {
     pub closing_bytes: u64,
     /// Spilled changes of a job for the workers, as a batch of the source has them.
     pub job_changes: usize,
+    /// Sessions with routed streams at once. Over HTTP/1.1 each is a connection.
+    pub sessions_max: usize,
+    /// How long a routed stream keeps its session while others wait for one.
+    pub session_turn: Duration,
+    /// A routed stream that had nothing to do for so long is closed: to open one again takes a few
+    /// requests and leaves a record in it.
+    pub stream_idle: Duration,
 }
 
 impl Default for Portions {
@@ -35,6 +44,9 @@ impl Default for Portions {
             drain_bytes_max: 8 * 1024 * 1024,
             closing_bytes: 4 * 1024 * 1024,
             job_changes: 256,
+            sessions_max: 32,
+            session_turn: Duration::from_secs(1),
+            stream_idle: Duration::from_secs(60),
         }
     }
 }

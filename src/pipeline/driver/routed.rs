@@ -28,9 +28,9 @@ use std::time::{Duration, Instant};
 
 use super::keep::MadeBy;
 use super::lane::{Lane, Sink};
-use super::lanes::TURN;
 use super::{Driver, Error};
 use crate::change::Position;
+use crate::mutation::{self, Rule};
 use crate::pipeline::control::{ErrorView, Reason, StreamView};
 use crate::pipeline::grants::{Grants, refusal};
 use crate::pipeline::holds::MessageId;
@@ -124,9 +124,9 @@ impl Lane {
     }
 
     /// When it has had its session long enough for others to have one, unless it ends it already.
-    pub(super) fn turn_ends(&self) -> Option<Instant> {
+    pub(super) fn turn_ends(&self, turn: Duration) -> Option<Instant> {
         let routed = self.routed.as_ref()?;
-        (self.is_open() && !self.reconnecting).then(|| routed.since + TURN)
+        (self.is_open() && !self.reconnecting).then(|| routed.since + turn)
     }
 
     /// Whether a routed stream has had nothing to do for so long.
@@ -154,15 +154,12 @@ impl Lane {
 impl Driver {
     /// Takes in the streams that the store has rows for: all of them are read before anything is sent.
     pub(super) fn adopt_streams(&mut self, rows: Vec<(String, u64)>) -> Result<(), Error> {
-        let promised = self.lanes.own.promised;
         for (name, seq) in rows {
             let id = self
                 .new_lane(name.as_str().into())
                 .map_err(|error| Error::Sink(crate::error_chain::error_chain(&error)))?;
             let Some(lane) = self.lanes.get_mut(id) else { continue };
             lane.unread = true;
-            // By one token for all streams, so that what holds for the pipeline's own holds for them.
-            lane.promised = promised;
             lane.acknowledged = Some(seq);
             if let Some(routed) = &mut lane.routed {
                 routed.row = Row::Present;
@@ -180,6 +177,10 @@ impl Driver {
         let grants = if first { self.settings.grants } else { Grants::default() };
         let mut lane = Lane::new(client, self.settings.window, grants, None, now);
         lane.unread = false;
+        // By one token for all streams, so that what holds for the pipeline's own holds for them.
+        if !mutation::broken(Rule::PromiseForAll) {
+            lane.promised = self.lanes.own.promised;
+        }
         lane.routed = Some(Routed {
             name: Arc::clone(&name),
             row: Row::Absent,
@@ -287,8 +288,7 @@ impl Driver {
         for (position, landed) in found {
             match stored.get(&position) {
                 Some(id) if self.holds.is_idle(*id) => {
-                    self.forget(*id);
-                    self.delivered = true;
+                    self.delivered_from_store(*id, position, landed);
                 }
                 // What comes out of the spill later is looked up there.
                 None if self.replayed.contains_key(&position) || !self.spill.is_on() => {}
@@ -388,7 +388,7 @@ impl Driver {
             let holds = &self.holds;
             routed.parked.retain(|id| holds.has_failed(*id));
         }
-        if gone {
+        if gone || mutation::broken(Rule::DoubtWhatWasSent) {
             self.end_doubts(id, &HashMap::new());
         } else {
             self.doubt(id, &parcels[refused..refused + sent]);
@@ -411,7 +411,9 @@ impl Driver {
             };
             self.parked_for(id, message);
         }
-        self.hold_back_what_is_held(now);
+        if !mutation::broken(Rule::HoldBehindShut) {
+            self.hold_back_what_is_held(now);
+        }
         self.check_established();
         self.decide();
     }
@@ -432,7 +434,10 @@ impl Driver {
         }
         let now = self.clock.now();
         let doubted: HashSet<LaneId> = self.doubts.open.values().copied().collect();
-        let covered = |id| floors.of(id).is_none() && !doubted.contains(&id);
+        let covered = |id| {
+            (floors.of(id).is_none() && !doubted.contains(&id))
+                || mutation::broken(Rule::CloseCovered)
+        };
         for id in self.lanes.to_close(now, covered) {
             let Some(lane) = self.lanes.get_mut(id) else { continue };
             lane.sink = Sink::Waiting { until: now };
@@ -448,7 +453,8 @@ impl Driver {
                 Row::Absent => continue,
                 Row::Leaving => None,
                 Row::Present => {
-                    let floor = [floors.of(id), lane.acknowledged].into_iter().flatten().min();
+                    let floor = floors.of(id).filter(|_| !mutation::broken(Rule::RowNumber));
+                    let floor = [floor, lane.acknowledged].into_iter().flatten().min();
                     if floor.is_none() || floor == routed.saved {
                         continue;
                     }

@@ -272,8 +272,7 @@ impl Driver {
             }
             Origin::Store { id } => {
                 self.off_the_way(item);
-                self.forget(id);
-                self.delivered = true;
+                self.delivered_from_store(id, item.change.position, landed);
             }
         }
     }

@@ -167,6 +167,11 @@ impl Spill {
         floors.merge(&self.floors);
     }
 
+    /// See [`AckTracker::found`].
+    pub(super) fn found(&mut self, at: Position, landed: Landed) {
+        self.delivered.found(at, landed);
+    }
+
     pub(super) fn settle(&mut self, entry: EntryId, bytes: usize, landed: Option<Landed>) {
         self.delivered.settle(entry, landed);
         self.drain_bytes = self.drain_bytes.saturating_sub(bytes);
@@ -568,7 +573,7 @@ impl Driver {
         if self.spill.mode != Mode::On || mutation::broken(Rule::FindWhatWasSpilled) {
             return;
         }
-        self.forget_landed(landed);
+        self.forget_landed(lane, landed);
         let read = self.spill.read_through;
         let beyond = landed.iter().filter(|(position, _)| **position > read);
         self.replayed
