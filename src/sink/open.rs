@@ -195,10 +195,8 @@ async fn survey(client: &Client, read_from: u64) -> Result<Tail, Error> {
     let missing = |error: &Error| error.is_stream_missing() || error.is_basin_missing();
     let tail = match client.tail().await {
         Err(error) if missing(&error) && client.settings().create => {
-            // A stream that this pipeline has written to is not silently begun anew.
-            if read_from > 0 {
-                return Err(recreated(client, read_from, 0));
-            }
+            // The answer may be of something in front of S2, and pass. What was written to may be gone,
+            // too: then it is made anew, and its end says so below, before anything is sent.
             client.create_missing().await?;
             client.tail().await?
         }

@@ -40,6 +40,33 @@ async fn assert_nothing_failed(home: &Home) {
     assert!(home.messages(None).await.is_empty(), "an outage of the sink fails no message");
 }
 
+/// The stream is there all the time, and would be created if it were not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_404_that_passes_does_not_make_a_stream_count_as_deleted() {
+    let (mut world, front) = fronted("passing_404").await;
+    world.home.settings.sink = "create = true\n".to_owned();
+    world.home.write_config();
+    let mut running = world.start().ready().await;
+    let work = workload(&world).start();
+    work.commits(50).await;
+    front.set(Fault::status(404, "stream_not_found"));
+    running.unready("sink_404").await;
+    work.commits(20).await;
+    front.set(Fault::None);
+    let mut running = running.ready().await;
+    // A restart reads the stream from its checkpoint, too.
+    front.set(Fault::status(404, "stream_not_found"));
+    running.unready("sink_404").await;
+    running.kill().await;
+    let mut running = world.start();
+    running.unready("sink_404").await;
+    front.set(Fault::None);
+    let running = running.ready().await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_basin_and_stream_are_named_and_awaited() {
     let database = Cluster::shared().await.database("missing").await;
