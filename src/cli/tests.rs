@@ -51,7 +51,7 @@ fn command_lines() {
         "sluicebox tail -f -n 3 --json",
         "sluicebox tail --from 0",
         "sluicebox verify",
-        "sluicebox verify --table t --table public.u --from 7 --to 9 --json",
+        "sluicebox verify --table t --table public.u --stream cdc/a --from 7 --to 9 --json",
         "sluicebox verify --ignore-column public.t.body --allow-older --show-values --wait 5",
         "sluicebox s2",
         "sluicebox s2 --listen 127.0.0.1:0 --dir data",

@@ -15,9 +15,9 @@ use super::catalog::Catalog;
 use super::error::Error;
 use super::sql::{Session, Sql, get};
 use super::transport::VALUE_SETTINGS;
-use super::{Settings, quote_identifier};
-use crate::change::{Lsn, Table};
-use crate::decode::{Relation, RelationColumn};
+use super::{Settings, quote_identifier, quote_literal};
+use crate::change::{Change, Lsn, Table};
+use crate::decode::{Decoded, Decoder, Relation, RelationColumn};
 use crate::table_name::TableName;
 
 /// A table as the publication sends it.
@@ -199,6 +199,38 @@ impl Inspector {
         Ok(confirmed.and_then(|lsn| lsn.parse().ok()))
     }
 
+    /// What the slot has not been told of, as it would be sent, without taking it. Nobody may use the slot
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres does not answer, and when the slot is in use or not there.
+    pub async fn pending(&self) -> Result<Pending, Error> {
+        let Settings { slot, publication, tables, group_by, .. } = &self.settings;
+        // A connection of its own: the other one has a snapshot, and every answer here may take long.
+        let connection = Sql::new(Arc::new(self.settings.dsn.clone()));
+        let session = connection.session().await?;
+        session.execute("SET statement_timeout = 0").await?;
+        for (name, value) in VALUE_SETTINGS {
+            session.execute(&format!("SET {name} = '{value}'")).await?;
+        }
+        let sql = format!(
+            "SELECT encode(data, 'hex') FROM pg_logical_slot_peek_binary_changes({}, NULL, NULL, \
+             'proto_version', '1', 'publication_names', {})",
+            quote_literal(slot),
+            quote_literal(&quote_identifier(publication)),
+        );
+        let rows = Rows { stream: Box::pin(session.stream(&sql).await?) };
+        Ok(Pending {
+            rows,
+            decoder: Decoder::new(),
+            after: Lsn(0),
+            catalog: Catalog::new(tables, group_by),
+            describer: Sql::new(Arc::new(self.settings.dsn.clone())),
+            _connection: connection,
+        })
+    }
+
     /// The rows of a table. `expressions` has, for each column, the SQL to select in its place.
     ///
     /// # Errors
@@ -224,6 +256,61 @@ async fn wal_end(session: &Session) -> Result<Lsn, Error> {
     let row = session.one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
     let lsn: String = get(&row, 0)?;
     lsn.parse().map_err(|_| Error::Protocol { what: format!("`{lsn}` where an LSN is expected") })
+}
+
+/// Changes that are still in the slot.
+pub struct Pending {
+    rows: Rows,
+    decoder: Decoder,
+    /// The transaction that it is in.
+    after: Lsn,
+    catalog: Catalog,
+    /// Asks what tables look like, while the other connection sends.
+    describer: Sql,
+    _connection: Sql,
+}
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pending").finish_non_exhaustive()
+    }
+}
+
+impl Pending {
+    /// The next changes, in their order; nothing after the last.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres ends the query, or sends what is not a change.
+    pub async fn next(&mut self) -> Result<Option<Vec<Change>>, Error> {
+        loop {
+            let Some(row) = self.rows.next().await? else { return Ok(None) };
+            let bytes = row.get(0).and_then(bytes_of_hex).ok_or_else(|| Error::Protocol {
+                what: "a message of the slot that is not hexadecimal".to_owned(),
+            })?;
+            let after = self.after;
+            let decoded = self.decoder.decode(bytes.into());
+            match decoded.map_err(|source| Error::Decode { after, source })? {
+                Decoded::Change(change) => return Ok(Some(vec![change])),
+                Decoded::Truncate(changes) => return Ok(Some(changes)),
+                Decoded::Relation(relation) => {
+                    let described = self.catalog.describe(&self.describer, relation).await?;
+                    self.decoder.define(described.table);
+                }
+                Decoded::Begin { commit_lsn, .. } => self.after = commit_lsn,
+                Decoded::Commit { .. } | Decoded::Other => {}
+            }
+        }
+    }
+}
+
+fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let pairs = text.as_bytes().chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return None;
+    }
+    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
 /// Rows on their way.

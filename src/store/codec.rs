@@ -206,10 +206,27 @@ fn damaged(id: u64) -> Error {
 /// The primary key's values by column, as text, for operators who ask for a message.
 #[must_use]
 pub fn primary_key(change: &Change) -> serde_json::Value {
-    let columns = &change.table.columns;
+    let none = || serde_json::Value::Object(serde_json::Map::new());
+    change.row().map_or_else(none, |row| row_key(&change.table, row))
+}
+
+/// The same of each row that a change concerns: also of the one that an update made another key of.
+#[must_use]
+pub fn primary_keys(change: &Change) -> Vec<serde_json::Value> {
+    let mut keys = vec![primary_key(change)];
+    if let (Some(_), Some(old)) = (&change.new, &change.old) {
+        let before = row_key(&change.table, old);
+        if before != keys[0] {
+            keys.push(before);
+        }
+    }
+    keys
+}
+
+fn row_key(table: &Table, row: &Tuple) -> serde_json::Value {
+    let columns = &table.columns;
     let has_primary = columns.iter().any(|column| column.primary_key);
     let mut key = serde_json::Map::new();
-    let Some(row) = change.row() else { return serde_json::Value::Object(key) };
     for (index, column) in columns.iter().enumerate() {
         let part = if has_primary { column.primary_key } else { column.identity };
         // With REPLICA IDENTITY FULL and no key, the whole row would be shown.

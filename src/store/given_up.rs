@@ -1,12 +1,10 @@
 //! What operators gave up: kept after the messages are gone, for whoever asks later why a row is not in
 //! the stream.
 
-use std::path::Path;
-
-use rusqlite::{Connection, OpenFlags, Transaction};
+use rusqlite::{Connection, Transaction};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, checksum, codec, fact, now_ms, set_fact, signed, unsigned};
+use super::{Error, codec, fact, now_ms, set_fact, signed, unsigned};
 
 /// How many are remembered one by one; the count tells the rest.
 const NEWEST_MAX: usize = 1000;
@@ -73,23 +71,6 @@ pub(super) fn remember(transaction: &Transaction<'_>, entries: Vec<GivenUp>) -> 
     set_fact(transaction, NAME, &codec::to_json(&all)?)
 }
 
-fn known(connection: &Connection) -> Result<AllGivenUp, Error> {
+pub(super) fn known(connection: &Connection) -> Result<AllGivenUp, Error> {
     fact(connection, NAME)?.map_or(Ok(AllGivenUp::default()), |text| codec::from_json(&text))
-}
-
-/// Reads what was given up from the store of a state folder, which a running process may have open.
-/// Nothing where there is no store.
-///
-/// # Errors
-///
-/// When the file cannot be read.
-pub fn read(dir: &Path) -> Result<Option<AllGivenUp>, Error> {
-    let path = dir.join("sluicebox.db");
-    if !path.exists() {
-        return Ok(None);
-    }
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    checksum::register(&connection)?;
-    known(&connection).map(Some)
 }

@@ -16,6 +16,7 @@
 mod checksum;
 mod codec;
 pub mod given_up;
+pub mod look;
 mod owner;
 mod schema;
 mod spill;
@@ -38,7 +39,7 @@ use crate::pipeline::control::{self, ColumnBytes, ErrorView, MessageList, PageQu
 use crate::pipeline::group::{GroupId, Groups};
 use crate::sink::Guarantee;
 
-pub use codec::primary_key;
+pub use codec::{primary_key, primary_keys};
 pub use spill::Chunk;
 
 /// What can go wrong with the store.
@@ -802,8 +803,7 @@ impl Database {
         let transaction = owner::begin(&mut self.connection, &self.owner)?;
         let drawn = fact(&transaction, "epoch")?.and_then(|text| text.parse::<u64>().ok());
         let epoch = drawn.unwrap_or(0) + 1;
-        let kept =
-            stream.map_or_else(|| "tokens".to_owned(), |stream| format!("tokens of {stream}"));
+        let kept = stream.map_or_else(|| "tokens".to_owned(), token_fact);
         let mut known: Vec<String> = match fact(&transaction, &kept)? {
             Some(tokens) => tokens.split_whitespace().map(str::to_owned).collect(),
             None if stream.is_some() => Vec::new(),
@@ -830,6 +830,11 @@ impl Database {
     fn set_fact(&self, name: &str, value: &str) -> Result<(), Error> {
         set_fact(&self.connection, name, value)
     }
+}
+
+/// The fact that keeps the fencing tokens of a stream that transforms route messages to.
+fn token_fact(stream: &str) -> String {
+    format!("tokens of {stream}")
 }
 
 /// A promise that a later release has made is not taken for less.

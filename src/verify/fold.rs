@@ -2,13 +2,18 @@
 //!
 //! Order and doubling are judged by what the records say of themselves; no other knowledge of the
 //! source is needed for that. Rows are kept as digests in [`Scratch`].
+//!
+//! Where transforms route messages, a row's changes lie in several streams. Nothing in one stream says
+//! where another was at that time, so each is judged by itself as it is read, and its messages are laid
+//! aside in [`Scratch`]; when all are read, they are done to the rows in the order of the source.
 
 use std::collections::HashMap;
 
 use super::canon::{canonical, digest};
 use super::fault::{Fault, Faults};
 use super::message::{Columns, Headers, Message};
-use super::scratch::{Cell, Row, Scratch, State};
+use super::order::Order;
+use super::scratch::{Cell, Row, Scratch, Spooled, State};
 use super::{Counts, Error};
 use crate::change::{Action, Grouping, Lsn, Position};
 use crate::sink::ReadRecord;
@@ -33,26 +38,24 @@ pub(super) struct Table {
     /// Without a key its rows can only be counted.
     pub(super) has_key: bool,
     /// What keeps its order: order is judged by it, and row by row.
-    grouping: Grouping,
+    pub(super) grouping: Grouping,
     /// Records that a transform gave a body of its own: nothing says what they did to which row.
     pub(super) opaque: u64,
     /// For each column, the rows of the table that differ there.
     pub(super) different: Vec<u64>,
-    /// The last position of the table, for tables that are one group, and for truncates.
-    last: Option<Position>,
-    /// The last truncate: everything later comes behind it.
-    barrier: Option<Position>,
+    /// For each stream.
+    pub(super) order: Vec<Order>,
 }
 
 impl Table {
     pub(super) fn new(name: String, columns: Vec<Column>, grouping: Grouping) -> Self {
         let has_key = columns.iter().any(|column| column.is_key);
         let different = vec![0; columns.len()];
-        Self { name, columns, has_key, grouping, opaque: 0, different, last: None, barrier: None }
+        Self { name, columns, has_key, grouping, opaque: 0, different, order: Vec::new() }
     }
 
     /// The key's values as a JSON array; nothing where one is missing.
-    fn key<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
+    pub(super) fn key<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
         let keys = self.columns.iter().filter(|column| column.is_key);
         let values = keys.map(|column| value(&column.name).map(canonical));
         let values: Vec<_> = values.collect::<Option<_>>()?;
@@ -60,7 +63,7 @@ impl Table {
     }
 
     /// The group that a row belongs to, where columns make the groups and the row has them all.
-    fn group<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
+    pub(super) fn group<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
         let Grouping::Columns(columns) = &self.grouping else { return None };
         let part = |index: &usize| {
             let name = &self.columns.get(*index)?.name;
@@ -120,13 +123,19 @@ pub(super) struct Fold<'a> {
     pub(super) keep_values: bool,
     /// Known before records are read that may be later than it.
     pub(super) moment: Option<Moment>,
-    pipeline: Option<String>,
+    /// The streams that are read, by their names.
+    streams: Vec<String>,
+    /// Whose records are folded.
+    pub(super) pipeline: Option<String>,
     observer: Option<Box<Observer<'a>>>,
 }
 
 impl<'a> Fold<'a> {
-    /// Each table with the names that its records may carry.
-    pub(super) fn new(tables: Vec<(Table, Vec<String>)>) -> Result<Self, Error> {
+    /// Each table with the names that its records may carry, and the streams that are read.
+    pub(super) fn new(
+        tables: Vec<(Table, Vec<String>)>,
+        streams: Vec<String>,
+    ) -> Result<Self, Error> {
         let mut by_name = HashMap::new();
         for (index, (_, names)) in tables.iter().enumerate() {
             by_name.extend(names.iter().map(|name| (name.clone(), index)));
@@ -140,6 +149,7 @@ impl<'a> Fold<'a> {
             partial: false,
             keep_values: false,
             moment: None,
+            streams,
             pipeline: None,
             observer: None,
         })
@@ -163,8 +173,21 @@ impl<'a> Fold<'a> {
         self.tables[table].key(value)
     }
 
-    /// Takes the stream's next record. Command records are no data and are passed over.
-    pub(super) fn add(&mut self, record: &ReadRecord) -> Result<(), Error> {
+    /// Whether messages are laid aside until all streams are read.
+    pub(super) fn is_spooled(&self) -> bool {
+        self.streams.len() > 1
+    }
+
+    /// How a record is named in what is found.
+    pub(super) fn record(&self, stream: usize, seq: u64) -> String {
+        match self.streams.get(stream).filter(|_| self.is_spooled()) {
+            Some(name) => format!("record {seq} of `{name}`"),
+            None => format!("record {seq}"),
+        }
+    }
+
+    /// Takes a stream's next record. Command records are no data and are passed over.
+    pub(super) fn add(&mut self, stream: usize, record: &ReadRecord) -> Result<(), Error> {
         if record.is_command() {
             self.counts.commands += 1;
             return Ok(());
@@ -173,15 +196,15 @@ impl<'a> Fold<'a> {
         let lengths = record.headers.iter().map(|header| (header.name.len(), header.value.len()));
         let bytes = metered_bytes(lengths, record.body.len());
         self.counts.largest_bytes = self.counts.largest_bytes.max(bytes);
-        let seq = record.seq;
+        let name = self.record(stream, record.seq);
         if bytes > RECORD_BYTES_MAX {
-            self.faults.add(Fault::Oversize, || format!("record {seq}: {bytes} bytes"));
+            self.faults.add(Fault::Oversize, || format!("{name}: {bytes} bytes"));
         }
         let headers = match Headers::of(record) {
             Ok(headers) => headers,
-            Err(name) => {
+            Err(header) => {
                 self.faults.add(Fault::Malformed, || {
-                    format!("record {seq}: the header {name} is missing or cannot be read")
+                    format!("{name}: the header {header} is missing or cannot be read")
                 });
                 return Ok(());
             }
@@ -192,9 +215,8 @@ impl<'a> Fold<'a> {
         }
         if !self.scratch.see(headers.position, headers.part)? {
             let Headers { key, part, parts, .. } = &headers;
-            self.faults.add(Fault::Doubled, || {
-                format!("record {seq}: sb-key {key}, sb-part {part}/{parts}")
-            });
+            self.faults
+                .add(Fault::Doubled, || format!("{name}: sb-key {key}, sb-part {part}/{parts}"));
             return Ok(());
         }
         if headers.parts > 1 {
@@ -207,8 +229,20 @@ impl<'a> Fold<'a> {
         };
         match serde_json::from_slice::<Message<'_>>(&record.body) {
             Ok(message) => {
-                self.check_headers(seq, &headers, &message);
-                self.apply(seq, table, &headers, &message)
+                self.check_headers(&name, &headers, &message);
+                self.judge_order(stream, &name, table, headers.position, &message)?;
+                if self.is_spooled() {
+                    return self.scratch.spool(&Spooled {
+                        at: headers.position,
+                        part: headers.part,
+                        parts: headers.parts,
+                        stream,
+                        seq: record.seq,
+                        table,
+                        body: record.body.to_vec(),
+                    });
+                }
+                self.apply(&name, table, headers.position, headers.parts, &message)
             }
             Err(_) => {
                 self.tables[table].opaque += 1;
@@ -217,18 +251,33 @@ impl<'a> Fold<'a> {
         }
     }
 
+    /// Does what several streams told, in the order of the source. To be called once, when all of them
+    /// have been read.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        let mut after = None;
+        while let Some(spooled) = self.scratch.next_spooled(after)? {
+            after = Some((spooled.at, spooled.part));
+            let name = self.record(spooled.stream, spooled.seq);
+            // It could be read when it was laid aside.
+            if let Ok(message) = serde_json::from_slice::<Message<'_>>(&spooled.body) {
+                self.apply(&name, spooled.table, spooled.at, spooled.parts, &message)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Holds the headers against the body.
-    fn check_headers(&mut self, seq: u64, headers: &Headers, message: &Message<'_>) {
+    fn check_headers(&mut self, record: &str, headers: &Headers, message: &Message<'_>) {
         let metadata = &message.metadata;
         let table = format!("{}.{}", metadata.table_schema, metadata.table_name);
-        for (name, found, expected) in [
+        for (what, found, expected) in [
             ("metadata.idempotency_key", metadata.idempotency_key.as_str(), headers.key.as_str()),
             ("the table in metadata", &table, &headers.table),
             ("action", message.action.as_str(), &headers.action),
         ] {
             if found != expected {
                 self.faults.add(Fault::Malformed, || {
-                    format!("record {seq}: {name} is `{found}`, and its header `{expected}`")
+                    format!("{record}: {what} is `{found}`, and its header `{expected}`")
                 });
             }
         }
@@ -237,62 +286,27 @@ impl<'a> Fold<'a> {
     /// Does to our table what the message says was done to the source's.
     fn apply(
         &mut self,
-        seq: u64,
+        record: &str,
         table: usize,
-        headers: &Headers,
+        at: Position,
+        parts: u32,
         message: &Message<'_>,
     ) -> Result<(), Error> {
-        let at = headers.position;
         let is_later = self.moment.is_some_and(|moment| at.commit_lsn >= moment.to);
         let is_late = self.moment.is_some_and(|moment| at.commit_lsn >= moment.from);
         self.counts.later += u64::from(is_later);
-        let state = &mut self.tables[table];
-        let one_group = match state.grouping {
-            Grouping::Table => true,
-            Grouping::Key => !state.has_key || message.action == Action::Truncate,
-            Grouping::Columns(_) | Grouping::None => message.action == Action::Truncate,
-        };
-        let before = state.barrier.max(if one_group { state.last } else { None });
-        if let Some(before) = before.filter(|before| *before > at) {
-            let name = &state.name;
-            self.faults.add(Fault::Disordered, || {
-                format!("record {seq}: {} of {name} at {at}, after {before}", message.action)
-            });
-        }
-        state.last = state.last.max(Some(at));
         if message.action == Action::Truncate {
-            state.barrier = state.barrier.max(Some(at));
             return if is_later { Ok(()) } else { self.scratch.truncate(table, is_late) };
         }
-        if !state.has_key {
+        if !self.tables[table].has_key {
             return if is_later {
-                self.add_to_bag(seq, table, message, Some(true))
+                self.add_to_bag(record, table, message, Some(true))
             } else {
-                self.add_to_bag(seq, table, message, is_late.then_some(false))
+                self.add_to_bag(record, table, message, is_late.then_some(false))
             };
         }
-        let new = |name: &str| message.record.get(name).map(|value| value.get());
-        let old = |name: &str| {
-            let before = message.changes.as_ref().and_then(|changes| changes.get(name));
-            before.map(|value| value.get()).or_else(|| new(name))
-        };
-        // A row that changes hands belongs to both groups.
-        // Values that a transform has altered may fall together.
-        let is_told = |name: &str| !message.metadata.is_altered(name);
-        let groups = [
-            state.group(|name| is_told(name).then(|| new(name)).flatten()),
-            state.group(|name| is_told(name).then(|| old(name)).flatten()),
-        ];
-        let groups: std::collections::BTreeSet<_> = groups.into_iter().flatten().collect();
-        for group in groups {
-            let last = self.scratch.pass_group(table, &group, at)?;
-            if let Some(last) = last.filter(|last| *last > at) {
-                let name = &self.tables[table].name;
-                self.faults.add(Fault::Disordered, || {
-                    format!("record {seq}: group {group} of {name} at {at}, after {last}")
-                });
-            }
-        }
+        let new = |name: &str| message.after(name);
+        let old = |name: &str| message.before(name);
         let state = &self.tables[table];
         let (Some(key), Some(old_key)) = (state.key(new), state.key(old)) else {
             self.tables[table].opaque += 1;
@@ -312,7 +326,7 @@ impl<'a> Fold<'a> {
                 if state.grouping != Grouping::None {
                     let row = state.show(key);
                     self.faults.add(Fault::Disordered, || {
-                        format!("record {seq}: {row} at {at}, after {last}")
+                        format!("{record}: {row} at {at}, after {last}")
                     });
                 }
                 // What is known of the row is newer.
@@ -329,7 +343,7 @@ impl<'a> Fold<'a> {
         }
         let former = touched[0].1.take();
         if !self.scratch.is_given_up(table, &old_key)? {
-            self.check_former(seq, table, &old_key, message, former.as_ref(), headers.parts);
+            self.check_former(record, table, &old_key, message, former.as_ref(), parts);
         }
         if is_late {
             let gone = if self.partial { State::Unknown } else { State::Deleted };
@@ -342,12 +356,12 @@ impl<'a> Fold<'a> {
         if key != old_key {
             self.scratch.put(table, &old_key, &empty(State::Deleted))?;
         }
-        let row = if headers.parts > 1 {
+        let row = if parts > 1 {
             empty(State::Opaque)
         } else if message.action == Action::Delete {
             empty(State::Deleted)
         } else {
-            self.row_after(seq, table, at, message, former)
+            self.row_after(record, table, at, message, former)
         };
         self.scratch.put(table, &key, &row)
     }
@@ -355,7 +369,7 @@ impl<'a> Fold<'a> {
     /// An insert needs a row that is not there, and anything else one that is.
     fn check_former(
         &mut self,
-        seq: u64,
+        record: &str,
         table: usize,
         key: &str,
         message: &Message<'_>,
@@ -381,18 +395,18 @@ impl<'a> Fold<'a> {
         let (row, action) = (self.tables[table].show(key), message.action);
         if is_there {
             self.faults.add(Fault::Different, || {
-                format!("record {seq}: {action} of {row}, which is there already")
+                format!("{record}: {action} of {row}, which is there already")
             });
         } else {
             self.faults.add(Fault::Missing, || {
-                format!("before record {seq}: the insert of {row}, of which this is the {action}")
+                format!("before {record}: the insert of {row}, of which this is the {action}")
             });
         }
     }
 
     fn row_after(
         &mut self,
-        seq: u64,
+        record: &str,
         table: usize,
         at: Position,
         message: &Message<'_>,
@@ -408,7 +422,7 @@ impl<'a> Fold<'a> {
             if altered && !column.may_be_altered {
                 let (table, column) = (&table.name, &column.name);
                 self.faults.add(Fault::Different, || {
-                    format!("record {seq}: `{column}` of {table} is noted as altered")
+                    format!("{record}: `{column}` of {table} is noted as altered")
                 });
             }
             let mut value = None;
@@ -436,18 +450,14 @@ impl<'a> Fold<'a> {
     /// whether the change is behind it.
     fn add_to_bag(
         &mut self,
-        seq: u64,
+        record: &str,
         index: usize,
         message: &Message<'_>,
         late: Option<bool>,
     ) -> Result<(), Error> {
         let table = &self.tables[index];
-        let new = |name: &str| message.record.get(name).map(|value| value.get());
-        let old = |name: &str| {
-            let before = message.changes.as_ref().and_then(|changes| changes.get(name));
-            before.map(|value| value.get()).or_else(|| new(name))
-        };
-        let (new, old) = (row_digest(table, new), row_digest(table, old));
+        let new = row_digest(table, |name| message.after(name));
+        let old = row_digest(table, |name| message.before(name));
         let steps = match message.action {
             Action::Insert | Action::Read => [Some((new, 1)), None],
             Action::Delete => [Some((new, -1)), None],
@@ -458,7 +468,7 @@ impl<'a> Fold<'a> {
             let Some(row) = row else {
                 let name = &table.name;
                 self.faults.add(Fault::Different, || {
-                    format!("record {seq}: a row of {name}, which has no key, is not whole")
+                    format!("{record}: a row of {name}, which has no key, is not whole")
                 });
                 continue;
             };

@@ -25,6 +25,19 @@ pub(super) struct Message<'a> {
     pub(super) metadata: Metadata,
 }
 
+impl<'a> Message<'a> {
+    /// The JSON of a column after the change.
+    pub(super) fn after(&self, column: &str) -> Option<&'a str> {
+        self.record.get(column).map(|value| value.get())
+    }
+
+    /// The JSON of a column before it.
+    pub(super) fn before(&self, column: &str) -> Option<&'a str> {
+        let before = self.changes.as_ref().and_then(|changes| changes.get(column));
+        before.map(|value| value.get()).or_else(|| self.after(column))
+    }
+}
+
 #[derive(Deserialize)]
 pub(super) struct Metadata {
     pub(super) table_schema: String,

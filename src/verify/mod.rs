@@ -19,10 +19,15 @@
 //! [`scratch`]), the source is read as a stream of rows, and S2 by pages.
 //!
 //! **What is not lost.** Once everything up to the moment is confirmed, each change is in the stream
-//! or in the store; those in the store are asked for then, so that their rows count as held. What an
-//! operator gave up the store remembers, so that such rows are named as that. Where a
+//! or in the store; those in the store are asked for then, so that their rows count as held. Where no
+//! pipeline runs, nothing is confirmed, and the moment is not waited for: what the slot still has counts
+//! as held, too ([`Verifier::choose_moment_without_pipeline`]). What an operator gave up the store
+//! remembers, so that such rows are named as that. Where a
 //! transform has altered a value it says so in the metadata, in a list or object whose name ends in
-//! `_columns`, or the operator names the column. A transform that drops messages makes rows missing.
+//! `_columns`, or the operator names the column. Nobody writes down what a transform dropped: whoever
+//! has the chain says of each row that is missing whether the chain drops it ([`Dropped`]).
+//!
+//! **Several streams**, to which transforms route, are compared as one: see [`fold`].
 //!
 //! Values come from Postgres as text and become JSON by the mapper that the pipeline uses, unless the
 //! caller has an SQL expression for a column's JSON: the demonstration has one for every type.
@@ -32,6 +37,7 @@ mod compare;
 mod fault;
 mod fold;
 mod message;
+mod order;
 mod report;
 mod scratch;
 #[cfg(test)]
@@ -41,21 +47,20 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use serde_json::value::RawValue;
-
 use self::compare::{Comparison, Rules};
 use self::fold::Fold;
-use crate::change::{Lsn, Position};
+use crate::change::{Action, Change, Column, Lsn, Position};
 use crate::message::value_json;
 use crate::pipeline::group::key_columns;
 use crate::sink;
 use crate::source::{self, Inspector, Published};
+use crate::store;
 use crate::store::given_up::GivenUp;
 use crate::table_name::TableName;
 
 pub use fault::{Fault, Faults, Found};
 pub use fold::{Applied, Moment, Observer};
-pub use report::{Counts, Report, TableReport};
+pub use report::{Counts, Report, StreamReport, TableReport};
 
 /// How long before the snapshot the moment begins: commits become visible within milliseconds.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -96,6 +101,10 @@ pub struct Settings {
     pub source: source::Settings,
     /// Which of its tables; all of them where there is none.
     pub tables: Vec<TableName>,
+    /// The streams to read, in the client's basin; the client's own alone where there is none.
+    pub streams: Vec<String>,
+    /// Whose records are meant; those of whoever wrote the first record where it is not known.
+    pub pipeline_id: Option<String>,
     /// The range of the stream; from its first record to its tail where there is none. With an end,
     /// the tables are not looked at.
     pub from: Option<u64>,
@@ -120,6 +129,8 @@ impl Settings {
         Self {
             source,
             tables: Vec::new(),
+            streams: Vec::new(),
+            pipeline_id: None,
             from: None,
             to: None,
             ignore_columns: Vec::new(),
@@ -132,31 +143,59 @@ impl Settings {
     }
 }
 
-/// A message that is in the store.
+/// A change that is in the store or still in the slot.
 #[derive(Clone, Debug)]
 pub struct Held {
     /// `schema.name`.
     pub table: String,
     pub position: Position,
-    /// The keys of the rows that it concerns, as objects by column; all rows, where there is none.
+    /// The keys of the rows that it concerns, as objects by column with their values as the store shows
+    /// them; all rows, where there is none.
     pub keys: Vec<serde_json::Value>,
+}
+
+impl Held {
+    /// What a change concerns.
+    #[must_use]
+    pub fn of(change: &Change) -> Self {
+        let keys = match change.action {
+            Action::Truncate => Vec::new(),
+            Action::Insert | Action::Update | Action::Delete | Action::Read => {
+                store::primary_keys(change)
+            }
+        };
+        Self { table: change.table.qualified_name(), position: change.position, keys }
+    }
+}
+
+/// One of the streams that are read.
+#[derive(Debug)]
+struct Stream {
+    client: sink::Client,
+    next: u64,
+    report: StreamReport,
+}
+
+impl Stream {
+    fn new(client: sink::Client, from: u64) -> Self {
+        let name = client.place().stream.clone();
+        let report = StreamReport { name, from, to: from, trimmed_before: None, is_gone: false };
+        Self { client, next: from, report }
+    }
 }
 
 /// A comparison under way.
 pub struct Verifier<'a> {
     settings: Settings,
-    client: sink::Client,
+    streams: Vec<Stream>,
     inspector: Inspector,
     published: Vec<Published>,
     fold: Fold<'a>,
-    from: u64,
-    next: u64,
-    trimmed_before: Option<u64>,
 }
 
 impl std::fmt::Debug for Verifier<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verifier").field("next", &self.next).finish_non_exhaustive()
+        f.debug_struct("Verifier").field("streams", &self.streams).finish_non_exhaustive()
     }
 }
 
@@ -182,23 +221,28 @@ impl<'a> Verifier<'a> {
             let folded = folded(table, &settings, &mut unknown);
             (folded, table.names.clone())
         });
-        let mut fold = Fold::new(tables.collect())?;
+        let from = settings.from.unwrap_or(0);
+        let own = client.place().stream.clone();
+        let streams: Vec<Stream> = match settings.streams.as_slice() {
+            [] => vec![Stream::new(client, from)],
+            names => names
+                .iter()
+                .map(|name| {
+                    let client =
+                        if *name == own { client.clone() } else { client.for_stream(name)? };
+                    Ok(Stream::new(client, from))
+                })
+                .collect::<Result<_, sink::Error>>()?,
+        };
+        let names = streams.iter().map(|stream| stream.report.name.clone()).collect();
+        let mut fold = Fold::new(tables.collect(), names)?;
         if let Some(column) = unknown.into_iter().next() {
             return Err(Error::NoColumn { column });
         }
         fold.partial = settings.from.is_some() || settings.allow_unmentioned;
         fold.keep_values = settings.show_values;
-        let from = settings.from.unwrap_or(0);
-        Ok(Self {
-            settings,
-            client,
-            inspector,
-            published,
-            fold,
-            from,
-            next: from,
-            trimmed_before: None,
-        })
+        fold.pipeline.clone_from(&settings.pipeline_id);
+        Ok(Self { settings, streams, inspector, published, fold })
     }
 
     /// Also tells each change to somebody else, in the stream's order.
@@ -206,29 +250,41 @@ impl<'a> Verifier<'a> {
         self.fold.observe(observer);
     }
 
-    /// Reads on to the stream's present end, or to the end of the range.
+    /// Reads on to each stream's present end, or to the end of the range.
     ///
     /// # Errors
     ///
     /// When S2 does not answer, or the temporary file cannot be written.
     pub async fn read(&mut self, mut progress: impl FnMut(u64, u64)) -> Result<(), Error> {
-        let tail = self.client.tail().await?.next_seq;
-        let end = self.settings.to.map_or(tail, |to| to.min(tail));
-        let mut reader = self.client.read_range(self.next, end);
-        while let Some(records) = reader.next().await? {
-            if self.next == 0
-                && let Some(first) = records.first().filter(|first| first.seq > 0)
-            {
-                self.trimmed_before = Some(first.seq);
-                self.fold.partial = true;
+        let is_alone = self.streams.len() == 1;
+        for (index, stream) in self.streams.iter_mut().enumerate() {
+            let tail = match stream.client.tail().await {
+                Ok(tail) => tail.next_seq,
+                // One of several may have been deleted since messages were routed to it.
+                Err(error) if error.is_stream_missing() && !is_alone => {
+                    stream.report.is_gone = true;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let end = self.settings.to.map_or(tail, |to| to.min(tail));
+            let mut reader = stream.client.read_range(stream.next, end);
+            while let Some(records) = reader.next().await? {
+                if stream.next == 0
+                    && let Some(first) = records.first().filter(|first| first.seq > 0)
+                {
+                    stream.report.trimmed_before = Some(first.seq);
+                    self.fold.partial = true;
+                }
+                for record in &records {
+                    self.fold.add(index, record)?;
+                }
+                stream.next = reader.next_seq();
+                progress(stream.next, end);
             }
-            for record in &records {
-                self.fold.add(record)?;
-            }
-            self.next = reader.next_seq();
-            progress(self.next, end);
+            stream.next = stream.next.max(end);
+            stream.report.to = stream.next;
         }
-        self.next = self.next.max(end.min(tail));
         Ok(())
     }
 
@@ -242,10 +298,7 @@ impl<'a> Verifier<'a> {
         if self.settings.to.is_some() {
             return Ok(());
         }
-        let from = self.inspector.wal_end().await?;
-        tokio::time::sleep(SETTLE).await;
-        let to = self.inspector.begin().await?;
-        self.fold.moment = Some(Moment { from, to });
+        let to = self.take_snapshot().await?;
         self.inspector.push_wal().await?;
         let begun = Instant::now();
         loop {
@@ -265,6 +318,34 @@ impl<'a> Verifier<'a> {
         }
     }
 
+    async fn take_snapshot(&mut self) -> Result<Lsn, Error> {
+        let from = self.inspector.wal_end().await?;
+        tokio::time::sleep(SETTLE).await;
+        let to = self.inspector.begin().await?;
+        self.fold.moment = Some(Moment { from, to });
+        Ok(to)
+    }
+
+    /// The same where no pipeline runs, so that nobody confirms anything: what the slot has not been told
+    /// of is looked at without taking it. Returned as held are the changes that are not in the stream for
+    /// that reason.
+    ///
+    /// # Errors
+    ///
+    /// When Postgres does not answer, or the slot is in use or not there.
+    pub async fn choose_moment_without_pipeline(&mut self) -> Result<Vec<Held>, Error> {
+        if self.settings.to.is_some() {
+            return Ok(Vec::new());
+        }
+        self.take_snapshot().await?;
+        let mut held = Vec::new();
+        let mut pending = self.inspector.pending().await?;
+        while let Some(changes) = pending.next().await? {
+            held.extend(changes.iter().map(Held::of));
+        }
+        Ok(held)
+    }
+
     /// Reads the rest of the stream and compares. `held` is what was in the store after the moment
     /// had been confirmed.
     ///
@@ -277,6 +358,7 @@ impl<'a> Verifier<'a> {
         progress: impl FnMut(u64, u64),
     ) -> Result<Report, Error> {
         self.read(progress).await?;
+        self.fold.settle()?;
         self.hold(held)?;
         for (label, found, parts) in self.fold.scratch.incomplete()? {
             self.fold
@@ -291,9 +373,7 @@ impl<'a> Verifier<'a> {
         }
         let report = Report {
             holds: false,
-            from: self.from,
-            to: self.next,
-            trimmed_before: self.trimmed_before,
+            streams: self.streams.into_iter().map(|stream| stream.report).collect(),
             counts: self.fold.counts,
             moment: None,
             tables,
@@ -339,10 +419,19 @@ impl<'a> Verifier<'a> {
         if !self.fold.tables[table].has_key || keys.is_empty() {
             return vec![WHOLE_TABLE.to_owned()];
         }
+        let columns = &self.published[table].table.columns;
         let row = |key: &serde_json::Value| {
-            let json = serde_json::to_string(key).ok()?;
-            let values = serde_json::from_str::<HashMap<String, &RawValue>>(&json).ok()?;
-            self.fold.key_of(table, |name| values.get(name).map(|value| value.get()))
+            // The store has the text that Postgres sent.
+            let mut values: HashMap<&str, String> = HashMap::new();
+            for column in columns {
+                let Some(value) = key.get(&column.name) else { continue };
+                let json = match value.as_str() {
+                    Some(text) => value_json(&column.kind, text),
+                    None => value.to_string(),
+                };
+                values.insert(&column.name, json);
+            }
+            self.fold.key_of(table, |name| values.get(name).map(String::as_str))
         };
         keys.iter().filter_map(row).collect()
     }
@@ -379,7 +468,7 @@ impl<'a> Verifier<'a> {
 fn folded(published: &Published, settings: &Settings, unknown: &mut Vec<String>) -> fold::Table {
     let Published { table, name, .. } = published;
     let key = key_columns(table);
-    let column = |(index, column): (usize, &crate::change::Column)| {
+    let column = |(index, column): (usize, &Column)| {
         let names = [
             column.name.clone(),
             format!("{}.{}", name.name, column.name),

@@ -50,16 +50,26 @@ pub struct TableReport {
     pub columns: BTreeMap<String, u64>,
 }
 
+/// What was read of one stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct StreamReport {
+    pub name: String,
+    /// The range, its end not included.
+    pub from: u64,
+    pub to: u64,
+    /// The first number that is still there, where records before it were trimmed or have expired.
+    pub trimmed_before: Option<u64>,
+    /// It is known to the pipeline, and S2 has no such stream any more.
+    pub is_gone: bool,
+}
+
 /// The whole finding.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Nothing is wrong, and there was something that could have been.
     pub holds: bool,
-    /// The range of the stream, its end not included.
-    pub from: u64,
-    pub to: u64,
-    /// The first number that is still there, where records before it were trimmed or have expired.
-    pub trimmed_before: Option<u64>,
+    /// What was read: the pipeline's own stream, and those that transforms route messages to.
+    pub streams: Vec<StreamReport>,
     #[serde(flatten)]
     pub counts: Counts,
     /// Where the tables were looked at, as Postgres writes it; nothing where they were not.
@@ -91,13 +101,16 @@ impl fmt::Display for Report {
             }
         }
         let Counts { records, foreign, other_tables, later, largest_bytes, .. } = self.counts;
-        write!(
-            f,
-            "    {records:>9} records read, {} to {}, the largest of {largest_bytes} metered bytes",
-            self.from, self.to
-        )?;
-        if let Some(first) = self.trimmed_before {
-            write!(f, "\n    {:>9} is the first that is still there: rows may be older", first)?;
+        write!(f, "    {records:>9} records read, the largest of {largest_bytes} metered bytes")?;
+        for StreamReport { name, from, to, trimmed_before, is_gone } in &self.streams {
+            if *is_gone {
+                write!(f, "\n              stream `{name}` is not there any more")?;
+                continue;
+            }
+            write!(f, "\n              of stream `{name}`, from {from} to {to}")?;
+            if let Some(first) = trimmed_before {
+                write!(f, "; {first} is the first that is still there: rows may be older")?;
+            }
         }
         for (count, text) in [
             (foreign, "records of other writers left out"),

@@ -1,8 +1,9 @@
 //! The folded stream on disk: a temporary SQLite file, so that memory does not grow with the table.
 //!
 //! What it takes: 17 bytes for each column and the key for each row that the stream ever named, some
-//! twenty bytes for each record, and the values themselves only where they are to be shown. What is
-//! in memory is a page cache of [`CACHE_KIB`]. Nothing of it outlives the process, so nothing is
+//! twenty bytes for each record, and the values themselves only where they are to be shown; the whole
+//! of the messages where they come from several streams. What is in memory is a page cache of
+//! [`CACHE_KIB`]. Nothing of it outlives the process, so nothing is
 //! synced and nothing is journalled.
 
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -25,8 +26,10 @@ CREATE TABLE versions (tbl INTEGER, key TEXT, state INTEGER, cells BLOB, vals TE
 CREATE INDEX versions_by_key ON versions (tbl, key);
 CREATE TABLE bags (tbl INTEGER, digest BLOB, n INTEGER, late INTEGER, PRIMARY KEY (tbl, digest))
     WITHOUT ROWID;
-CREATE TABLE groups (tbl INTEGER, key TEXT, lsn INTEGER, idx INTEGER, PRIMARY KEY (tbl, key))
-    WITHOUT ROWID;
+CREATE TABLE groups (stream INTEGER, tbl INTEGER, key TEXT, lsn INTEGER, idx INTEGER,
+    PRIMARY KEY (stream, tbl, key)) WITHOUT ROWID;
+CREATE TABLE spool (lsn INTEGER, idx INTEGER, part INTEGER, parts INTEGER, stream INTEGER,
+    seq INTEGER, tbl INTEGER, body BLOB, PRIMARY KEY (lsn, idx, part));
 CREATE TABLE held (tbl INTEGER, key TEXT, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
 CREATE TABLE given_up (tbl INTEGER, key TEXT, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
 ";
@@ -62,6 +65,19 @@ pub(super) struct Row {
     pub(super) cells: Vec<Cell>,
     /// The JSON of each column, only where values are to be shown.
     pub(super) values: Option<Vec<Option<String>>>,
+}
+
+/// A message that waits until all streams are read.
+#[derive(Clone, Debug)]
+pub(super) struct Spooled {
+    pub(super) at: Position,
+    pub(super) part: u32,
+    pub(super) parts: u32,
+    /// Its place among the streams, and its number there.
+    pub(super) stream: usize,
+    pub(super) seq: u64,
+    pub(super) table: usize,
+    pub(super) body: Vec<u8>,
 }
 
 /// The file. Removed when dropped.
@@ -139,22 +155,68 @@ impl Scratch {
     /// The last change of a group so far, which this one becomes if it is later.
     pub(super) fn pass_group(
         &self,
+        stream: usize,
         table: usize,
         key: &str,
         at: Position,
     ) -> Result<Option<Position>, Error> {
-        let sql = "SELECT lsn, idx FROM groups WHERE tbl = ?1 AND key = ?2";
+        let (stream, table) = (number(stream), number(table));
+        let sql = "SELECT lsn, idx FROM groups WHERE stream = ?1 AND tbl = ?2 AND key = ?3";
         let mut select = self.connection.prepare_cached(sql)?;
-        let last = select.query_row(params![number(table), key], |row| {
+        let last = select.query_row(params![stream, table, key], |row| {
             Ok(Position { commit_lsn: Lsn(unsigned(row.get(0)?)), index: unsigned(row.get(1)?) })
         });
         let last = last.optional()?;
         if last.is_none_or(|last| last < at) {
-            let sql = "INSERT OR REPLACE INTO groups VALUES (?1, ?2, ?3, ?4)";
+            let sql = "INSERT OR REPLACE INTO groups VALUES (?1, ?2, ?3, ?4, ?5)";
             let (lsn, idx) = (signed(at.commit_lsn.0), signed(at.index));
-            self.connection.prepare_cached(sql)?.execute(params![number(table), key, lsn, idx])?;
+            self.connection.prepare_cached(sql)?.execute(params![stream, table, key, lsn, idx])?;
         }
         Ok(last)
+    }
+
+    /// Lays a message aside.
+    pub(super) fn spool(&self, message: &Spooled) -> Result<(), Error> {
+        let sql = "INSERT OR IGNORE INTO spool VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        self.connection.prepare_cached(sql)?.execute(params![
+            signed(message.at.commit_lsn.0),
+            signed(message.at.index),
+            message.part,
+            message.parts,
+            number(message.stream),
+            signed(message.seq),
+            number(message.table),
+            message.body,
+        ])?;
+        Ok(())
+    }
+
+    /// The first message that was laid aside, behind this one in the order of the source.
+    pub(super) fn next_spooled(
+        &self,
+        after: Option<(Position, u32)>,
+    ) -> Result<Option<Spooled>, Error> {
+        let sql = "SELECT lsn, idx, part, parts, stream, seq, tbl, body FROM spool
+            WHERE (lsn, idx, part) > (?1, ?2, ?3) ORDER BY lsn, idx, part LIMIT 1";
+        let (lsn, idx, part) = after.map_or((-1, -1, -1), |(at, part)| {
+            (signed(at.commit_lsn.0), signed(at.index), i64::from(part))
+        });
+        let mut select = self.connection.prepare_cached(sql)?;
+        let message = select.query_row(params![lsn, idx, part], |row| {
+            let at =
+                Position { commit_lsn: Lsn(unsigned(row.get(0)?)), index: unsigned(row.get(1)?) };
+            let place = |number: i64| usize::try_from(number).unwrap_or_default();
+            Ok(Spooled {
+                at,
+                part: row.get(2)?,
+                parts: row.get(3)?,
+                stream: place(row.get(4)?),
+                seq: unsigned(row.get(5)?),
+                table: place(row.get(6)?),
+                body: row.get(7)?,
+            })
+        });
+        Ok(message.optional()?)
     }
 
     /// Keeps a state that the row had until just now: the moment that is compared may be before.
@@ -250,13 +312,15 @@ impl Scratch {
         Ok(())
     }
 
+    /// The row, or with a truncate all of the table's rows.
     pub(super) fn is_given_up(&self, table: usize, key: &str) -> Result<bool, Error> {
-        let sql = "SELECT 1 FROM given_up WHERE tbl = ?1 AND key = ?2";
+        let sql = "SELECT 1 FROM given_up WHERE tbl = ?1 AND key IN (?2, '')";
         Ok(self.connection.prepare_cached(sql)?.exists(params![number(table), key])?)
     }
 
+    /// The row, or with a truncate all of the table's rows.
     pub(super) fn is_held(&self, table: usize, key: &str) -> Result<bool, Error> {
-        let sql = "SELECT 1 FROM held WHERE tbl = ?1 AND key = ?2";
+        let sql = "SELECT 1 FROM held WHERE tbl = ?1 AND key IN (?2, '')";
         Ok(self.connection.prepare_cached(sql)?.exists(params![number(table), key])?)
     }
 }

@@ -2,6 +2,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 
 use super::fold::{Column, Fold, Table};
+use super::scratch::Scratch;
 use super::*;
 use crate::change::Grouping;
 use crate::sink::ReadRecord;
@@ -61,6 +62,10 @@ fn fold(keys: &[&str]) -> Fold<'static> {
 }
 
 fn fold_by(keys: &[&str], grouping: Grouping) -> Fold<'static> {
+    fold_of(keys, grouping, vec!["one".to_owned()])
+}
+
+fn fold_of(keys: &[&str], grouping: Grouping, streams: Vec<String>) -> Fold<'static> {
     let column = |name: &&str| Column {
         name: (*name).to_owned(),
         is_key: keys.contains(name),
@@ -68,9 +73,8 @@ fn fold_by(keys: &[&str], grouping: Grouping) -> Fold<'static> {
         may_be_altered: *name == "a",
     };
     let columns = ["id", "a"].iter().map(column).collect();
-    let mut fold =
-        Fold::new(vec![(Table::new(TABLE.to_owned(), columns, grouping), vec![TABLE.to_owned()])])
-            .unwrap();
+    let table = Table::new(TABLE.to_owned(), columns, grouping);
+    let mut fold = Fold::new(vec![(table, vec![TABLE.to_owned()])], streams).unwrap();
     fold.keep_values = true;
     fold
 }
@@ -97,7 +101,7 @@ fn compared(
 fn check(events: &[Event<'_>], rows: &[[&str; 2]], expected: &[(Fault, u64)]) -> TableReport {
     let mut fold = fold(&["id"]);
     for event in events {
-        fold.add(&record(event)).unwrap();
+        fold.add(0, &record(event)).unwrap();
     }
     let (faults, report) = compared(&mut fold, rows, RULES);
     assert_eq!(faults, expected, "{:?}", fold.faults);
@@ -148,7 +152,7 @@ fn order_is_judged_within_the_groups_that_columns_make() {
     fn check(events: &[Event<'_>], disordered: u64) {
         let mut fold = fold_by(&["id"], Grouping::Columns(vec![1]));
         for event in events {
-            fold.add(&record(event)).unwrap();
+            fold.add(0, &record(event)).unwrap();
         }
         let found = fold.faults.of(Fault::Disordered).map_or(0, |found| found.count);
         assert_eq!(found, disordered, "{:?}", fold.faults);
@@ -184,11 +188,23 @@ fn columns_may_be_gone_only_where_the_message_says_so() {
 #[test]
 fn what_is_held_is_not_lost() {
     let mut fold = fold(&["id"]);
-    fold.add(&record(&INSERT)).unwrap();
+    fold.add(0, &record(&INSERT)).unwrap();
     fold.scratch.hold(0, "[1]").unwrap();
     fold.scratch.hold(0, "[2]").unwrap();
     let (faults, report) = compared(&mut fold, &[["2", "null"]], RULES);
     assert_eq!((faults, report.held), (vec![], 2));
+}
+
+#[test]
+fn a_truncate_that_is_held_or_given_up_concerns_all_rows() {
+    for give_up in [false, true] {
+        let mut fold = fold(&["id"]);
+        fold.add(0, &record(&INSERT)).unwrap();
+        let tell = if give_up { Scratch::give_up } else { Scratch::hold };
+        tell(&fold.scratch, 0, WHOLE_TABLE).unwrap();
+        let (faults, report) = compared(&mut fold, &[["2", "null"]], RULES);
+        assert_eq!((faults, report.held + report.given_up), (vec![], 2));
+    }
 }
 
 #[test]
@@ -197,7 +213,7 @@ fn rows_that_are_older_than_the_slot_are_counted() {
     fold.partial = true;
     let moved = Event { position: (2, 0), record: r#"{"id":1}"#, ..UPDATE };
     let moved = Event { metadata: r#","unchanged_columns":["a"]"#, ..moved };
-    fold.add(&record(&moved)).unwrap();
+    fold.add(0, &record(&moved)).unwrap();
     let rules = Rules { allow_unmentioned: true, ..RULES };
     let (faults, report) = compared(&mut fold, &[["1", r#""x""#], ["2", "null"]], rules);
     assert_eq!((faults, report.unmentioned, report.compared), (vec![], 1, 1));
@@ -212,7 +228,7 @@ fn a_row_that_changes_meanwhile_may_be_in_any_of_its_states() {
         let mut fold = fold(&["id"]);
         fold.moment = Some(moment);
         for event in events {
-            fold.add(&record(event)).unwrap();
+            fold.add(0, &record(event)).unwrap();
         }
         let (faults, _) = compared(&mut fold, rows, RULES);
         assert_eq!(faults.is_empty(), holds, "{faults:?}");
@@ -235,12 +251,48 @@ fn a_row_that_changes_meanwhile_may_be_in_any_of_its_states() {
 }
 
 #[test]
+fn several_streams_are_folded_as_one_and_each_has_its_own_order() {
+    #[track_caller]
+    fn check(
+        events: &[(usize, Event<'_>)],
+        rows: &[[&str; 2]],
+        expected: &[(Fault, u64)],
+        named: &str,
+    ) {
+        let streams = ["one", "two"].map(str::to_owned).to_vec();
+        let mut fold = fold_of(&["id"], Grouping::Key, streams);
+        for (stream, event) in events {
+            fold.add(*stream, &record(event)).unwrap();
+        }
+        fold.settle().unwrap();
+        assert_eq!(compared(&mut fold, rows, RULES).0, expected, "{:?}", fold.faults);
+        let text = serde_json::to_string(&fold.faults).unwrap();
+        assert!(text.contains(named), "{text}");
+    }
+    let at = |position, event| Event { position, ..event };
+    // One stream is read after the other, whatever came first.
+    let (update, delete) = (|| at((2, 0), UPDATE), || at((3, 0), DELETE));
+    check(&[(0, delete()), (1, INSERT), (1, update())], &[], &[], "");
+    check(&[(0, update()), (1, INSERT)], &[["1", r#""y""#]], &[], "");
+    let kept =
+        || Event { record: r#"{"id":1}"#, metadata: r#","unchanged_columns":["a"]"#, ..UPDATE };
+    check(&[(0, kept()), (1, INSERT)], &[["1", r#""x""#]], &[], "");
+    check(&[(0, kept()), (1, INSERT)], &[["1", r#""y""#]], &[(Fault::Different, 1)], "");
+    // Each is judged by itself.
+    let twice = [(0, INSERT), (1, INSERT)];
+    check(&twice, &[["1", r#""x""#]], &[(Fault::Doubled, 1)], "of `two`");
+    let late = [(0, INSERT), (1, delete()), (1, update())];
+    check(&late, &[], &[(Fault::Disordered, 1)], "record 2 of `two`");
+    check(&[(0, update())], &[["1", r#""y""#]], &[(Fault::Missing, 1)], "of `one`");
+}
+
+#[test]
 fn rows_without_a_key_are_counted() {
     #[track_caller]
     fn check(events: &[Event<'_>], rows: &[[&str; 2]], expected: &[(Fault, u64)]) {
         let mut fold = fold(&[]);
         for event in events {
-            fold.add(&record(event)).unwrap();
+            fold.add(0, &record(event)).unwrap();
         }
         assert_eq!(compared(&mut fold, rows, RULES).0, expected);
     }
@@ -259,11 +311,11 @@ fn what_is_no_message_makes_a_table_incomparable_and_commands_are_nothing() {
     let mut fold = fold(&["id"]);
     let mut broken = record(&INSERT);
     broken.body = Bytes::from_static(b"{");
-    fold.add(&broken).unwrap();
+    fold.add(0, &broken).unwrap();
     assert_eq!(fold.tables[0].opaque, 1);
     let header = Header { name: Bytes::new(), value: Bytes::from_static(b"fence") };
     broken.headers = vec![header];
-    fold.add(&broken).unwrap();
+    fold.add(0, &broken).unwrap();
     assert_eq!((fold.counts.records, fold.counts.commands), (1, 1));
 }
 
@@ -274,19 +326,19 @@ fn large_records_and_false_headers_are_found() {
     body.resize(1024 * 1024, b' ');
     large.body = Bytes::from(body);
     let mut folded = fold(&["id"]);
-    folded.add(&large).unwrap();
+    folded.add(0, &large).unwrap();
     assert!(folded.faults.of(Fault::Oversize).is_some());
     for index in 0..5 {
         let mut wrong = record(&INSERT);
         wrong.headers[index].value = Bytes::new();
         let mut folded = fold(&["id"]);
-        folded.add(&wrong).unwrap();
+        folded.add(0, &wrong).unwrap();
         assert_eq!(folded.faults.of(Fault::Malformed).map(|found| found.count), Some(1));
     }
     let mut lying = record(&INSERT);
     lying.headers[4].value = Bytes::from_static(b"delete");
     let mut folded = fold(&["id"]);
-    folded.add(&lying).unwrap();
+    folded.add(0, &lying).unwrap();
     assert!(folded.faults.of(Fault::Malformed).is_some());
 }
 
@@ -295,10 +347,10 @@ fn a_part_that_is_missing_is_missing() {
     let mut folded = fold(&["id"]);
     let mut part = record(&INSERT);
     part.headers[2].value = Bytes::from_static(b"1/2");
-    folded.add(&part).unwrap();
+    folded.add(0, &part).unwrap();
     assert_eq!(folded.scratch.incomplete().unwrap().len(), 1);
     part.headers[2].value = Bytes::from_static(b"0/2");
-    folded.add(&part).unwrap();
+    folded.add(0, &part).unwrap();
     assert!(folded.scratch.incomplete().unwrap().is_empty() && folded.faults.is_empty());
 }
 

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use crate::support::ROW_MARK;
 use crate::support::oracle::{TABLES, Workload};
 use crate::support::world::{BASIN, STREAM, World};
+use crate::support::{ROW_MARK, signal};
 
 /// Every form of key, beside the tables of the workload.
 const MORE_TABLES: &str = "
@@ -130,13 +130,158 @@ async fn what_is_wrong_is_named_and_what_is_parked_is_not_lost() {
     assert_eq!((code, report["moment"].is_null()), (Some(0), true), "{report:#}");
     let (report, _) = verify(&world, &["--from", &last]).await;
     assert_eq!(faults(&report, "missing"), 0, "older than the range: {report:#}");
-    running.stop().await;
-
+    // Postgres sends nothing, so that nothing more is confirmed.
+    let slot = &world.settings.slot;
+    let sender = format!("select active_pid from pg_replication_slots where slot_name = '{slot}'");
+    let sender: u32 = world.database.value(&sender).await.unwrap().parse().unwrap();
+    signal("STOP", &[sender]);
     world.sql("update items set op = 13 where id = 1").await;
-    let stopped = world.cli(&["verify", "--wait", "1"]).await;
-    assert_eq!(stopped.status.code(), Some(1));
-    let text = String::from_utf8_lossy(&stopped.stderr);
+    let behind = world.cli(&["verify", "--wait", "1"]).await;
+    signal("CONT", &[sender]);
+    assert_eq!(behind.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&behind.stderr);
     assert!(text.contains("has not passed") && text.contains("sluicebox check"), "{text}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_that_stands_still_is_judged_by_what_the_slot_still_has() {
+    let tables = ["public.items", "public.pair", "public.loose", "public.gone"];
+    let world = World::new("verify_stopped", &format!("{TABLES}{MORE_TABLES}"), &tables).await;
+    let running = world.start().ready().await;
+    world
+        .sql(
+            "insert into items select n, n, 'r0wv4lue', 'r0wv4lue' from generate_series(1, 9) n; \
+             insert into items values (10, 10, 'r0wv4lue', repeat('r0wv4lue', 200000)); \
+             update items set id = 110 where id = 10; \
+             insert into pair select 'k' || n, md5(n::text)::uuid, 'r0wv4lue' \
+             from generate_series(1, 5) n; \
+             insert into gone values (1), (2);",
+        )
+        .await;
+    world.until_messages("parked", 1).await;
+    world.until_confirmed().await;
+    running.stop().await;
+    // What was parked and what waits behind it is held: two keys of one row.
+    let found = verify(&world, &[]).await;
+    assert_holds(&found);
+    assert_eq!(found.0["tables"][0]["held"], 1, "{:#}", found.0);
+
+    world
+        .sql(
+            "update items set op = 13 where id = 1; delete from items where id = 2; \
+             insert into items values (11, 11, 'r0wv4lue', 'r0wv4lue'); \
+             update items set id = 103 where id = 3; \
+             update pair set a = 'moved' where a = 'k1'; \
+             insert into loose values (1, 'r0wv4lue'); truncate gone; insert into gone values (3);",
+        )
+        .await;
+    let found = verify(&world, &[]).await;
+    assert_holds(&found);
+    let held: Vec<_> = found.0["tables"].as_array().unwrap().iter().map(|t| &t["held"]).collect();
+    // 1, 2, 11, 3 and 103, beside the parked one; the row that moved, in both places; the whole table.
+    assert_eq!(held, [6, 2, 1, 3], "{:#}", found.0);
+    // It was looked at, and not taken.
+    world.s2.append_again(BASIN, STREAM, &world.records().await[4]).await;
+    let (report, code) = verify(&world, &[]).await;
+    assert_eq!((faults(&report, "doubled"), code), (1, Some(1)), "{report:#}");
+    let running = world.start().ready().await;
+    world.until_confirmed().await;
+    let (report, _) = verify(&world, &[]).await;
+    assert_eq!(report["tables"][0]["held"], 1, "{report:#}");
+    assert_eq!(report["faults"].as_array().unwrap().len(), 1, "{report:#}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_messages_were_routed_to_are_compared_as_one() {
+    let mut world = World::new("verify_routed", TABLES, &["public.items"]).await;
+    world.home.settings.sink = "create = true\n".to_owned();
+    world.home.write_config();
+    world.ok(&["transforms", "add", "route", "--set", "stream=cdc/{action}"]).await;
+    let running = world.start().ready().await;
+    let work = Workload::new(world.database.url(), 2).start();
+    work.commits(60).await;
+    let found = verify(&world, &[]).await;
+    assert_holds(&found);
+    let names = |report: &Value| -> Vec<String> {
+        let streams = report["streams"].as_array().unwrap().iter();
+        streams.map(|stream| stream["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = [STREAM, "cdc/delete", "cdc/insert", "cdc/update"];
+    assert_eq!(names(&found.0), all);
+    work.stop().await;
+    world.until_confirmed().await;
+    running.stop().await;
+    // The store knows them while nothing runs, too.
+    let found = verify(&world, &[]).await;
+    assert_holds(&found);
+    assert_eq!(names(&found.0), all);
+    let text = world.ok(&["verify"]).await;
+    assert!(text.contains("of stream `cdc/insert`, from 0 to"), "{text}");
+
+    let (report, code) = verify(&world, &["--stream", "cdc/update"]).await;
+    assert!(faults(&report, "missing") > 0 && code == Some(1), "{report:#}");
+    let range = ["--stream", "cdc/update", "--from", "0", "--to", "9"];
+    let (report, code) = verify(&world, &range).await;
+    assert_eq!(
+        (code, report["records"].as_u64()),
+        (Some(0), Some(8)),
+        "one is a fence: {report:#}"
+    );
+    let two = ["verify", "--stream", "cdc/update", "--stream", "cdc/insert", "--from", "1"];
+    let usage = world.cli(&two).await;
+    assert_eq!(usage.status.code(), Some(2), "{}", String::from_utf8_lossy(&usage.stderr));
+
+    // The same change in two of them.
+    let inserted = world.s2.read(BASIN, "cdc/insert").await;
+    world.s2.append_again(BASIN, "cdc/update", inserted.last().unwrap()).await;
+    let (report, code) = verify(&world, &[]).await;
+    assert_eq!((faults(&report, "doubled"), code), (1, Some(1)), "{report:#}");
+    assert!(report["faults"].to_string().contains("of `cdc/update`"), "{report:#}");
+    world.s2.delete_stream(BASIN, "cdc/insert").await;
+    let (report, code) = verify(&world, &[]).await;
+    assert!(faults(&report, "missing") > 0 && code == Some(1), "{report:#}");
+}
+
+/// The layout that people read, and what `--help` says of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_verdict_is_laid_out_as_the_help_says() {
+    let world = World::new("verify_text", TABLES, &["public.items"]).await;
+    let running = world.start().ready().await;
+    world.sql("insert into items select n, n, 'r0wv4lue', 'b' from generate_series(1, 9) n").await;
+    let text = world.ok(&["verify"]).await;
+    let lines: Vec<&str> = text.lines().collect();
+    let expected = [
+        "ok          0 missing from the stream",
+        "ok          0 in the stream twice",
+        "ok          0 out of order within a group",
+        "ok          0 over S2's limit of a record",
+        "ok          0 different from the table",
+        "ok          0 not as Sluicebox writes records",
+    ];
+    assert_eq!(lines[..6], expected, "{text}");
+    assert!(lines[6].contains("9 records read, the largest of"), "{text}");
+    assert!(lines[7].trim_start().starts_with("of stream `changes`, from 0 to 10"), "{text}");
+    assert!(lines[8].contains("the tables as they were at 0/"), "{text}");
+    assert!(
+        lines[9].contains("9 rows of public.items, 9 of them the same, in 36 values"),
+        "{text}"
+    );
+    assert_eq!(lines.len(), 10, "{text}");
+    let record = &world.records().await[2];
+    world.s2.append_again(BASIN, STREAM, record).await;
+    let output = world.cli(&["verify"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1], "NO          1 in the stream twice");
+    assert!(lines[2].starts_with("              record 10: sb-key "), "{text}");
+    let help = world.ok(&["verify", "--help"]).await;
+    for word in ["`ok` in front", "NO", "Exit codes: 0", "1 it does not", "2 wrong usage"] {
+        assert!(help.contains(word), "`{word}` is not in {help}");
+    }
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

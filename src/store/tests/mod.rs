@@ -11,6 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use super::look::Look;
 use super::*;
 use crate::change::{Action, Cell, Column, Grouping, Table, Tuple};
 use crate::pg_type::Kind;
@@ -244,7 +245,7 @@ fn a_process_that_was_taken_over_from_before_it_began_does_not_begin() {
 #[test]
 fn what_was_given_up_is_remembered() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(given_up::read(dir.path()).unwrap(), None);
+    assert!(Look::open(dir.path()).unwrap().is_none());
     let mut database = Database::open(dir.path(), false, Connection::open).unwrap();
     database.load(&mut rand::rng()).unwrap();
     for id in 1..=3 {
@@ -257,7 +258,8 @@ fn what_was_given_up_is_remembered() {
     database.write(&[give_up(2), give_up(3)]).unwrap();
     let checkpoint = Checkpoint { position: at(1000, 0), ..Checkpoint::default() };
     database.write(&[give_up(2), Write::Checkpoint(checkpoint)]).unwrap();
-    let all = given_up::read(dir.path()).unwrap().unwrap();
+    let look = Look::open(dir.path()).unwrap().unwrap();
+    let all = look.given_up().unwrap();
     assert_eq!(all.count, 2);
     let found: Vec<_> =
         all.newest.iter().map(|one| (&*one.table, one.key["id"].as_u64())).collect();
@@ -296,4 +298,46 @@ fn a_checkpoint_without_a_number_leaves_what_is_there() {
     fresh.load(&mut rand::rng()).unwrap();
     fresh.write(&[Write::Begin { seq: 3 }]).unwrap();
     assert_eq!(loaded(&mut fresh), Some((0, Some(3), 0)));
+}
+
+#[test]
+fn another_process_sees_what_is_held_and_where_it_was_routed_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut database = Database::open(dir.path(), false, Connection::open).unwrap();
+    database.load(&mut rand::rng()).unwrap();
+    let (new, old) = (row(7, Some(b"x")), row(6, Some(b"y")));
+    let moved = change(at(700, 1), Action::Update, Some(new), Some(old));
+    let truncate = change(at(800, 0), Action::Truncate, None, None);
+    let parked = |id, change| inserted(id, change, StoredState::Parked, Some(failure()));
+    let stream = |name: &str, seq| Write::Stream { name: name.into(), seq };
+    let spilled = vec![insert_of(8, at(900, 0), b"z"), insert_of(9, at(900, 1), b"z")];
+    database
+        .write(&[
+            parked(1, insert_of(1, at(100, 0), b"x")),
+            parked(2, moved),
+            parked(3, truncate),
+            parked(4, insert_of(4, at(400, 0), b"x")),
+            Write::Acknowledge { id: 4 },
+            stream("cdc/a", Some(5)),
+            Write::Spill { id: 1, changes: spilled },
+        ])
+        .unwrap();
+    // Its row leaves when all of it is settled.
+    database.draw_token(Some("cdc/b"), 1, None).unwrap();
+    database.write(&[stream("cdc/b", Some(1)), stream("cdc/b", None)]).unwrap();
+    let look = Look::open(dir.path()).unwrap().unwrap();
+    let mut held = Vec::new();
+    look.undelivered(|message| {
+        let keys: Vec<_> = message.keys.iter().map(|key| key["id"].as_i64()).collect();
+        held.push((message.position, keys));
+    })
+    .unwrap();
+    let expected =
+        [(at(100, 0), vec![Some(1)]), (at(700, 1), vec![Some(7), Some(6)]), (at(800, 0), vec![])];
+    assert_eq!(held, expected);
+    assert_eq!(look.streams().unwrap(), ["cdc/a", "cdc/b"].map(str::to_owned).into());
+    assert_eq!(look.pipeline_id().unwrap().map(|id| id.len()), Some(16));
+    let mut positions = Vec::new();
+    look.spilled(|change| positions.push(change.position)).unwrap();
+    assert_eq!(positions, [at(900, 0), at(900, 1)]);
 }

@@ -87,9 +87,20 @@ impl Server {
         assert!(answer.status().is_success(), "creating a stream: {}", answer.status());
     }
 
+    /// The names of all streams.
+    pub async fn streams(&self, basin: &str) -> Vec<String> {
+        let url = format!("{}/v1/streams?limit=1000", self.endpoint());
+        let answer = self.http.get(url).header("s2-basin", basin).send().await.unwrap();
+        assert!(answer.status().is_success(), "listing the streams: {}", answer.status());
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["has_more"], false, "{body}");
+        let streams = body["streams"].as_array().expect("`streams` is a list");
+        streams.iter().filter_map(|stream| stream["name"].as_str()).map(str::to_owned).collect()
+    }
+
     /// Deletes a stream and waits until it is gone.
     pub async fn delete_stream(&self, basin: &str, stream: &str) {
-        let url = format!("{}/v1/streams/{stream}", self.endpoint());
+        let url = format!("{}/v1/streams/{}", self.endpoint(), stream.replace('/', "%2F"));
         let answer = self.http.delete(url).header("s2-basin", basin).send().await.unwrap();
         assert!(answer.status().is_success(), "deleting a stream: {}", answer.status());
         super::until("the stream to be gone", async || {
