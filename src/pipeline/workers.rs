@@ -5,6 +5,7 @@
 //! that talk to Postgres and S2 from running.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use tokio::sync::mpsc as async_mpsc;
 
@@ -19,6 +20,10 @@ use crate::transform::{Chain, Outcome, Runner};
 
 /// How many of an oversized message's columns are named.
 const COLUMNS_NAMED: usize = 5;
+
+/// How long a chain goes on with its jobs after another took its place. One that is any good is done with
+/// them by then; one whose messages run out of time would keep the other waiting for many seconds.
+const LEFT_MAX: Duration = Duration::from_millis(100);
 
 /// Changes that are shaped by one chain.
 #[derive(Debug)]
@@ -36,6 +41,15 @@ pub struct Done {
     /// Of the chain that shaped it.
     pub generation: u64,
     pub results: Vec<(Item, Shaped)>,
+    /// What came behind them and was not tried, because another chain had taken the place of this one.
+    pub untried: Vec<Item>,
+}
+
+impl Done {
+    /// What was in the job.
+    pub fn into_items(self) -> impl Iterator<Item = Item> {
+        self.results.into_iter().map(|(item, _)| item).chain(self.untried)
+    }
 }
 
 /// The handle to the threads, or to what stands in for them. They end when this is dropped and their
@@ -112,9 +126,12 @@ fn shape_all(runner: &mut Runner, job: Job) -> Done {
         }
         (item, shaped)
     };
-    let results = items.into_iter().map(shape).collect();
+    let mut items = items.into_iter();
+    let is_at_work = || chain.left_for().is_none_or(|time| time < LEFT_MAX);
+    let results = std::iter::from_fn(|| if is_at_work() { items.next() } else { None });
+    let results = results.map(shape).collect();
     chain.health().ran(from_source);
-    Done { number, generation: chain.generation, results }
+    Done { number, generation: chain.generation, results, untried: items.collect() }
 }
 
 /// Tells the chain's health where a change did not come through: also where a transform's settings

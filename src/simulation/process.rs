@@ -534,6 +534,13 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
                 };
                 (item, shaped)
             };
+            let mut items = items;
+            let tried = if chain.left_for().is_some() && world.fault(Fault::SlowTransform, 0.5) {
+                world.draw(|rng| rng.random_range(0..=items.len()))
+            } else {
+                items.len()
+            };
+            let untried = items.split_off(tried);
             let results: Vec<(Item, Shaped)> = items.into_iter().map(shape).collect();
             if world.is_verbose() {
                 for (item, shaped) in &results {
@@ -545,7 +552,7 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
                     println!("             {} {:?}: {shaped}", item.change.position, item.origin);
                 }
             }
-            drop(done.send(Done { number, generation, results }));
+            drop(done.send(Done { number, generation, results, untried }));
         });
         process.owns(task.abort_handle());
         true

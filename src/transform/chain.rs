@@ -1,7 +1,7 @@
 //! The transforms that are live together, in order. Immutable: every change makes a new chain.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -75,6 +75,8 @@ pub struct Chain {
     health: Health,
     /// When the change of the folder was seen that made this chain.
     pub(crate) seen_at: Option<Instant>,
+    /// When another chain took its place.
+    left: OnceLock<Instant>,
 }
 
 impl Chain {
@@ -86,7 +88,8 @@ impl Chain {
 
     pub(crate) fn new(generation: u64, transforms: Vec<Arc<Transform>>) -> Self {
         let digest = digest(&transforms);
-        Self { generation, digest, transforms, health: Health::default(), seen_at: None }
+        let (health, left) = (Health::default(), OnceLock::new());
+        Self { generation, digest, transforms, health, seen_at: None, left }
     }
 
     /// SHA-256 over file names, modules and settings, in hexadecimal. Two chains with the same
@@ -128,6 +131,17 @@ impl Chain {
     #[must_use]
     pub fn seen_at(&self) -> Option<Instant> {
         self.seen_at
+    }
+
+    /// Another chain has taken its place: nothing more is given to it.
+    pub fn leave(&self) {
+        self.left.get_or_init(Instant::now);
+    }
+
+    /// How long ago another chain took its place; nothing where none did.
+    #[must_use]
+    pub fn left_for(&self) -> Option<Duration> {
+        self.left.get().map(Instant::elapsed)
     }
 
     /// How the messages fare that it shapes.

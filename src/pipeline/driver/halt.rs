@@ -1,4 +1,5 @@
-//! Standing still at a message: a transform failed it whose settings say `on_error = "halt"`.
+//! Standing still at a message: a transform failed it whose settings say `on_error = "halt"`. Or for a
+//! moment, because the chain that it was given to has left and was too slow to try it.
 //!
 //! Nothing behind the message goes on, whatever it is. What was shaped already stays in its place
 //! among the jobs, and is shaped anew with the chain that ends the halt: so no record of an older
@@ -16,31 +17,31 @@ use std::sync::Arc;
 pub(super) struct Halt {
     /// The failed message and what came behind it in its job, whose place is the first.
     items: Vec<Item>,
-    reason: Reason,
+    /// Nothing where it was only not tried.
+    reason: Option<Reason>,
     /// Somebody wants it to be tried again.
     is_over: bool,
 }
 
 impl Driver {
-    /// Stops in front of the first of these items, which failed.
-    pub(super) fn halt(&mut self, items: Vec<Item>, failure: &Failure) {
-        let place = items.first().map_or_else(String::new, |item| {
-            let change = &item.change;
-            format!("a change of {} at {}", change.table.qualified_name(), change.position)
-        });
-        let text = format!(
-            "{}; its settings say on_error = \"halt\", so that everything waits at this message ({place}): \
-             mend the transform or its settings, and it goes on by itself, with nothing lost",
-            failure.error.text
-        );
-        tracing::error!("the pipeline stands still: {text}");
-        let reason = Reason { part: "transforms".to_owned(), code: "halted".to_owned(), text };
+    /// Stops in front of the first of these items, which failed, or was not tried.
+    pub(super) fn halt(&mut self, items: Vec<Item>, failure: Option<&Failure>) {
+        let reason = failure.map(|failure| reason(&items, failure));
+        if let Some(Reason { text, .. }) = &reason {
+            tracing::error!("the pipeline stands still: {text}");
+        }
+        let is_over = reason.is_none();
         self.jobs.push_front(None);
-        self.halted = Some(Halt { items, reason, is_over: false });
+        self.halted = Some(Halt { items, reason, is_over });
+    }
+
+    /// Whether it stands still until somebody does something.
+    pub(super) fn stands_still(&self) -> bool {
+        self.halted.as_ref().is_some_and(|halt| !halt.is_over)
     }
 
     pub(super) fn halt_reason(&self) -> Option<&Reason> {
-        self.halted.as_ref().map(|halt| &halt.reason)
+        self.halted.as_ref()?.reason.as_ref()
     }
 
     /// The message is to be tried again: there is another chain, or an operator says so.
@@ -56,13 +57,15 @@ impl Driver {
         let Some(halt) = self.halted.take_if(|halt| halt.is_over && !is_at_work) else {
             return Ok(());
         };
-        tracing::info!(
-            chain = self.chain.tag(),
+        let what = if halt.reason.is_some() {
             "the pipeline tries again the message it stands at"
-        );
+        } else {
+            "the chain takes over what the one before had not come to"
+        };
+        tracing::info!(chain = self.chain.tag(), "{what}");
         let first = self.next_job - self.jobs.len() as u64;
         let waited = self.jobs.iter_mut().skip(1).filter_map(Option::take);
-        let waited = waited.map(|done| done.results.into_iter().map(|(item, _)| item).collect());
+        let waited = waited.map(|done| done.into_items().collect());
         let again: Vec<Vec<Item>> = std::iter::once(halt.items).chain(waited).collect();
         for (number, items) in (first..).zip(again) {
             let (chain, envelope) = (Arc::clone(&self.chain), Arc::clone(&self.envelope));
@@ -72,4 +75,17 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+fn reason(items: &[Item], failure: &Failure) -> Reason {
+    let place = items.first().map_or_else(String::new, |item| {
+        let change = &item.change;
+        format!("a change of {} at {}", change.table.qualified_name(), change.position)
+    });
+    let text = format!(
+        "{}; its settings say on_error = \"halt\", so that everything waits at this message ({place}): \
+         mend the transform or its settings, and it goes on by itself, with nothing lost",
+        failure.error.text
+    );
+    Reason { part: "transforms".to_owned(), code: "halted".to_owned(), text }
 }

@@ -517,7 +517,7 @@ impl Driver {
     fn is_drained(&self) -> bool {
         let Some(deadline) = self.draining else { return false };
         let sent = self.lanes.all().all(|(_, lane)| lane.outbox.is_empty() || !lane.is_open());
-        let shaped = self.jobs.is_empty() || self.halted.is_some();
+        let shaped = self.jobs.is_empty() || self.stands_still();
         let done = sent && shaped && self.writing.is_none() && !self.has_unsaved();
         done || deadline <= self.clock.now()
     }

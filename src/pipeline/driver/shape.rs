@@ -102,6 +102,9 @@ impl Driver {
     pub(super) fn adopt_chain(&mut self, chain: Arc<Chain>) {
         self.envelope =
             Arc::new(Envelope::new(envelope(&self.settings, &self.pipeline_id, &chain.tag())));
+        if !Arc::ptr_eq(&self.chain, &chain) {
+            self.chain.leave();
+        }
         self.chain = chain;
     }
 
@@ -155,16 +158,20 @@ impl Driver {
             let Some(Some(done)) = self.jobs.pop_front() else { break };
             let is_older = done.generation < self.chain.generation;
             let by = if is_older { MadeBy::Older } else { MadeBy::Current };
+            let mut untried = done.untried;
             let mut results = done.results.into_iter();
             while let Some((item, shaped)) = results.next() {
                 if let Some((item, failure)) = self.on_shaped(item, shaped, by) {
                     let behind = results.by_ref().map(|(item, _)| item);
-                    let items = std::iter::once(item).chain(behind).collect();
-                    self.halt(items, &failure);
+                    let items = std::iter::once(item).chain(behind).chain(untried.drain(..));
+                    self.halt(items.collect(), Some(&failure));
                     if is_older {
                         self.end_halt();
                     }
                 }
+            }
+            if !untried.is_empty() {
+                self.halt(untried, None);
             }
         }
     }
