@@ -13,7 +13,7 @@ use super::engine::{Engine, ticks};
 use super::limits::Limits;
 use super::loader::{self, Module};
 use super::settings::{Isolation, Settings};
-use super::state::{DeadlinePassed, GuestState, LimitReached, Logs, Message};
+use super::state::{DeadlinePassed, GuestState, LimitReached, Logs, Message, OUTPUT};
 use super::wasi::Wasi;
 
 /// `init` may take at least this long, whatever the limit of a change: it happens once, and an
@@ -71,13 +71,29 @@ impl Fault {
         Self { class, reason: reason.into(), backtrace: Vec::new() }
     }
 
-    /// A trap says little by itself; what the guest logged last is usually its panic message.
-    pub(crate) fn with_last_words(mut self, logs: &[String]) -> Self {
-        if self.class == Class::Trap
-            && let Some(words) = logs.last()
-        {
+    /// A trap says little by itself; what the guest logged last is usually its panic message, and what it
+    /// wrote to its standard output or error is an exception with its stack.
+    pub(crate) fn with_last_words(mut self, logs: &[String], module: &Module) -> Self {
+        if self.class != Class::Trap {
+            return self;
+        }
+        let written: Vec<&str> =
+            logs.iter().rev().map_while(|line| line.strip_prefix(OUTPUT)).collect();
+        if !written.is_empty() {
+            let lines = written.into_iter().rev().filter(|line| !line.trim().is_empty());
+            let text = lines.map(str::trim).collect::<Vec<_>>().join(" / ");
+            self.reason.push_str("; it wrote: ");
+            self.reason.push_str(&without_middle(&text));
+        } else if let Some(words) = logs.last() {
             self.reason.push_str("; its last log line: ");
             self.reason.push_str(words);
+            return self;
+        }
+        if module.is_interpreter {
+            self.reason.push_str(
+                "; to read the exception here, catch it in the module and fail the message with its text, \
+                 as the projects of `sluicebox transforms new` do",
+            );
         }
         self
     }
@@ -259,7 +275,7 @@ impl Instance {
         });
         let (guest, answer) = started.map_err(|error| {
             let logs = store.data_mut().take_logs();
-            let fault = Fault::of(&error, limits, time_max).with_last_words(&logs);
+            let fault = Fault::of(&error, limits, time_max).with_last_words(&logs, module);
             Fault { reason: format!("{} (while it was starting)", fault.reason), ..fault }
         })?;
         answer.map_err(|text| {
@@ -316,6 +332,18 @@ impl Instance {
             && limiter.memory_bytes / 2 > self.memory_at_start;
         isolation == Isolation::Fresh || self.calls >= calls_max || has_grown
     }
+}
+
+/// A text of which beginning and end tell most: an exception's text is first in some languages, and last
+/// in others.
+fn without_middle(text: &str) -> String {
+    const HALF: usize = 400;
+    if text.len() <= 2 * HALF {
+        return text.to_owned();
+    }
+    let head = text.floor_char_boundary(HALF);
+    let tail = text.ceil_char_boundary(text.len() - HALF);
+    format!("{} … {}", &text[..head], &text[tail..])
 }
 
 fn shortened(text: &str) -> &str {

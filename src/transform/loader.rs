@@ -87,7 +87,8 @@ pub enum Error {
     #[error(
         "the module imports {imports}, which a transform is not given: there is no network and \
          nothing beyond WASI's clocks, random numbers and output; build it without (in Python: \
-         `componentize-py componentize --stub-wasi`)"
+         `componentize-py componentize --stub-wasi`; in JavaScript: `disableFeatures: [\"http\", \
+         \"fetch-event\"]` for `componentize`)"
     )]
     Imports { imports: String },
     #[error("the module does not fit the interface sluicebox:transform@{VERSION}: {reason}")]

@@ -306,7 +306,9 @@ impl Slot {
             (Ok(_), None) => {
                 unreachable!("the message stays in the store for as long as the call takes")
             }
-            (Err(fault), message) => (Err(fault.with_last_words(&logs)), message),
+            (Err(fault), message) => {
+                (Err(fault.with_last_words(&logs, &transform.module)), message)
+            }
         };
         if result.is_ok() && !instance.is_spent(&transform.module, transform.settings.isolation) {
             self.instance = Some(instance);

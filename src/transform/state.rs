@@ -17,6 +17,9 @@ use crate::message::Draft;
 /// How many of a message's log lines are kept.
 const LOG_LINES_MAX: usize = 50;
 
+/// What lines begin with that a guest did not log but wrote to its standard output or error.
+pub(crate) const OUTPUT: &str = "output: ";
+
 /// A log line is cut here, in bytes.
 const LOG_LINE_BYTES_MAX: usize = 2000;
 
@@ -60,7 +63,7 @@ impl GuestState {
     pub(crate) fn take_logs(&mut self) -> Vec<String> {
         if let Some(wasi) = &self.wasi {
             for line in wasi.take_output() {
-                self.logs.push(Level::Info, &line);
+                self.logs.push_output(&line);
             }
         }
         self.logs.take()
@@ -234,6 +237,18 @@ impl Logs {
     }
 
     pub(crate) fn push(&mut self, level: Level, message: &str) {
+        let line = self.write(level, message);
+        self.keep(format!("{}: {line}", word(level)));
+    }
+
+    /// A line of standard output or error.
+    pub(crate) fn push_output(&mut self, message: &str) {
+        let line = self.write(Level::Info, message);
+        self.keep(format!("{OUTPUT}{line}"));
+    }
+
+    /// Hands a line on to the process's log, as far as it may be. Gives it as it can be shown.
+    fn write(&mut self, level: Level, message: &str) -> String {
         let line = printable(message);
         if !self.quiet && self.may_write() {
             let transform = &*self.transform;
@@ -244,10 +259,14 @@ impl Logs {
                 Level::Error => tracing::error!(target: "sluicebox::guest", transform, "{line}"),
             }
         }
+        line
+    }
+
+    fn keep(&mut self, line: String) {
         if self.lines.len() == LOG_LINES_MAX {
             self.lines.pop_front();
         }
-        self.lines.push_back(format!("{}: {line}", word(level)));
+        self.lines.push_back(line);
     }
 
     fn take(&mut self) -> Vec<String> {

@@ -24,8 +24,8 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::state::{DeadlinePassed, GuestState};
 
-/// How much of an unfinished line of stdout or stderr is kept.
-const LINE_BYTES_MAX: usize = 4096;
+/// How much of what a call writes to stdout and stderr is kept: an exception and its stack.
+const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 
 /// The packages and interfaces of WASI that a module may import.
 const GRANTED: [&str; 5] =
@@ -204,7 +204,7 @@ impl Output {
     fn append(&self, bytes: &[u8]) {
         let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         buffer.extend_from_slice(bytes);
-        let excess = buffer.len().saturating_sub(LINE_BYTES_MAX);
+        let excess = buffer.len().saturating_sub(OUTPUT_BYTES_MAX);
         buffer.drain(..excess);
     }
 }
@@ -260,6 +260,6 @@ impl OutputStream for Output {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(LINE_BYTES_MAX)
+        Ok(OUTPUT_BYTES_MAX)
     }
 }
