@@ -20,6 +20,10 @@ use super::client::{Client, ProcessArguments};
 use super::output::{cut, print, print_json, printable, table, to_stderr};
 use crate::transform::{TransformList, TransformView, VetReport};
 
+/// How much of a reason is shown. The mend is at its end, and before it a guest may have said 2,000
+/// characters: so all of it is, as a rule.
+const REASON_CHARS_MAX: usize = 4000;
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List what is in the folder, and what the running process makes of it.
@@ -86,7 +90,7 @@ fn list_text(list: &TransformList) -> String {
             transform.calls.to_string(),
             transform.errors.to_string(),
             transform.vet.as_ref().map(VetReport::text).unwrap_or_default(),
-            cut(transform.reason.as_deref().unwrap_or_default(), 400),
+            cut(transform.reason.as_deref().unwrap_or_default(), REASON_CHARS_MAX),
         ]
     };
     let rows: Vec<_> = list.transforms.iter().map(row).collect();
@@ -131,6 +135,11 @@ mod tests {
                 drops: 0,
                 empties: 0,
                 reroutes: 0,
+                left_out: Vec::new(),
+                left_out_most: (0, 0),
+                keyless: 0,
+                misnamed: 0,
+                unrecognised: 0,
                 slower_percent: None,
             }),
         };

@@ -3,12 +3,16 @@
 //! It runs what the workers run, the size gate included, and sends and writes nothing. A message
 //! counts as handled when it could be sent, or when a transform decided to drop it; a failure counts
 //! as one also where a transform's settings hide it (`on_error = "pass"` or `"drop"`).
+//!
+//! Mended is a failed message only where its row is in what would be sent (see [`remains`]). One that is
+//! dropped, emptied, or replaced by the same for every row would be gone without having been delivered.
 
-use std::collections::BTreeSet;
+mod remains;
+
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::control::Filter;
@@ -17,17 +21,18 @@ use super::sample::Sample;
 use super::size_gate::SizedRecord;
 use super::workers::shape;
 use crate::change::Change;
-use crate::message::{Envelope, EnvelopeSettings};
+use crate::message::{Draft, Envelope, EnvelopeSettings};
 use crate::store::Store;
-use crate::transform::{Comparison, Trial, Vet};
+use crate::transform::{Class, Comparison, Trial, Vet};
+use remains::{Content, Remains};
 
 /// How long both parts of a comparison may take together. A chain that is worth it waits for this
 /// long at most; the traffic does not.
 const TIME_MAX: Duration = Duration::from_secs(4);
 
-/// So many of each kind are tried however long it takes: on a machine that is busy with other things
-/// the time would be over before the first, and a chain would go live untried. The limits of the
-/// modules bound them.
+/// So many of each kind are tried even where the time is over: on a machine that is busy with other
+/// things it would be over before the first, and a chain would go live untried. But one, where messages
+/// run out of their own time: they are what took it.
 const TRIED_MIN: u64 = 10;
 
 /// How many parked messages are tried; of more than that, some from all over the store.
@@ -81,15 +86,8 @@ impl Vetting {
     }
 
     /// Runs the comparison over stored messages, for as long as there is time.
-    fn try_stored(
-        &self,
-        comparing: &mut Comparing<'_>,
-        mut ids: Vec<u64>,
-        kind: Kind,
-        end: Instant,
-    ) {
-        let mut tried = 0;
-        while !ids.is_empty() && (Instant::now() <= end || tried < TRIED_MIN) {
+    fn try_stored(&self, comparing: &mut Comparing<'_>, mut ids: Vec<u64>, kind: Kind) {
+        while !ids.is_empty() && comparing.has_time() {
             let read = self.runtime.block_on(self.store.read(ids.clone(), READ_BYTES_MAX));
             let read = match read {
                 Ok(read) if read.is_empty() => break,
@@ -103,11 +101,10 @@ impl Vetting {
             let last = read.iter().map(|(id, _)| *id).max().unwrap_or(u64::MAX);
             ids.retain(|id| *id > last);
             for (_, change) in read {
-                if Instant::now() > end && tried >= TRIED_MIN {
+                if !comparing.has_time() {
                     break;
                 }
                 comparing.run(&change, kind);
-                tried += 1;
             }
         }
     }
@@ -116,13 +113,19 @@ impl Vetting {
 /// What a chain makes of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
-    /// To this stream; nothing for the pipeline's own.
-    Sent(Option<Arc<str>>),
+    /// To this stream, nothing for the pipeline's own; and what of the row is in it.
+    Sent(Option<Arc<str>>, Remains),
     /// Something is sent, and nothing of the row is in it.
     Emptied,
     Dropped,
-    /// With the reason, and the transform, where it was one.
-    Failed(String, Option<String>),
+    /// With the reason, the class, and the transform, where it was one.
+    Failed(String, Option<Class>, Option<String>),
+}
+
+impl Fate {
+    fn is_timeout(&self) -> bool {
+        matches!(self, Self::Failed(_, Some(Class::Timeout), _))
+    }
 }
 
 fn fate(trial: &mut Trial, envelope: &Arc<Envelope>, change: &Change) -> (Fate, Duration) {
@@ -130,37 +133,32 @@ fn fate(trial: &mut Trial, envelope: &Arc<Envelope>, change: &Change) -> (Fate, 
     let shaped = shape(&mut trial.runner, &trial.chain, envelope, change);
     let took = started.elapsed();
     let fault = trial.runner.fault().map(|(class, transform)| (class, transform.to_owned()));
+    let class = fault.as_ref().map(|(class, _)| *class);
     let fate = match (shaped, fault) {
         (Shaped::Failed(failure) | Shaped::Halt(failure), _) => {
-            Fate::Failed(failure.error.text, failure.error.transform)
+            Fate::Failed(failure.error.text, class, failure.error.transform)
         }
         (Shaped::Records(_) | Shaped::Dropped, Some((class, transform))) => {
             let text =
                 format!("`{transform}` fails ({}), and its settings hide it", class.as_str());
-            Fate::Failed(text, Some(transform))
+            Fate::Failed(text, Some(class), Some(transform))
         }
-        (Shaped::Records(records), None) if is_emptied(change, &records) => Fate::Emptied,
-        (Shaped::Records(records), None) => {
-            Fate::Sent(records.first().and_then(|record| record.stream().cloned()))
-        }
+        (Shaped::Records(records), None) => sent(envelope, change, &records),
         (Shaped::Dropped, None) => Fate::Dropped,
     };
     (fate, took)
 }
 
-/// Whether nothing of a row is in what would be sent of it: no column, or an empty message in its place.
-fn is_emptied(change: &Change, records: &[SizedRecord]) -> bool {
-    let [record] = records else { return false };
-    let Ok(message) = serde_json::from_slice::<Value>(&record.record().body) else { return false };
-    let is_empty = |value: &Value| match value {
-        Value::Null => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(values) => values.is_empty(),
-        Value::Object(members) => members.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    };
-    let had_columns = change.new.as_ref().or(change.old.as_ref()).is_some();
-    is_empty(&message) || (had_columns && message.get("record").is_some_and(is_empty))
+fn sent(envelope: &Arc<Envelope>, change: &Change, records: &[SizedRecord]) -> Fate {
+    let original = Draft::new(change.clone(), Arc::clone(envelope));
+    let bodies: Vec<&[u8]> = records.iter().map(|record| &*record.record().body).collect();
+    let remains = remains::of(change, &original, &bodies);
+    match remains.content {
+        Content::Nothing => Fate::Emptied,
+        Content::Recognised | Content::Other(_) => {
+            Fate::Sent(records.first().and_then(|record| record.stream().cloned()), remains)
+        }
+    }
 }
 
 /// Where a message that is tried comes from.
@@ -180,49 +178,169 @@ struct Comparing<'a> {
     found: Comparison,
     /// What each message that both handle took.
     took: Vec<(Duration, Duration)>,
+    /// Messages that the new chain makes something of in which nothing of the row can be recognised.
+    others: Vec<Other>,
+    /// The chain before ran out of time.
+    is_before_slow: bool,
+    /// When the time for the current kind of messages is over, how many of them were tried, and how many
+    /// of these ran out of their own.
+    end: Instant,
+    tried: u64,
+    timeouts: u64,
+}
+
+/// See [`Content::Other`].
+struct Other {
+    hash: u64,
+    kind: Kind,
+    was_sent: bool,
+    losers: Vec<String>,
 }
 
 impl Comparing<'_> {
+    /// Goes over to other messages, for as long as this.
+    fn begin(&mut self, end: Instant) {
+        (self.end, self.tried, self.timeouts) = (end, 0, 0);
+    }
+
+    fn has_time(&self) -> bool {
+        Instant::now() <= self.end || (self.tried < TRIED_MIN && self.timeouts == 0)
+    }
+
     fn run(&mut self, change: &Change, kind: Kind) {
-        let (before, took_before) = fate(self.before, &self.envelopes[0], change);
-        let (after, took_after) = fate(self.after, &self.envelopes[1], change);
-        let found = &mut self.found;
+        self.tried += 1;
         match kind {
-            Kind::Parked => found.of += 1,
-            Kind::Recent => found.sample += 1,
+            Kind::Parked => self.found.of += 1,
+            Kind::Recent => self.found.sample += 1,
         }
-        let was_sent = matches!(before, Fate::Sent(_));
+        let (after, before) = if self.is_before_slow {
+            // What can be sent is no worse, whatever was before: that need not run out of time again.
+            let after = self.fate_after(change);
+            let before = match (&after.0, kind) {
+                (Fate::Sent(..), Kind::Recent) => return,
+                (Fate::Sent(..), Kind::Parked) => {
+                    (Fate::Failed(String::new(), None, None), Duration::ZERO)
+                }
+                _ => self.fate_before(change),
+            };
+            (after, before)
+        } else {
+            let before = self.fate_before(change);
+            (self.fate_after(change), before)
+        };
+        self.compare(kind, before, after);
+    }
+
+    fn fate_before(&mut self, change: &Change) -> (Fate, Duration) {
+        let (fate, took) = fate(self.before, &self.envelopes[0], change);
+        self.is_before_slow |= fate.is_timeout();
+        self.timeouts += u64::from(fate.is_timeout());
+        (fate, took)
+    }
+
+    fn fate_after(&mut self, change: &Change) -> (Fate, Duration) {
+        let (fate, took) = fate(self.after, &self.envelopes[1], change);
+        self.timeouts += u64::from(fate.is_timeout());
+        (fate, took)
+    }
+
+    fn compare(&mut self, kind: Kind, before: (Fate, Duration), after: (Fate, Duration)) {
+        let ((before, took_before), (after, took_after)) = (before, after);
+        let was_sent = matches!(before, Fate::Sent(..));
         if kind == Kind::Recent && was_sent {
-            found.sent += 1;
+            self.found.sent += 1;
+        }
+        let is_other = |remains: &Remains| match remains.content {
+            Content::Other(hash) => Some(hash),
+            Content::Recognised | Content::Nothing => None,
+        };
+        let other = match (&before, &after) {
+            (Fate::Sent(_, before), Fate::Sent(_, after)) => {
+                is_other(after).filter(|_| is_other(before).is_none())
+            }
+            (Fate::Failed(..), Fate::Sent(_, after)) => is_other(after),
+            _ => None,
+        };
+        if let Some(hash) = other {
+            let losers = losers(self.after);
+            self.others.push(Other { hash, kind, was_sent, losers });
         }
         match (before, after) {
-            (Fate::Failed(..), Fate::Sent(_)) if kind == Kind::Parked => found.fixes += 1,
-            (Fate::Sent(_) | Fate::Failed(..), after @ (Fate::Dropped | Fate::Emptied)) => {
+            (Fate::Failed(..), Fate::Sent(stream, remains)) => {
+                if kind == Kind::Parked {
+                    self.mended(stream.is_some(), remains);
+                }
+            }
+            (Fate::Sent(..) | Fate::Failed(..), after @ (Fate::Dropped | Fate::Emptied)) => {
                 match after {
-                    Fate::Emptied => found.empties += 1,
-                    Fate::Dropped | Fate::Sent(_) | Fate::Failed(..) => found.drops += 1,
+                    Fate::Emptied => self.found.empties += 1,
+                    Fate::Dropped | Fate::Sent(..) | Fate::Failed(..) => self.found.drops += 1,
                 }
                 let losers = losers(self.after);
-                match kind {
-                    _ if losers.is_empty() => {}
-                    Kind::Parked => found.lost += 1,
-                    Kind::Recent if was_sent => found.sent_lost += 1,
-                    Kind::Recent => {}
-                }
-                found.losers.extend(losers);
+                self.lost(kind, was_sent, losers);
             }
-            (Fate::Sent(_) | Fate::Dropped | Fate::Emptied, Fate::Failed(reason, transform)) => {
-                found.breaks += 1;
-                found.culprits.extend(transform);
-                found.example.get_or_insert(reason);
+            (
+                Fate::Sent(..) | Fate::Dropped | Fate::Emptied,
+                Fate::Failed(reason, _, transform),
+            ) => {
+                self.found.breaks += 1;
+                self.found.culprits.extend(transform);
+                self.found.example.get_or_insert(reason);
             }
-            (Fate::Sent(before), Fate::Sent(after)) => {
-                found.reroutes += u64::from(before != after);
+            (Fate::Sent(before, remained), Fate::Sent(after, remains)) => {
+                self.found.reroutes += u64::from(before != after);
+                let is_new = |name: &String| !remained.left_out.contains(name);
+                let left_out = remains.left_out.iter().filter(|name| is_new(name));
+                self.found.leave_out(left_out.cloned().collect(), remains.columns);
+                self.found.keyless += u64::from(remains.lacks_key && !remained.lacks_key);
+                self.found.misnamed += u64::from(remains.is_misnamed && !remained.is_misnamed);
                 self.took.push((took_before, took_after));
             }
-            (Fate::Failed(..), Fate::Sent(_) | Fate::Failed(..))
-            | (Fate::Dropped | Fate::Emptied, Fate::Sent(_) | Fate::Dropped | Fate::Emptied) => {}
+            (Fate::Failed(..), Fate::Failed(..))
+            | (Fate::Dropped | Fate::Emptied, Fate::Sent(..) | Fate::Dropped | Fate::Emptied) => {}
         }
+    }
+
+    /// A failed message could be sent.
+    fn mended(&mut self, is_routed: bool, remains: Remains) {
+        let found = &mut self.found;
+        found.fixes += 1;
+        found.reroutes += u64::from(is_routed);
+        found.keyless += u64::from(remains.lacks_key);
+        found.misnamed += u64::from(remains.is_misnamed);
+        found.leave_out(remains.left_out, remains.columns);
+    }
+
+    /// A message would be gone.
+    fn lost(&mut self, kind: Kind, was_sent: bool, losers: Vec<String>) {
+        let found = &mut self.found;
+        match kind {
+            _ if losers.is_empty() => {}
+            Kind::Parked => found.lost += 1,
+            Kind::Recent if was_sent => found.sent_lost += 1,
+            Kind::Recent => {}
+        }
+        found.losers.extend(losers);
+    }
+
+    /// What came of it. Where nothing of the rows could be recognised, they may be packed, and every one
+    /// is different then; what says the same of each says nothing.
+    fn end(mut self) -> Comparison {
+        let others = std::mem::take(&mut self.others);
+        let different: HashSet<u64> = others.iter().map(|other| other.hash).collect();
+        if different.len() > 1 && different.len() * 2 > others.len() {
+            self.found.unrecognised = others.len() as u64;
+        } else {
+            for other in others {
+                if other.kind == Kind::Parked {
+                    self.found.fixes = self.found.fixes.saturating_sub(1);
+                }
+                self.found.empties += 1;
+                self.lost(other.kind, other.was_sent, other.losers);
+            }
+        }
+        self.found.slower_percent = slower_percent(self.took);
+        self.found
     }
 }
 
@@ -262,21 +380,32 @@ impl Vet for Vetting {
         let started = Instant::now();
         let envelopes = [self.envelope(before), self.envelope(after)];
         let found = Comparison { culprits: BTreeSet::new(), ..Comparison::default() };
-        let mut comparing = Comparing { before, after, envelopes, found, took: Vec::new() };
+        let mut comparing = Comparing {
+            before,
+            after,
+            envelopes,
+            found,
+            took: Vec::new(),
+            others: Vec::new(),
+            is_before_slow: false,
+            end: started + TIME_MAX / 2,
+            tried: 0,
+            timeouts: 0,
+        };
         for change in self.sample.changes() {
-            if started.elapsed() > TIME_MAX / 2 && comparing.found.sample >= TRIED_MIN {
+            if !comparing.has_time() {
                 break;
             }
             comparing.run(&change, Kind::Recent);
         }
         let (ids, parked) = self.stored("failed", PARKED_MAX);
         comparing.found.parked = parked;
-        self.try_stored(&mut comparing, ids, Kind::Parked, started + TIME_MAX * 7 / 8);
+        comparing.begin(started + TIME_MAX * 7 / 8);
+        self.try_stored(&mut comparing, ids, Kind::Parked);
         let (ids, _) = self.stored("waiting", WAITING_MAX);
-        self.try_stored(&mut comparing, ids, Kind::Recent, started + TIME_MAX);
-        let Comparing { mut found, took, .. } = comparing;
-        found.slower_percent = slower_percent(took);
-        found
+        comparing.begin(started + TIME_MAX);
+        self.try_stored(&mut comparing, ids, Kind::Recent);
+        comparing.end()
     }
 
     fn handled(&self, trial: &mut Trial, changes: &[Change]) -> usize {

@@ -52,6 +52,18 @@ pub struct Comparison {
     pub empties: u64,
     /// Messages that this chain sends to another stream than the chain before.
     pub reroutes: u64,
+    /// Columns that are in no record any more with this chain, and were in one with the chain before, or
+    /// are part of a failed message that could be sent now. A bounded number of them.
+    pub left_out: BTreeSet<String>,
+    /// How many columns of how many that one message lacks which lacks most.
+    pub left_out_most: (u64, u64),
+    /// Messages of which this chain leaves nothing that tells of which row they are.
+    pub keyless: u64,
+    /// Messages that say another action or table than their change is of.
+    pub misnamed: u64,
+    /// Messages in which none of the row's values can be recognised, and which differ from each other:
+    /// the values may be packed.
+    pub unrecognised: u64,
     /// Failed messages of the store that this chain drops or empties by a transform that may not: they
     /// would be gone without having been delivered.
     pub lost: u64,
@@ -72,7 +84,17 @@ pub struct Comparison {
 /// Of so many recent changes not all may be dropped.
 const ALL_MIN: u64 = 10;
 
+/// So many columns are noted down by name.
+const NAMED_MAX: usize = 20;
+
 impl Comparison {
+    /// Notes the columns down that one message lacks, of so many.
+    pub(crate) fn leave_out(&mut self, names: BTreeSet<String>, columns: u64) {
+        self.left_out_most = self.left_out_most.max((names.len() as u64, columns));
+        let room = NAMED_MAX.saturating_sub(self.left_out.len());
+        self.left_out.extend(names.into_iter().take(room));
+    }
+
     /// Whether this chain makes messages vanish as no transform does that is meant to let some through.
     #[must_use]
     pub fn loses(&self) -> bool {
@@ -98,15 +120,15 @@ impl Comparison {
         }
         let what = if self.lost > 0 {
             format!(
-                "it does not fix {} of {} parked messages but drops them or leaves nothing of them, so that \
-                 they would be gone without having been delivered. Mend it; to give messages up there is \
+                "it does not fix {} of {} parked messages but drops them, or nothing of their rows is in what \
+                 it makes of them, so that they would be gone without having been delivered. Mend it; to give messages up there is \
                  `sluicebox messages ack`",
                 self.lost, self.of
             )
         } else if self.loses_all() {
             format!(
-                "it drops all of the {} recent messages that the chain before sends, or leaves nothing of \
-                 them. Mend it",
+                "it drops all of the {} recent messages that the chain before sends, or nothing of their rows \
+                 is in what it makes of them. Mend it",
                 self.sent
             )
         } else {
@@ -150,6 +172,21 @@ pub struct VetReport {
     /// Messages that it sends to another stream than the chain before.
     #[serde(default)]
     pub reroutes: u64,
+    /// Columns that it leaves out, as far as they are noted down, by name.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+    /// How many columns of how many the message lacks that lacks most.
+    #[serde(default)]
+    pub left_out_most: (u64, u64),
+    /// Messages that do not tell any more of which row they are.
+    #[serde(default)]
+    pub keyless: u64,
+    /// Messages that say another action or table than their change is of.
+    #[serde(default)]
+    pub misnamed: u64,
+    /// Messages in which none of the row's values can be recognised.
+    #[serde(default)]
+    pub unrecognised: u64,
     /// How much slower the chain is with it, in percent; less than nothing is faster.
     pub slower_percent: Option<i64>,
 }
@@ -157,9 +194,44 @@ pub struct VetReport {
 impl VetReport {
     pub(crate) fn of(comparison: &Comparison) -> Self {
         let Comparison { fixes, of, breaks, sample, drops, empties, reroutes, .. } = *comparison;
-        let slower_percent = comparison.slower_percent;
-        let result = if of + sample == 0 { VetResult::Unvetted } else { VetResult::Passed };
-        Self { result, fixes, of, breaks, sample, drops, empties, reroutes, slower_percent }
+        let Comparison { left_out_most, keyless, misnamed, unrecognised, .. } = *comparison;
+        Self {
+            result: if of + sample == 0 { VetResult::Unvetted } else { VetResult::Passed },
+            fixes,
+            of,
+            breaks,
+            sample,
+            drops,
+            empties,
+            reroutes,
+            left_out: comparison.left_out.iter().cloned().collect(),
+            left_out_most,
+            keyless,
+            misnamed,
+            unrecognised,
+            slower_percent: comparison.slower_percent,
+        }
+    }
+
+    /// What an operator should look at before it is believed, as clauses that follow "of the messages
+    /// that were tried"; empty where there is nothing.
+    pub(crate) fn doubts(&self) -> String {
+        let mut doubts = Vec::new();
+        let mut add = |count: u64, what: &str| {
+            if count > 0 {
+                doubts.push(format!("{count} {what}"));
+            }
+        };
+        add(self.drops, "are dropped that the chain before keeps");
+        add(self.empties, "are left with nothing of their rows");
+        add(self.keyless, "do not tell any more of which row they are");
+        add(self.misnamed, "name another action or table than their change is of");
+        add(self.unrecognised, "have none of their row's values in a form that can be recognised");
+        let (left_out, columns) = self.left_out_most;
+        if left_out * 2 > columns {
+            doubts.push(format!("some lack {left_out} of {columns} columns"));
+        }
+        doubts.join(", ")
     }
 
     pub(crate) fn with(self, result: VetResult) -> Self {
@@ -189,6 +261,29 @@ impl VetReport {
         }
         if self.empties > 0 {
             add(format_args!(", leaves nothing of {}", self.empties));
+        }
+        let (left_out, columns) = self.left_out_most;
+        match self.left_out.as_slice() {
+            [] => {}
+            names @ ([_] | [_, _] | [_, _, _]) => {
+                let names = names.join(", ");
+                add(format_args!(", leaves out {left_out} of {columns} columns ({names})"));
+            }
+            [first, second, rest @ ..] => {
+                let rest = rest.len();
+                add(format_args!(
+                    ", leaves out {left_out} of {columns} columns ({first}, {second} and {rest} more)"
+                ));
+            }
+        }
+        if self.keyless > 0 {
+            add(format_args!(", does not tell the row of {}", self.keyless));
+        }
+        if self.misnamed > 0 {
+            add(format_args!(", names another action or table in {}", self.misnamed));
+        }
+        if self.unrecognised > 0 {
+            add(format_args!(", no value can be recognised in {}", self.unrecognised));
         }
         if self.reroutes > 0 {
             add(format_args!(", sends {} to another stream", self.reroutes));
@@ -241,8 +336,23 @@ mod tests {
             "fixes 37 of 40, breaks 1 of 540, faster by 3 %",
         );
         check(
-            Comparison { empties: 1, reroutes: 2, ..some },
+            Comparison { empties: 1, reroutes: 2, ..some.clone() },
             "fixes 37 of 40, breaks 0 of 540, leaves nothing of 1, sends 2 to another stream",
+        );
+        let mut lacking = some.clone();
+        lacking.leave_out(["body".to_owned()].into(), 3);
+        check(lacking.clone(), "fixes 37 of 40, breaks 0 of 540, leaves out 1 of 3 columns (body)");
+        assert_eq!(VetReport::of(&lacking).doubts(), "");
+        lacking.leave_out((0..9).map(|number| format!("c{number}")).collect(), 10);
+        check(
+            Comparison { keyless: 40, misnamed: 1, unrecognised: 2, ..lacking.clone() },
+            "fixes 37 of 40, breaks 0 of 540, leaves out 9 of 10 columns (body, c0 and 8 more), does not \
+             tell the row of 40, names another action or table in 1, no value can be recognised in 2",
+        );
+        assert_eq!(
+            VetReport::of(&Comparison { keyless: 40, drops: 1, ..lacking }).doubts(),
+            "1 are dropped that the chain before keeps, 40 do not tell any more of which row they are, some \
+             lack 9 of 10 columns"
         );
         assert_eq!(VetReport::off().text(), "off");
     }

@@ -11,6 +11,7 @@ mod limits;
 mod loading;
 mod rules;
 mod soak;
+mod vetting;
 mod written_by_hand;
 
 use std::path::PathBuf;

@@ -129,6 +129,20 @@ impl Transform for Chaos {
                 let message = change.message()?;
                 change.set_message(&format!("{{\"wrapped\":{message}}}"))?;
             }
+            "message" => change.set_message(&self.0.text)?,
+            "packed" => {
+                change.set_message(&format!("\"packed {:x}\"", 4097 * change.commit_index()))?;
+            }
+            "set-all" => {
+                for name in change.column_names() {
+                    change.set(&name, &self.0.text)?;
+                }
+            }
+            "keep-only" => {
+                for name in change.column_names().iter().filter(|name| **name != self.0.text) {
+                    change.remove(name)?;
+                }
+            }
             "replace-not-json" => change.set_message("not json")?,
             "replace-large" => change.set_message(&json_of(number))?,
             "route" => change.route_to(Some(&self.0.text))?,
