@@ -8,6 +8,8 @@
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,8 +42,22 @@ const SAID_BYTES_MAX: u64 = 16 * 1024;
 pub(crate) enum Compiler {
     /// This process, whatever it takes.
     Here,
-    /// This program in another process, where the module asks for it.
-    Apart(PathBuf),
+    /// This program in another process, where the module asks for it. It is ended when somebody stops it.
+    Apart(PathBuf, Stop),
+}
+
+/// Says that nobody needs the result any more. Cloned handles are the same one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(crate) fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Compiler {
@@ -49,21 +65,29 @@ impl Compiler {
     pub(crate) fn apart() -> Self {
         let itself = PathBuf::from("/proc/self/exe");
         let itself = if itself.exists() { Some(itself) } else { std::env::current_exe().ok() };
-        itself.map_or(Self::Here, Self::Apart)
+        itself.map_or(Self::Here, |program| Self::Apart(program, Stop::default()))
+    }
+
+    /// The same for work that can be stopped.
+    pub(crate) fn until(&self, stop: &Stop) -> Self {
+        match self {
+            Self::Here => Self::Here,
+            Self::Apart(program, _) => Self::Apart(program.clone(), stop.clone()),
+        }
     }
 
     /// Compiles a component that was validated before.
     pub(super) fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Component, Error> {
         let failed = |error: wasmtime::Error| Error::Compile { reason: chain(&error) };
         match self {
-            Self::Apart(program) if is_demanding(component) => {
+            Self::Apart(program, stop) if is_demanding(component) => {
                 let mut command = Command::new(program);
                 command.arg(COMMAND).env_clear();
-                let code = compile_apart(command, component, TIME_MAX)
+                let code = compile_apart(command, component, TIME_MAX, stop)
                     .map_err(|reason| Error::Compile { reason })?;
                 super::cache::deserialize(engine.wasm(), &code).map_err(failed)
             }
-            Self::Here | Self::Apart(_) => {
+            Self::Here | Self::Apart(..) => {
                 Component::from_binary(engine.wasm(), component).map_err(failed)
             }
         }
@@ -89,6 +113,7 @@ fn compile_apart(
     mut command: Command,
     component: &[u8],
     time_max: Duration,
+    stop: &Stop,
 ) -> Result<Vec<u8>, String> {
     let failed = |error: std::io::Error| format!("no process could be started for it: {error}");
     let mut child = command
@@ -120,7 +145,7 @@ fn compile_apart(
         let status = loop {
             match child.try_wait().map_err(failed)? {
                 Some(status) => break Some(status),
-                None if started.elapsed() >= time_max => break None,
+                None if started.elapsed() >= time_max || stop.is_stopped() => break None,
                 None => thread::sleep(Duration::from_millis(10)),
             }
         };
@@ -136,6 +161,7 @@ fn compile_apart(
              optimisation for size and without inlining"
         );
         match (status, code) {
+            (None, _) if stop.is_stopped() => Err("it changed while it was compiled".to_owned()),
             (None, _) => {
                 Err(format!("it took more than {} s, and was given up; {mend}", time_max.as_secs()))
             }
@@ -189,9 +215,10 @@ mod tests {
         let compile = |line: &str, time| {
             let mut command = Command::new("sh");
             command.args(["-c", line]);
-            compile_apart(command, &[0; 100_000], Duration::from_secs(time))
+            compile_apart(command, &[0; 100_000], Duration::from_secs(time), &Stop::default())
         };
-        let none = compile_apart(Command::new("/no/such/program"), &[], TIME_MAX).unwrap_err();
+        let program = Command::new("/no/such/program");
+        let none = compile_apart(program, &[], TIME_MAX, &Stop::default()).unwrap_err();
         assert!(none.starts_with("no process could be started for it: "), "{none}");
         // Most of them read nothing.
         assert_eq!(compile("printf code", 60), Ok(b"code".to_vec()));
@@ -211,5 +238,11 @@ mod tests {
             0,
             "it took more than 0 s, and was given up; its largest function",
         );
+        let stop = Stop::default();
+        stop.stop();
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000");
+        let stopped = compile_apart(sleep, &[], TIME_MAX, &stop).unwrap_err();
+        assert_eq!(stopped, "it changed while it was compiled");
     }
 }

@@ -86,6 +86,14 @@ pub(crate) fn look(dir: &Path) -> io::Result<Look> {
         if is_ignored(&name) {
             continue;
         }
+        // They would stand in logs and record headers, and split their lines.
+        if name.chars().any(char::is_control) {
+            if is_module(&name) || name.ends_with(".toml") {
+                let shown = name.escape_debug().to_string();
+                look.misnamed.push((shown, "has control characters"));
+            }
+            continue;
+        }
         let is_settings = name.ends_with(".toml");
         if !is_settings && !is_module(&name) {
             let small = name.to_ascii_lowercase();
@@ -186,6 +194,10 @@ fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     use std::os::unix::fs::OpenOptionsExt as _;
     // A pipe that nobody writes to would be waited for without an end.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    // Before it is opened, which a socket refuses without saying what it is.
+    if let Some(what) = what_else(&fs::metadata(path)?) {
+        return Err(io::Error::other(what));
+    }
     let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
     if let Some(what) = what_else(&file.metadata()?) {
         return Err(io::Error::other(what));
@@ -253,6 +265,7 @@ mod tests {
         fs::write(dir.path().join("60-H.WASM"), "").unwrap();
         let foreign = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"70-\xff.wasm");
         fs::write(dir.path().join(foreign), "").unwrap();
+        fs::write(dir.path().join("75-two\nlines.wasm"), "").unwrap();
         std::os::unix::fs::symlink("20-b.wasm", dir.path().join("80-j.wasm")).unwrap();
 
         let look = look(dir.path()).unwrap();
@@ -262,7 +275,7 @@ mod tests {
         assert!(look.modules["20-b.wasm"].settings.is_none());
         assert_eq!(look.orphans, ["30-c.toml"]);
         let misnamed: Vec<&str> = look.misnamed.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(misnamed, ["60-H.WASM", "70-\u{FFFD}.wasm"]);
+        assert_eq!(misnamed, ["60-H.WASM", "70-\u{FFFD}.wasm", "75-two\\nlines.wasm"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 use super::cache::Cache;
 use super::chain::{Chain, Transform};
-use super::compiler::Compiler;
+use super::compiler::{Compiler, Stop};
 use super::engine::Engine;
 use super::folder::{self, Seen};
 use super::health::Tally;
@@ -143,6 +143,7 @@ impl Host {
             settler: Settler::default(),
             live: BTreeMap::new(),
             making: BTreeMap::new(),
+            stops: BTreeMap::new(),
             ready: Changes::new(),
             ready_since: None,
             seen_since: None,
@@ -234,6 +235,11 @@ enum Wake {
         number: u64,
         comparison: Comparison,
     },
+    /// Chains were compared that differ by files that are gone.
+    LookedBack {
+        gone: Vec<String>,
+        comparison: Comparison,
+    },
     /// Failed changes were tried with the last good versions.
     Checked {
         number: u64,
@@ -262,6 +268,8 @@ struct Watcher {
     live: BTreeMap<String, Arc<Transform>>,
     /// Files that are being made into transforms, by the state that was seen.
     making: BTreeMap<String, Seen>,
+    /// Since when, and what ends it where the file changes or is gone.
+    stops: BTreeMap<String, (Instant, Stop)>,
     /// What the folder shows and the published chain does not.
     ready: Changes,
     ready_since: Option<Instant>,
@@ -311,6 +319,7 @@ impl Watcher {
             }
             Wake::Made { file, seen, made, took } => self.on_made(&file, seen, made, took),
             Wake::Tried { number, comparison } => self.on_tried(number, &comparison),
+            Wake::LookedBack { gone, comparison } => self.on_looked_back(&gone, &comparison),
             Wake::Checked { number, handled, tried, culprits, tally } => {
                 self.on_checked(number, (handled, tried), &culprits, tally);
             }
@@ -338,17 +347,19 @@ impl Watcher {
             .live
             .keys()
             .chain(self.ready.keys())
+            .chain(self.making.keys())
             .chain(self.refusals.iter().map(|(file, _)| file))
             .cloned()
             .collect();
-        let settled = self.settler.settle(&look, known.into_iter(), &self.making, Instant::now());
+        let mut settled =
+            self.settler.settle(&look, known.into_iter(), &self.making, Instant::now());
         for file in &settled.gone {
             self.on_gone(file);
         }
-        for (file, seen) in settled.changed {
+        for (file, seen) in std::mem::take(&mut settled.changed) {
             self.begin(file, seen);
         }
-        self.warn_of_what_is_ignored(&look);
+        self.warn_of_what_is_ignored(&look, &settled.restless);
         let held = self.advance(settled.wait.is_some());
         self.show();
         let held = if held { SETTLE } else { POLL };

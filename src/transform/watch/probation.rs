@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::chain::{Chain, Transform};
+use super::super::compiler::Stop;
 use super::super::health::Tally;
 use super::super::refused::Refused;
 use super::super::settings::Judgement;
@@ -102,7 +103,7 @@ impl Watcher {
         let Some(left) = self.last_good.probation() else { return };
         let mut good = BTreeMap::new();
         for (file, content) in left.good {
-            match self.workshop.make(&file, content, &self.known()) {
+            match self.workshop.make(&file, content, &self.known(), &Stop::default()) {
                 Ok(made) => _ = good.insert(file, made.transform),
                 Err(unusable) => {
                     tracing::warn!(

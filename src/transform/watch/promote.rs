@@ -6,12 +6,16 @@
 //! gone ─┘     ▲                 └─ breaks something ─▶ refused; the rest is tried without it
 //!             └── a file changed meanwhile
 //! ```
+//!
+//! Where files are gone and nothing else changed there is nothing to decide: that goes live at once, and
+//! what the files were good for is found out afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::chain::{self, Chain, Transform};
+use super::super::compiler::Stop;
 use super::super::folder::{self, Look, Seen};
 use super::super::loader;
 use super::super::refused::Refused;
@@ -19,7 +23,7 @@ use super::super::runner::Runner;
 use super::super::settings::Judgement;
 use super::super::vet::{Comparison, Trial, VetReport, VetResult};
 use super::view::TransformState;
-use super::workshop::{Made, Unusable};
+use super::workshop::{LARGE_BYTES, Made, Unusable};
 use super::{Wake, Watcher, now};
 
 /// How long a change that is ready waits for others that are not, so that files that are replaced
@@ -69,13 +73,23 @@ impl Watcher {
         let (workshop, wake) = (Arc::clone(&self.workshop), self.wake.clone());
         let known = self.live.values().map(|live| Arc::clone(&live.module)).collect::<Vec<_>>();
         self.making.insert(file.clone(), seen.clone());
+        let stop = Stop::default();
+        let begun = (Instant::now(), stop.clone());
+        if let Some((_, before)) = self.stops.insert(file.clone(), begun) {
+            before.stop();
+        }
         let of = seen.clone();
+        let demanding = self.lanes.demanding.clone();
         self.lanes.make(&of, move || {
-            let started = Instant::now();
-            let made = workshop.make_file(&file, &known);
-            let took = started.elapsed();
-            // A failed send: the watch has ended.
-            drop(wake.send(Wake::Made { file, seen, made, took }));
+            let is_demanding = seen.module_bytes() < LARGE_BYTES && workshop.is_demanding(&file);
+            let make = move || {
+                let started = Instant::now();
+                let made = workshop.make_file(&file, &known, &stop);
+                let took = started.elapsed();
+                // A failed send: the watch has ended.
+                drop(wake.send(Wake::Made { file, seen, made, took }));
+            };
+            if is_demanding { demanding.run(make) } else { make() }
         });
     }
 
@@ -89,6 +103,7 @@ impl Watcher {
     ) {
         if self.making.get(file) == Some(&seen) {
             self.making.remove(file);
+            self.stops.remove(file);
         }
         let look = folder::look(self.dir()).unwrap_or_default();
         if look.modules.get(file) != Some(&seen) {
@@ -149,6 +164,9 @@ impl Watcher {
     pub(super) fn on_gone(&mut self, file: &str) {
         self.refusals.remove(file);
         self.making.remove(file);
+        if let Some((_, stop)) = self.stops.remove(file) {
+            stop.stop();
+        }
         self.ready.remove(file);
         if self.live.contains_key(file) {
             self.get_ready(file, Change::Gone);
@@ -173,7 +191,9 @@ impl Watcher {
         if self.trial.is_some() {
             return false;
         }
-        let is_unsettled = is_unsettled || !self.making.is_empty();
+        // What takes long holds nothing else up that comes later.
+        let is_new = |(since, _): &(Instant, Stop)| since.elapsed() < HOLD_MAX;
+        let is_unsettled = is_unsettled || self.stops.values().any(is_new);
         let waited = self.ready_since.map_or(Duration::ZERO, |since| since.elapsed());
         if is_unsettled && waited < HOLD_MAX {
             return true;
@@ -186,10 +206,14 @@ impl Watcher {
         }
         let is_judged = changes.values().any(|change| match change {
             Change::To(transform) => transform.settings.vet == Judgement::On,
-            Change::Gone => true,
+            Change::Gone => false,
         });
         match self.vet.clone().filter(|_| is_judged) {
-            None => self.promote(chain, &changes, None),
+            None => {
+                let before = self.chain();
+                self.promote(Arc::clone(&chain), &changes, None);
+                self.look_back(before, chain, &changes);
+            }
             Some(vet) => {
                 self.next_trial += 1;
                 let number = self.next_trial;
@@ -204,6 +228,29 @@ impl Watcher {
             }
         }
         false
+    }
+
+    /// Finds out what fails without the files that are gone, once it is live.
+    fn look_back(&self, before: Arc<Chain>, after: Arc<Chain>, changes: &Changes) {
+        let gone = changes.iter().filter(|(_, change)| matches!(change, Change::Gone));
+        let gone: Vec<String> = gone.map(|(file, _)| file.clone()).collect();
+        let Some(vet) = self.vet.clone().filter(|_| !gone.is_empty()) else { return };
+        let (mut before, mut after) = (self.trial_of(before), self.trial_of(after));
+        let wake = self.wake.clone();
+        self.lanes.vet(move || {
+            let comparison = vet.compare(&mut before, &mut after);
+            drop(wake.send(Wake::LookedBack { gone, comparison }));
+        });
+    }
+
+    pub(super) fn on_looked_back(&mut self, gone: &[String], comparison: &Comparison) {
+        let Some(lost) = missed(comparison) else { return };
+        for file in gone {
+            // It may be back.
+            let Some(notice) = self.notices.get_mut(file) else { continue };
+            tracing::warn!("`{file}` was deleted{lost}");
+            notice.push_str(&lost);
+        }
     }
 
     pub(super) fn trial_of(&self, chain: Arc<Chain>) -> Trial {
@@ -275,6 +322,8 @@ impl Watcher {
         self.settle_with(changes);
         self.begin_probation(&chain, &before, &last, changes);
         let seen = chain.seen_at;
+        // Who sees the chain sees what is to be known of it.
+        self.show();
         self.publish(chain);
         if let Some(seen) = seen {
             tracing::info!(
@@ -301,13 +350,9 @@ impl Watcher {
                         None => VetReport::of(&Comparison::default()),
                     };
                     tracing::info!(file, chain = chain.tag(), "vetting: {}", report.text());
-                    let lost = report.drops + report.empties;
-                    if lost > 0 {
-                        tracing::warn!(
-                            file,
-                            "of the messages that were tried, {lost} are dropped or left with nothing that \
-                             the chain before keeps"
-                        );
+                    let doubts = report.doubts();
+                    if !doubts.is_empty() {
+                        tracing::warn!(file, "of the messages that were tried, {doubts}");
                     }
                     self.notices.remove(file);
                     self.reports.insert(file.clone(), report);
@@ -394,14 +439,16 @@ fn parting(file: &str, report: Option<VetReport>, comparison: Option<&Comparison
             report.fixes, report.of
         ));
     }
-    if let Some(comparison) = comparison.filter(|comparison| comparison.breaks > 0) {
-        text.push_str(&format!(
-            "; of {} messages that were tried, {} fail without it",
-            comparison.of + comparison.sample,
-            comparison.breaks
-        ));
-    }
+    text.extend(comparison.and_then(missed));
     text
+}
+
+/// What fails without a file that is gone.
+fn missed(comparison: &Comparison) -> Option<String> {
+    let tried = comparison.of + comparison.sample;
+    let breaks = comparison.breaks;
+    let text = || format!("; of {tried} messages that were tried, {breaks} fail without it");
+    (breaks > 0).then(text)
 }
 
 /// The changed transforms that are refused for what broke or was lost: those that did it, or all that

@@ -20,6 +20,9 @@ const DELETED_AFTER: Duration = Duration::from_secs(1);
 /// A file that was written this recently and does not load may still be being written.
 pub(super) const UNFINISHED: Duration = Duration::from_secs(2);
 
+/// From how long on it is said of a file that it never stays the same.
+const RESTLESS: Duration = Duration::from_secs(5);
+
 /// What is known of the folder's files over several looks.
 #[derive(Debug, Default)]
 pub(super) struct Settler {
@@ -33,6 +36,8 @@ pub(super) struct Settler {
     moved: BTreeSet<String>,
     /// Files that did not load and may still be being written: when to try again.
     again: BTreeMap<String, Instant>,
+    /// Files that nothing was done about since they began to change.
+    restless: BTreeMap<String, Instant>,
 }
 
 /// What one look shows.
@@ -42,6 +47,8 @@ pub(super) struct Settled {
     pub(super) changed: Vec<(String, Seen)>,
     /// Files that are gone for good.
     pub(super) gone: Vec<String>,
+    /// Files that have been changing for long.
+    pub(super) restless: Vec<String>,
     /// How long to wait for what has not settled.
     pub(super) wait: Option<Duration>,
 }
@@ -57,6 +64,7 @@ impl Settler {
         self.moved.remove(file);
         self.moved.remove(&folder::settings_name(file));
         self.again.remove(file);
+        self.restless.remove(file);
         self.handled.insert(file.to_owned(), seen);
     }
 
@@ -103,6 +111,7 @@ impl Settler {
             self.handled.remove(&file);
             self.first_seen.remove(&file);
             self.again.remove(&file);
+            self.restless.remove(&file);
             settled.gone.push(file);
         }
         for (file, seen) in &look.modules {
@@ -116,6 +125,10 @@ impl Settler {
             };
             if self.handled.get(file) == Some(seen) || busy.get(file) == Some(seen) {
                 continue;
+            }
+            let began = *self.restless.entry(file.clone()).or_insert(now);
+            if now.duration_since(began) >= RESTLESS {
+                settled.restless.push(file.clone());
             }
             let wait = if self.is_moved(file, seen) { GATHER } else { SETTLE };
             // As a module that is gone, settings must be gone for a while to count as deleted.
@@ -230,6 +243,24 @@ mod tests {
         assert!(folder.after(0).is_empty());
         assert!(folder.after(999).is_empty());
         assert_eq!(folder.after(1), ["10-a.wasm"]);
+    }
+
+    #[test]
+    fn a_file_that_never_stays_the_same_is_told_of() {
+        let mut folder = Folder::new();
+        let mut restless = Vec::new();
+        for number in 0..120 {
+            folder.write("10-a.wasm", &"x".repeat(number + 1));
+            folder.now += Duration::from_millis(50);
+            let look = folder::look(folder.dir.path()).unwrap();
+            let (none, busy) = (std::iter::empty(), BTreeMap::new());
+            let settled = folder.settler.settle(&look, none, &busy, folder.now);
+            assert!(settled.changed.is_empty());
+            restless.push(settled.restless);
+        }
+        assert!(restless[..100].iter().all(Vec::is_empty));
+        assert_eq!(restless[119], ["10-a.wasm"]);
+        assert_eq!(folder.after(100), ["10-a.wasm"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::super::chain::{Chain, Transform};
+use super::super::compiler::Stop;
 use super::super::folder::{self, Look, Seen};
 use super::super::loader::{self, Module};
 use super::super::settings::Judgement;
@@ -27,7 +28,7 @@ impl Watcher {
                 continue;
             }
             self.settler.note_handled(file, seen.clone());
-            let made = match self.workshop.make_file(file, &self.known()) {
+            let made = match self.workshop.make_file(file, &self.known(), &Stop::default()) {
                 Ok(made) => made,
                 Err(refusal) => {
                     let Some(good) = self.load_last_good(file) else {
@@ -93,7 +94,7 @@ impl Watcher {
                 self.refusals.remove(file);
             }
         }
-        self.warn_of_what_is_ignored(&look);
+        self.warn_of_what_is_ignored(&look, &[]);
         let last = self.chain().generation;
         let is_last = last_digest == Some(digest_of(&self.live).as_str());
         let generation = if is_last { last } else { last + 1 };
@@ -143,7 +144,8 @@ impl Watcher {
     }
 
     fn load_last_good(&self, file: &str) -> Option<Arc<Transform>> {
-        let made = self.workshop.make(file, self.last_good.get(file)?, &self.known());
+        let made =
+            self.workshop.make(file, self.last_good.get(file)?, &self.known(), &Stop::default());
         let made = made.inspect_err(|refusal| {
             tracing::warn!(file, "the copy of its last good version fails too: {}", refusal.reason);
         });

@@ -80,7 +80,8 @@ pub(super) struct View {
 }
 
 impl Watcher {
-    pub(super) fn warn_of_what_is_ignored(&mut self, look: &Look) {
+    /// `restless`: files that never stay the same for long enough to be read.
+    pub(super) fn warn_of_what_is_ignored(&mut self, look: &Look, restless: &[String]) {
         let orphans = look.orphans.iter().map(|file| orphan(file));
         let misnamed = look.misnamed.iter().map(|(name, why)| {
             format!(
@@ -88,7 +89,14 @@ impl Watcher {
                  `NN-name.wasm`, and their settings `NN-name.toml`"
             )
         });
-        let ignored: Vec<String> = orphans.chain(misnamed).collect();
+        let restless = restless.iter().map(|file| {
+            format!(
+                "`{file}` or its settings change again and again, so that nothing is done about them until \
+                 they stay the same for a moment; who writes slowly writes to a name that ends in `.tmp`, \
+                 and renames it then"
+            )
+        });
+        let ignored: Vec<String> = orphans.chain(misnamed).chain(restless).collect();
         for text in &ignored {
             self.warn(text.clone());
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use super::super::cache::Cache;
 use super::super::chain::{Counters, Transform};
-use super::super::compiler::Compiler;
+use super::super::compiler::{self, Compiler, Stop};
 use super::super::engine::Engine;
 use super::super::folder::{self, Content, Seen};
 use super::super::instance::Instance;
@@ -17,7 +17,7 @@ use super::now;
 
 /// From this size on a module is compiled at low priority, and nothing waits behind it that is
 /// smaller: it takes many seconds.
-const LARGE_BYTES: u64 = 1024 * 1024;
+pub(super) const LARGE_BYTES: u64 = 1024 * 1024;
 
 /// The priority of what has time: the kernel gives it about a tenth of a busy processor.
 const NICE: i32 = 10;
@@ -49,13 +49,24 @@ pub(super) struct Unusable {
 impl Workshop {
     /// Reads, checks, compiles and starts one file. A module that is among `known` is not compiled
     /// again.
-    pub(super) fn make_file(&self, file: &str, known: &[Arc<Module>]) -> Result<Made, Unusable> {
+    pub(super) fn make_file(
+        &self,
+        file: &str,
+        known: &[Arc<Module>],
+        stop: &Stop,
+    ) -> Result<Made, Unusable> {
         let content = folder::read(&self.dir, file).map_err(|error| Unusable {
             digest: String::new(),
             reason: format!("it could not be read: {error}"),
             may_be_unfinished: true,
         })?;
-        self.make(file, content, known)
+        self.make(file, content, known, stop)
+    }
+
+    /// Whether a file may keep a compiler busy for long, however small it is.
+    pub(super) fn is_demanding(&self, file: &str) -> bool {
+        let content = folder::read(&self.dir, file);
+        content.is_ok_and(|content| compiler::is_demanding(&content.module))
     }
 
     pub(super) fn make(
@@ -63,6 +74,7 @@ impl Workshop {
         file: &str,
         content: Content,
         known: &[Arc<Module>],
+        stop: &Stop,
     ) -> Result<Made, Unusable> {
         let digest = loader::digest(&content.module);
         let refuse = |reason: String, may_be_unfinished| Unusable {
@@ -71,7 +83,7 @@ impl Workshop {
             may_be_unfinished,
         };
         // Bytes from outside run through a compiler here: a defect of it costs this file.
-        catch_unwind(AssertUnwindSafe(|| self.make_of(file, &digest, content, known)))
+        catch_unwind(AssertUnwindSafe(|| self.make_of(file, &digest, content, known, stop)))
             .unwrap_or_else(|_| {
                 Err(refuse("it could not be compiled, by a defect of the compiler".into(), false))
             })
@@ -83,6 +95,7 @@ impl Workshop {
         digest: &str,
         content: Content,
         known: &[Arc<Module>],
+        stop: &Stop,
     ) -> Result<Made, Unusable> {
         let refuse = |reason: String, may_be_unfinished| Unusable {
             digest: digest.to_owned(),
@@ -99,7 +112,7 @@ impl Workshop {
         let module = match known.iter().find(|module| module.digest == digest) {
             Some(module) => Arc::clone(module),
             None => Arc::new(
-                self.compile(&content.module)
+                self.compile(&content.module, stop)
                     .map_err(|error| refuse(error.to_string(), error.may_be_unfinished()))?,
             ),
         };
@@ -121,10 +134,11 @@ impl Workshop {
 
     /// Compiles on half of the processors, so that the traffic has the others; large modules at low
     /// priority as well.
-    fn compile(&self, bytes: &[u8]) -> Result<Module, loader::Error> {
+    fn compile(&self, bytes: &[u8], stop: &Stop) -> Result<Module, loader::Error> {
         let Self { engine, cache, compiler, .. } = self;
+        let compiler = compiler.until(stop);
         let is_large = bytes.len() as u64 >= LARGE_BYTES;
-        beside_the_traffic(is_large, || loader::load_by(compiler, engine, bytes, Some(cache)))
+        beside_the_traffic(is_large, || loader::load_by(&compiler, engine, bytes, Some(cache)))
     }
 }
 
@@ -156,15 +170,18 @@ fn be_polite() {
 pub(super) struct Lanes {
     small: Lane,
     large: Lane,
+    /// For small files that may keep a compiler busy for minutes: nothing else waits behind them.
+    pub(super) demanding: Lane,
     vetting: Lane,
 }
 
 impl Lanes {
     pub(super) fn start() -> std::io::Result<Self> {
         Ok(Self {
-            // Two, because a small file too can keep a compiler busy for long.
+            // Two, because the start of a module may take ten seconds.
             small: Lane::start("transform-load", 2, false)?,
             large: Lane::start("transform-large", 1, true)?,
+            demanding: Lane::start("transform-slow", 1, true)?,
             vetting: Lane::start("transform-vet", 1, true)?,
         })
     }
@@ -181,8 +198,8 @@ impl Lanes {
 }
 
 /// Threads that take one job after the other.
-#[derive(Debug)]
-struct Lane(mpsc::Sender<Job>);
+#[derive(Clone, Debug)]
+pub(super) struct Lane(mpsc::Sender<Job>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -211,7 +228,7 @@ impl Lane {
         Ok(Self(jobs))
     }
 
-    fn run(&self, job: impl FnOnce() + Send + 'static) {
+    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
         // The thread outlives this handle.
         drop(self.0.send(Box::new(job)));
     }

@@ -1,0 +1,236 @@
+//! A transforms folder that somebody means harm with, or that goes wrong in odd ways, while changes flow:
+//! what is live stays live, good modules can be replaced, each trouble is told, and none is paid for
+//! without an end.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use crate::support::disk::SmallDisk;
+use crate::support::guest;
+use crate::support::oracle::{Order, TABLES, Workload, judge};
+use crate::support::sluicebox::Running;
+use crate::support::until;
+use crate::support::world::World;
+
+/// A module of half a megabyte that keeps a compiler busy for minutes.
+fn bomb(number: usize) -> Vec<u8> {
+    const DEPTH: usize = 60_000;
+    let loops = format!(
+        "(func (param i32) {} {} i32.const {number} drop)",
+        "loop local.get 0 br_if 0 ".repeat(DEPTH),
+        "end ".repeat(DEPTH)
+    );
+    let text = guest::chaos_text();
+    let memory = "(memory (export";
+    guest::core_module(
+        &text.replacen(memory, &format!("{loops} {memory}"), 1),
+        &guest::interface_text(),
+    )
+}
+
+/// The process ids of what a process has started.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_task = |task: std::io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+        text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+    };
+    tasks.flat_map(of_task).collect()
+}
+
+async fn until_warned(world: &World<'_>, parts: &[&str]) {
+    until(&format!("a warning with {parts:?}"), async || {
+        let list = world.json(&["transforms", "list"]).await;
+        let all = list["warnings"].to_string();
+        let is_there = parts.iter().all(|part| all.contains(part));
+        if is_there { Ok(()) } else { Err(list.to_string()) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_compiler_never_ends_with_keeps_nothing_else_waiting() {
+    let world = World::new("bombs", TABLES, &["public.items"]).await;
+    let load = Workload::new(world.database.url(), 2);
+    world.drop_in("10-chaos.wasm", &guest::chaos());
+    let mut running = world.start().ready().await;
+    let work = load.start();
+    let bombs = ["20-bomb.wasm", "30-bomb.wasm", "40-bomb.wasm"];
+    for (number, file) in bombs.iter().enumerate() {
+        world.drop_in(file, &bomb(number));
+    }
+    for file in bombs {
+        world.until_transform(file, "compiling").await;
+    }
+    until("a process that compiles", async || {
+        let found = children(running.pid());
+        if found.len() == 1 { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    // Another module is replaced meanwhile, more than once, and changes flow.
+    for form in [guest::component(&guest::chaos()), guest::chaos()] {
+        let before = world.json(&["transforms", "list"]).await["generation"].as_u64().unwrap();
+        world.drop_in("10-chaos.wasm", &form);
+        until("the other module to be replaced", async || {
+            let list = world.json(&["transforms", "list"]).await;
+            let now = list["generation"].as_u64().unwrap();
+            if now > before { Ok(()) } else { Err(list.to_string()) }
+        })
+        .await;
+        work.commits(20).await;
+    }
+    for file in bombs {
+        world.until_transform(file, "compiling").await;
+    }
+    // Whoever takes them away has the processor back.
+    for file in bombs {
+        fs::remove_file(world.path("transforms").join(file)).unwrap();
+    }
+    until("nothing to be compiled any more", async || {
+        let list = world.json(&["transforms", "list"]).await;
+        let found = children(running.pid());
+        let is_quiet = found.is_empty() && list["transforms"].as_array().unwrap().len() == 1;
+        if is_quiet { Ok(()) } else { Err(format!("{found:?} {list}")) }
+    })
+    .await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    running.assert_alive();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_names_and_what_is_no_file_are_told_and_cost_nothing() {
+    let world = World::new("odd_names", TABLES, &["public.items"]).await;
+    let load = Workload::new(world.database.url(), 2);
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    let mut running = world.start().ready().await;
+    world.until_transform("10-strip-columns.wasm", "live").await;
+    let work = load.start();
+    let dir = world.path("transforms");
+    let at = |name: &str| dir.join(name);
+
+    // A file that grows for ever is never read.
+    let growing = std::thread::spawn({
+        let path = at("20-growing.wasm");
+        move || {
+            let mut file = fs::File::create(&path).unwrap();
+            while path.exists() {
+                file.write_all(b"\0asm\x01\0\0\0").unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    });
+    let _socket = UnixListener::bind(at("30-socket.wasm")).unwrap();
+    let longest = format!("40-{}.wasm", "x".repeat(247));
+    assert_eq!(longest.len(), 255);
+    world.drop_in("40-new.wasm", &guest::chaos());
+    fs::rename(at("40-new.wasm"), at(&longest)).unwrap();
+    let broken_name = "50-two\nlines\u{1b}[31m.wasm";
+    fs::write(at(broken_name), guest::chaos()).unwrap();
+    fs::write(at("60-empty.wasm"), "").unwrap();
+
+    world.until_transform(&longest, "live").await;
+    until_warned(&world, &["50-two", "has control characters"]).await;
+    world.until_transform("60-empty.wasm", "rejected").await;
+    let socket = world.until_transform("30-socket.wasm", "rejected").await;
+    assert!(socket["reason"].to_string().contains("it is no file"), "{socket}");
+    until_warned(&world, &["20-growing.wasm", "change again and again", ".tmp"]).await;
+    work.commits(20).await;
+    for file in ["20-growing.wasm", "30-socket.wasm", &longest, broken_name, "60-empty.wasm"] {
+        fs::remove_file(at(file)).unwrap();
+    }
+    growing.join().unwrap();
+    until("only one to be left", async || {
+        let list = world.json(&["transforms", "list"]).await;
+        let left = list["transforms"].as_array().unwrap().len();
+        let is_told = list["warnings"].to_string().contains("again and again");
+        if left == 1 && !is_told { Ok(()) } else { Err(list.to_string()) }
+    })
+    .await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    let log = world.log();
+    assert!(!log.contains('\u{1b}') && log.contains("50-two\\nlines\\u{1b}"), "{log}");
+    running.assert_alive();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_files_at_once_end_in_what_the_folder_shows() {
+    let world = World::new("thousand", TABLES, &["public.items"]).await;
+    let load = Workload::new(world.database.url(), 2);
+    let mut running = world.start().ready().await;
+    let work = load.start();
+    let module = guest::chaos();
+    let name = |number: usize| format!("{number:04}-chaos.wasm");
+    for number in 0..1000 {
+        // Some of them are no modules.
+        let bytes: &[u8] = if number % 10 == 0 { b"not a module" } else { &module };
+        fs::write(world.path("transforms").join(name(number)), bytes).unwrap();
+    }
+    let count = async |running: &mut Running<'_>, live: usize, rejected: usize| {
+        until(&format!("{live} live, {rejected} rejected"), async || {
+            running.assert_alive();
+            let list = world.json(&["transforms", "list"]).await;
+            let all = list["transforms"].as_array().unwrap();
+            let of = |state: &str| all.iter().filter(|entry| entry["state"] == state).count();
+            let found = (of("live"), of("rejected"), all.len());
+            if found == (live, rejected, live + rejected) {
+                Ok(())
+            } else {
+                Err(format!("{found:?}"))
+            }
+        })
+        .await;
+    };
+    count(&mut running, 900, 100).await;
+    work.commits(10).await;
+    for number in 0..1000 {
+        fs::remove_file(world.path("transforms").join(name(number))).unwrap();
+    }
+    count(&mut running, 0, 0).await;
+    work.commits(10).await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    running.stop().await;
+}
+
+/// Neither compiled code nor copies can be kept; modules are replaced all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_for_compiled_code_stops_no_replacement() {
+    let world = World::new("full_cache", TABLES, &["public.items"]).await;
+    let compiled = world.path("state/compiled-transforms");
+    fs::create_dir_all(&compiled).unwrap();
+    let Some(disk) = SmallDisk::mount(&compiled, "4m") else {
+        println!("not tested with a full disk: nothing can be mounted here");
+        return;
+    };
+    let load = Workload::new(world.database.url(), 2);
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    let mut running = world.start().ready().await;
+    world.until_transform("10-strip-columns.wasm", "live").await;
+    let work = load.start();
+    disk.fill();
+    world.drop_in("20-chaos.wasm", &guest::chaos());
+    world.until_transform("20-chaos.wasm", "live").await;
+    until("it to be told", async || {
+        let log = world.log();
+        if log.contains("could not keep compiled code") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    work.commits(10).await;
+    // What a full disk leaves behind is not half of a file.
+    let left = fs::read_dir(&compiled).unwrap().map(|file| file.unwrap().file_name());
+    let left: Vec<_> = left.collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".tmp")), "{left:?}");
+    disk.resize("4m");
+    world.drop_in("30-chaos.wasm", &guest::component(&guest::chaos()));
+    world.until_transform("30-chaos.wasm", "live").await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    running.assert_alive();
+    running.stop().await;
+}
