@@ -21,8 +21,9 @@ use sluicebox::sink::{Append, Session};
 
 use crate::Options;
 use crate::measure::{
-    MIB, TRANSACTION_ROWS, Writer, client, create_events, delivered, home, home_with,
-    insert_events, median, quantile, server, until, until_delivered, usage, write,
+    DOCUMENTS, MIB, TRANSACTION_ROWS, Writer, client, create_documents, create_events, delivered,
+    home, home_with, insert_documents, insert_events, median, quantile, server, until,
+    until_delivered, usage, write,
 };
 use crate::support::postgres::{Cluster, Database};
 use crate::support::s2::Server;
@@ -300,19 +301,11 @@ async fn outage(cluster: &Cluster, options: &Options) {
 async fn huge_outage(cluster: &Cluster, options: &Options) {
     let (rows, row_mib) = if options.quick { (3, 20) } else { (10, 100) };
     let database = cluster.database("huge_outage").await;
-    database.run("create table huge (id bigint primary key, title text, body text)").await;
-    database.run("alter table huge alter body set storage external").await;
+    create_documents(&database).await;
     let dir = tempfile::tempdir().unwrap();
-    let (home, server) = spilling(&database, dir.path(), &["public.huge"]).await;
+    let (home, server) = spilling(&database, dir.path(), &[DOCUMENTS]).await;
     home.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
-    write(&database, 1, rows, 1, |first, last| {
-        format!(
-            "insert into huge select n, 'document ' || n, repeat(md5(n::text), {}) \
-             from generate_series({first}, {last}) n",
-            row_mib * 1024 * 1024 / 32
-        )
-    })
-    .await;
+    write(&database, 1, rows, 1, |first, last| insert_documents(first, last, row_mib)).await;
     server.kill().await;
     let running = home.start();
     let spilled = async || home.status().await.ok().and_then(|s| s["spilled_changes"].as_u64());

@@ -67,6 +67,24 @@ pub fn insert_events(table: &str, first: u64, last: u64) -> String {
     )
 }
 
+pub const DOCUMENTS: &str = "public.documents";
+
+/// The table of rows over S2's limit. Their text is not compressed, so that it is as long in the log.
+pub async fn create_documents(database: &Database<'_>) {
+    let sql = format!("create table {DOCUMENTS} (id bigint primary key, title text, body text)");
+    database.run(&sql).await;
+    database.run(&format!("alter table {DOCUMENTS} alter body set storage external")).await;
+}
+
+/// Such rows, numbered so.
+pub fn insert_documents(first: u64, last: u64, row_mib: usize) -> String {
+    format!(
+        "insert into {DOCUMENTS} select n, 'document ' || n, repeat(md5(n::text), {}) \
+         from generate_series({first}, {last}) n",
+        row_mib * 1024 * 1024 / 32
+    )
+}
+
 /// Writes rows, so many in a transaction.
 pub async fn write(
     database: &Database<'_>,

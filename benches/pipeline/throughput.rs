@@ -21,8 +21,8 @@ use sluicebox::sink::{Append, Session};
 
 use crate::Options;
 use crate::measure::{
-    MIB, TRANSACTION_ROWS, client, create_events, insert_events, server, until_delivered, usage,
-    write,
+    DOCUMENTS, MIB, TRANSACTION_ROWS, client, create_documents, create_events, insert_documents,
+    insert_events, server, until_delivered, usage, write,
 };
 use crate::support::postgres::{Cluster, Database};
 use crate::support::s2::Server;
@@ -34,8 +34,10 @@ const WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 
 pub async fn run(cluster: &Cluster, options: &Options) {
     small_rows(cluster, options).await;
-    large_rows(cluster, options, "2 MiB rows", 2 * 1024 * 1024, options.rows / 1000).await;
-    huge_rows(cluster, options).await;
+    let rows = (options.rows / 1000).max(20);
+    documents(cluster, options, "large", rows, 2).await;
+    let (rows, row_mib) = if options.quick { (2, 20) } else { (10, 100) };
+    documents(cluster, options, "huge", rows, row_mib).await;
 }
 
 /// Where a variant's records go.
@@ -182,60 +184,29 @@ async fn small_rows(cluster: &Cluster, options: &Options) {
     print("Rows of about 1 KiB", &data, &measured);
 }
 
-async fn large_rows(cluster: &Cluster, options: &Options, title: &str, row_bytes: u64, rows: u64) {
-    let name = "s2-lite, strip-columns, 2 MiB";
+/// Rows over S2's limit, whose large column is stripped.
+async fn documents(
+    cluster: &Cluster,
+    options: &Options,
+    name: &'static str,
+    rows: u64,
+    row_mib: usize,
+) {
     if !options.wants(name) {
         return;
     }
-    let rows = rows.max(20);
-    let database = cluster.database("large").await;
-    let table = "public.documents";
-    database.run("create table documents (id bigint primary key, title text, body text)").await;
-    database.run("alter table documents alter body set storage external").await;
-    let variant = Variant::prepare(&database, name, table, Sink::S2, Some("body")).await;
-    let data = fill(&database, table, rows, 1, |first, last| {
-        format!(
-            "insert into documents select n, 'document ' || n, \
-             repeat(md5(n::text), {}) from generate_series({first}, {last}) n",
-            row_bytes / 32
-        )
-    })
-    .await;
-    let [first, last] = recvlogical_slots(table);
+    let database = cluster.database(name).await;
+    create_documents(&database).await;
+    let variant = Variant::prepare(&database, name, DOCUMENTS, Sink::S2, Some("body")).await;
+    let insert = |first, last| insert_documents(first, last, row_mib);
+    let data = fill(&database, DOCUMENTS, rows, 1, insert).await;
+    let [first, last] = recvlogical_slots(DOCUMENTS);
     let measured = vec![
-        recvlogical(&data, table, &first).await,
+        recvlogical(&data, DOCUMENTS, &first).await,
         variant.run(&data).await,
-        recvlogical(&data, table, &last).await,
+        recvlogical(&data, DOCUMENTS, &last).await,
     ];
-    print(title, &data, &measured);
-}
-
-async fn huge_rows(cluster: &Cluster, options: &Options) {
-    let name = "s2-lite, strip-columns, 100 MiB";
-    if !options.wants(name) {
-        return;
-    }
-    let (rows, row_bytes) = if options.quick { (2, 20) } else { (10, 100) };
-    let database = cluster.database("huge").await;
-    let table = "public.huge";
-    database.run("create table huge (id bigint primary key, title text, body text)").await;
-    database.run("alter table huge alter body set storage external").await;
-    let variant = Variant::prepare(&database, name, table, Sink::S2, Some("body")).await;
-    let data = fill(&database, table, rows, 1, |first, last| {
-        format!(
-            "insert into huge select n, 'document ' || n, \
-             repeat(md5(n::text), {}) from generate_series({first}, {last}) n",
-            row_bytes * 1024 * 1024 / 32
-        )
-    })
-    .await;
-    let [first, last] = recvlogical_slots(table);
-    let measured = vec![
-        recvlogical(&data, table, &first).await,
-        variant.run(&data).await,
-        recvlogical(&data, table, &last).await,
-    ];
-    print(&format!("Rows of {row_bytes} MiB (for the memory)"), &data, &measured);
+    print(&format!("Rows of {row_mib} MiB, s2-lite, strip-columns"), &data, &measured);
 }
 
 /// Writes the rows, so many per transaction, for slots that exist and for those of the source alone.
