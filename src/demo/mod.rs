@@ -181,7 +181,9 @@ async fn story(stage: &mut Stage, options: Options, narrator: &Narrator) -> anyh
     let transforms_dir = config.transforms.dir.clone();
     let source = app::source_settings(&config, app::dsn(&config)?);
     let running = Box::pin(app::start(config, Grants::default(), stage.shutdown.clone())).await?;
-    let control = stage.running.insert(running).control.clone();
+    let running = stage.running.insert(running);
+    narrator.say(format_args!("its console, for a browser: http://{}/", running.console));
+    let control = running.control.clone();
     let mut workload = Workload::connect(&url, rows, options.seed).await?;
     let shared_ledger = workload.shared_ledger();
     let mut watch = Watch { control, database, ledger: &shared_ledger, narrator };
@@ -439,7 +441,12 @@ impl Stage {
             .unwrap_or(program);
         let (program, config) = (program.display(), self.config_path());
         let config = config.display();
-        narrator.line("\nEverything stays up until Ctrl-C. From another terminal:\n");
+        narrator.line(
+            "\nEverything stays up until Ctrl-C. From another terminal, or in the console:\n",
+        );
+        if let Some(running) = &self.running {
+            narrator.say(format_args!("http://{}/", running.console));
+        }
         for command in ["messages list", "transforms list", "tail", "check"] {
             narrator.say(format_args!("{program} {command} -c {config}"));
         }
