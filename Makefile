@@ -7,7 +7,7 @@
 # ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
 ARGS ?=
 
-.PHONY: demo test test-transforms sim torture bench bench-peers fmt lint fuzz setup
+.PHONY: demo test test-transforms sim torture provocations bench bench-peers fmt lint fuzz setup
 
 # The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
 demo: setup
@@ -28,6 +28,10 @@ sim: setup
 # Faults on real processes, for ten minutes: ARGS='--seed N --minutes M'. `make test` has a short form.
 torture: setup
 	SLUICEBOX_TORTURE='$(ARGS)' cargo test --locked --test it -- torture:: --nocapture
+
+# What breaks pipelines that read Postgres, also in the forms that take minutes and gigabytes.
+provocations: setup
+	cargo test --locked --test it -- provocations:: --include-ignored --nocapture $(ARGS)
 
 bench: setup
 	cargo bench --locked --bench pipeline -- $(ARGS)

@@ -50,11 +50,13 @@ pub struct Options {
     pub fsync: bool,
     /// Further lines for `postgresql.conf`, as name and value; the value is quoted here.
     pub settings: Vec<(String, String)>,
+    /// More variables for the server's environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { dir: None, fsync: true, settings: Vec::new() }
+        Self { dir: None, fsync: true, settings: Vec::new(), env: Vec::new() }
     }
 }
 
@@ -74,6 +76,8 @@ pub struct Postgres {
     account: Option<Account>,
     /// Holds `data/`, `socket/` and `server.log`.
     home: PathBuf,
+    /// As in [`Options`].
+    env: Vec<(String, String)>,
     port: u16,
     server: Option<Server>,
     /// Removed with `self`, after the server has been stopped.
@@ -165,8 +169,16 @@ impl Postgres {
             match init_cluster(&binaries, account.as_ref(), &home, options.fsync).await {
                 Ok(()) => {
                     write_settings(&home, &options)?;
-                    let mut postgres =
-                        Self { binaries, account, home, port: 0, server: None, _own_dir: own_dir };
+                    let env = options.env;
+                    let mut postgres = Self {
+                        binaries,
+                        account,
+                        home,
+                        env,
+                        port: 0,
+                        server: None,
+                        _own_dir: own_dir,
+                    };
                     postgres.launch().await?;
                     return Ok(postgres);
                 }
@@ -304,6 +316,7 @@ impl Postgres {
         let log_too = log.try_clone().map_err(prepare(log_path))?;
         let mut command = command(&program, self.account.as_ref(), &self.home);
         command.arg("-D").arg(self.data_dir()).arg("-p").arg(self.port.to_string());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log).stderr(log_too);
         let mut child = command
             .spawn()

@@ -154,6 +154,7 @@ async fn story(stage: &mut Stage, options: Options, narrator: &Narrator) -> anyh
         dir: Some(stage.dir.clone()),
         fsync: false,
         settings: vec![("max_wal_size".to_owned(), "2GB".to_owned())],
+        ..throwaway::Options::default()
     };
     let postgres = stage.postgres.insert(Postgres::start(postgres).await?);
     let url = postgres.url();

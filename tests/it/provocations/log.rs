@@ -150,3 +150,44 @@ async fn an_older_copy_of_the_servers_data_is_refused() {
     refused(&world, &["restored from an older copy"]).await;
     assert_eq!(world.records().await.len(), 2000, "nothing was written");
 }
+
+/// Postgres finds out what is still running when it writes a checkpoint, and by itself each quarter of a
+/// minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_is_left_open_is_named_with_its_process() {
+    let cluster = Cluster::start(&[]).await;
+    let world = world("left_open", &cluster).await;
+    let running = world.start().ready().await;
+    let idle = world.database.connect().await;
+    let pid = idle.query_one("select pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
+    idle.batch_execute("begin; insert into t values (1, 'r0wv4lue')").await.unwrap();
+    // A segment of the log for each.
+    let segment = "create table much (n int); drop table much; select pg_switch_wal(); checkpoint";
+    for id in 2..5 {
+        world.sql(&format!("insert into t values ({id}, 'r0wv4lue')")).await;
+        world.sql(segment).await;
+        world.until_confirmed().await;
+    }
+    let text = until("the open transaction to be named", async || {
+        let keeper = world.status().await?["wal_kept_by"].clone();
+        match keeper["code"].as_str() {
+            Some("open_transaction") => Ok(keeper["text"].as_str().unwrap().to_owned()),
+            _ => Err(keeper.to_string()),
+        }
+    })
+    .await;
+    assert!(text.contains(&pid.to_string()), "{text}");
+    // Nothing waits for it.
+    assert_eq!(world.until_records(3).await.len(), 3);
+    idle.batch_execute("commit").await.unwrap();
+    world.until_records(4).await;
+    until("the log to be let go", async || {
+        world.sql("select pg_switch_wal(); checkpoint").await;
+        world.until_confirmed().await;
+        let keeper = world.status().await?["wal_kept_by"].clone();
+        let is_named = keeper["code"] == "open_transaction";
+        if is_named { Err(keeper.to_string()) } else { Ok(()) }
+    })
+    .await;
+    running.stop().await;
+}

@@ -64,6 +64,69 @@ async fn a_large_transaction_needs_no_more_memory_than_a_small_one() {
     running.stop().await;
 }
 
+/// Some 600 MB as Postgres sends it.
+#[ignore = "long: make provocations"]
+#[tokio::test(flavor = "multi_thread")]
+async fn long_a_row_of_300_mib_is_parked_and_the_others_go_on() {
+    let world = World::new("row_of_300_mib", TABLE, &["public.t"]).await;
+    let running = world.start().ready().await;
+    let bytes = "decode(repeat('ab', 300 * 1024 * 1024), 'hex')";
+    world.sql(&format!("insert into t (id, data) values (1, {bytes})")).await;
+    world.sql("update t set body = 'r0wv4lue' where id = 1").await;
+    world.sql("insert into t (id, body) values (2, 'r0wv4lue')").await;
+    assert_eq!(field(&world.until_records(1).await[0], "id"), "2");
+    world.until_messages("parked", 1).await;
+    world.until_messages("waiting", 1).await;
+    world.until_confirmed().await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "data"]).await;
+    let records = world.until_records(3).await;
+    world.until_no_messages().await;
+    let ids: Vec<_> = records.iter().map(|record| field(record, "id")).collect();
+    assert_eq!(ids, ["2", "1", "1"]);
+    world.ok(&["verify"]).await;
+    let peak = peak_mib(&running);
+    println!("a row of 300 MiB: at most {peak} MiB");
+    assert!(peak < 3 * 1024, "{peak} MiB");
+    running.stop().await;
+}
+
+#[ignore = "long: make provocations"]
+#[tokio::test(flavor = "multi_thread")]
+async fn long_a_million_transactions_need_no_more_memory_than_a_few() {
+    const TRANSACTIONS: u64 = 1_000_000;
+    let world = World::new("million", TABLE, &["public.t"]).await;
+    let running = world.start().ready().await;
+    let begun = std::time::Instant::now();
+    world
+        .sql(&format!(
+            "do $$ begin for n in 1..{TRANSACTIONS} loop
+               insert into t (id, body) values (n, 'r0wv4lue'); commit; end loop; end $$"
+        ))
+        .await;
+    let written = begun.elapsed();
+    let mut last = (0, std::time::Instant::now());
+    loop {
+        let records = world.status().await.unwrap()["records"].as_u64().unwrap();
+        if records >= TRANSACTIONS {
+            break;
+        }
+        if records != last.0 {
+            last = (records, std::time::Instant::now());
+        }
+        assert!(last.1.elapsed() < crate::support::PATIENCE, "it stays at {records}");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let peak = peak_mib(&running);
+    println!("a million transactions: {written:?}, {:?}, {peak} MiB", begun.elapsed());
+    let records = world.records().await;
+    assert_eq!(records.len() as u64, TRANSACTIONS);
+    for (record, id) in records.iter().zip(1_u64..) {
+        assert!(record.body.contains(&format!("\"id\":{id},")), "{}", record.body);
+    }
+    assert!(peak < 400, "{peak} MiB");
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn json_that_parsers_refuse_passes_as_it_is() {
     let world = World::new("poison", TABLE, &["public.t"]).await;

@@ -63,6 +63,11 @@ impl Cluster {
 
     /// A cluster of one's own, with settings that override the usual ones.
     pub async fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_in(settings, &[]).await
+    }
+
+    /// The same with more variables in its environment.
+    pub async fn start_in(settings: &[(&str, &str)], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("sluicebox-it-pg-").tempdir().unwrap();
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         // The tests kill processes; only a machine that dies loses what the kernel has.
@@ -70,6 +75,7 @@ impl Cluster {
             dir: Some(dir.path().to_owned()),
             fsync: false,
             settings: SETTINGS.iter().chain(settings).map(own).collect(),
+            env: env.iter().map(own).collect(),
         };
         let postgres = Postgres::start(options).await.unwrap_or_else(|error| panic!("{error}"));
 
@@ -116,6 +122,15 @@ impl Cluster {
             .copied()
             .chain(children.split(' ').filter_map(|pid| pid.parse().ok()))
             .collect()
+    }
+
+    /// Those of the server's processes that send changes.
+    pub async fn walsenders(&self) -> Vec<u32> {
+        let is_one = |pid: &u32| {
+            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains("walsender")
+        };
+        self.pids().await.into_iter().filter(is_one).collect()
     }
 
     /// The server's data, for whoever puts an older copy in its place.
