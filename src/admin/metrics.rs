@@ -4,14 +4,14 @@
 //! shared counters would be a second copy of all of them, and the format is a few lines.
 //!
 //! No name of a table and no value of a row is in here, and every label has few values: codes and
-//! classes come from tables in the code, and of the transforms' file names no more than
-//! [`TRANSFORMS_MAX`] are told apart.
+//! classes come from tables in the code, and of the names that operators and transforms choose, files and
+//! routed streams, no more than [`NAMED_MAX`] each are told apart.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::pipeline::control::Status;
+use crate::pipeline::control::{Status, StreamView};
 use crate::pipeline::heartbeat;
 use crate::pipeline::stuck::Part;
 use crate::pipeline::wal;
@@ -20,11 +20,11 @@ use crate::sink::Guarantee;
 /// What a scraper is told.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// So many transforms have numbers of their own; the others share one name.
-const TRANSFORMS_MAX: usize = 50;
+/// So many transforms or streams have numbers of their own; the others share one name.
+const NAMED_MAX: usize = 50;
 
-/// The name that the others share, which no file has.
-const OTHER_TRANSFORMS: &str = "(others)";
+/// The name that the others share, which no file and no stream that transforms may choose has.
+const OTHERS: &str = "(others)";
 
 /// What the pipeline is doing, most urgent first: exactly one holds.
 const STATES: [&str; 6] = ["stuck", "store", "sink", "source", "other", "delivering"];
@@ -32,39 +32,39 @@ const STATES: [&str; 6] = ["stuck", "store", "sink", "source", "other", "deliver
 /// Everything, one metric behind the other.
 pub(super) fn text(status: &Status, transforms: &Value) -> String {
     let mut out = Exposition::default();
-    out.gauge("build_info", "The running release; always 1.");
+    out.gauges("build_info", "The running release; always 1.");
     out.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     state(&mut out, status);
     flow(&mut out, status);
     messages(&mut out, status);
     room(&mut out, status);
     postgres(&mut out, status);
+    streams(&mut out, status);
     chain(&mut out, transforms);
     out.text
 }
 
 fn state(out: &mut Exposition, status: &Status) {
-    out.gauge("ready", "1 while everything works, as /readyz says.");
-    out.sample(&[], f64::from(u8::from(status.ready)));
+    out.gauge("ready", "1 while everything works, as /readyz says.", u64::from(status.ready));
     let has = |part: &str| status.reasons.iter().any(|reason| reason.part == part);
     let now = match () {
         () if !status.stuck.is_empty() => "stuck",
         () if status.ready => "delivering",
         () => ["store", "sink", "source"].into_iter().find(|part| has(part)).unwrap_or("other"),
     };
-    out.gauge(
+    out.gauges(
         "state",
         "1 for what the pipeline is doing: delivering, or the part whose trouble keeps it from that.",
     );
     for state in STATES {
         out.sample(&[("state", state)], f64::from(u8::from(state == now)));
     }
-    out.gauge("guarantee", "1 for what is promised of the stream.");
+    out.gauges("guarantee", "1 for what is promised of the stream.");
     for guarantee in Guarantee::ALL {
         let holds = status.guarantee == guarantee.sentence();
         out.sample(&[("guarantee", guarantee.word())], f64::from(u8::from(holds)));
     }
-    out.gauge("reason", "1 for each reason for not being ready, as /readyz has it.");
+    out.gauges("reason", "1 for each reason for not being ready, as /readyz has it.");
     let mut seen = Vec::new();
     for reason in &status.reasons {
         let labels = [("part", reason.part.as_str()), ("code", reason.code.as_str())];
@@ -73,34 +73,47 @@ fn state(out: &mut Exposition, status: &Status) {
             seen.push(labels);
         }
     }
-    out.gauge("stuck", "1 for a part that has work and gets none of it done.");
+    out.gauges("stuck", "1 for a part that has work and gets none of it done.");
     for part in Part::ALL.into_iter().map(Part::word).chain([heartbeat::PART]) {
         let stuck = status.stuck.iter().any(|stuck| stuck.part == part);
         out.sample(&[("part", part)], f64::from(u8::from(stuck)));
     }
-    out.counter("sink_sessions_total", "Sessions with S2 that were opened, the first included.");
-    out.number(status.sink_sessions);
+    out.counter(
+        "sink_sessions_total",
+        "Sessions with S2 that were opened, the first included.",
+        status.sink_sessions,
+    );
     out.counter(
         "source_connections_total",
         "Replication connections to Postgres that were opened, the first included.",
+        status.source_connections,
     );
-    out.number(status.source_connections);
 }
 
 fn flow(out: &mut Exposition, status: &Status) {
     let measures = &status.measures;
-    out.counter("changes_read_total", "Changes read from Postgres, repeated ones not counted.");
-    out.number(status.changes);
-    out.counter("changes_dropped_total", "Changes that a transform dropped.");
-    out.number(status.dropped);
-    out.counter("records_appended_total", "Records sent to S2, sent again ones counted again.");
-    out.number(measures.sent_records);
-    out.counter("record_bytes_appended_total", "Metered bytes of the records sent to S2.");
-    out.number(measures.sent_bytes);
-    out.counter("records_acknowledged_total", "Records that S2 has acknowledged.");
-    out.number(status.records);
-    out.counter("record_bytes_acknowledged_total", "Metered bytes that S2 has acknowledged.");
-    out.number(status.record_bytes);
+    out.counter(
+        "changes_read_total",
+        "Changes read from Postgres, repeated ones not counted.",
+        status.changes,
+    );
+    out.counter("changes_dropped_total", "Changes that a transform dropped.", status.dropped);
+    out.counter(
+        "records_appended_total",
+        "Records sent to S2, sent again ones counted again.",
+        measures.sent_records,
+    );
+    out.counter(
+        "record_bytes_appended_total",
+        "Metered bytes of the records sent to S2.",
+        measures.sent_bytes,
+    );
+    out.counter("records_acknowledged_total", "Records that S2 has acknowledged.", status.records);
+    out.counter(
+        "record_bytes_acknowledged_total",
+        "Metered bytes that S2 has acknowledged.",
+        status.record_bytes,
+    );
     let name = "delivery_seconds";
     out.family(
         name,
@@ -120,41 +133,54 @@ fn flow(out: &mut Exposition, status: &Status) {
 
 fn messages(out: &mut Exposition, status: &Status) {
     let measures = &status.measures;
-    out.gauge("messages", "Messages in the store by their state.");
+    out.gauges("messages", "Messages in the store by their state.");
     for (state, count) in
         [("parked", status.parked), ("retrying", status.retrying), ("waiting", status.waiting)]
     {
         out.sample(&[("state", state)], count as f64);
     }
-    out.gauge(
+    out.gauges(
         "messages_failed",
         "Messages in the store that failed, by the class of their failure.",
     );
     for (class, count) in &measures.failed {
         out.sample(&[("class", class)], *count as f64);
     }
-    out.counter("message_failures_total", "Failed attempts to deliver a message, by class.");
+    out.counters("message_failures_total", "Failed attempts to deliver a message, by class.");
     for (class, count) in &measures.failures {
         out.sample(&[("class", class)], *count as f64);
     }
-    out.counter("message_retries_total", "Stored messages that were tried again.");
-    out.number(measures.retries);
+    out.counter(
+        "message_retries_total",
+        "Stored messages that were tried again.",
+        measures.retries,
+    );
 }
 
 fn room(out: &mut Exposition, status: &Status) {
     let measures = &status.measures;
-    out.gauge("spilled_changes", "Changes on disk that wait for S2.");
-    out.number(status.spilled_changes);
-    out.gauge("spilled_bytes", "Bytes of the changes on disk that wait for S2.");
-    out.number(status.spilled_bytes);
-    out.gauge("store_bytes", "What the message store holds.");
-    out.number(status.store_bytes);
-    out.gauge("store_bytes_max", "What the message store may hold (state.bytes_max).");
-    out.number(status.store_bytes_max);
-    out.gauge("in_flight_bytes", "Changes in memory between Postgres and their settlement.");
-    out.number(measures.in_flight_bytes);
-    out.gauge("in_flight_bytes_max", "What may be in memory there, beside one larger change.");
-    out.number(measures.in_flight_bytes_max);
+    out.gauge("spilled_changes", "Changes on disk that wait for S2.", status.spilled_changes);
+    out.gauge(
+        "spilled_bytes",
+        "Bytes of the changes on disk that wait for S2.",
+        status.spilled_bytes,
+    );
+    out.gauge("store_bytes", "What the message store holds.", status.store_bytes);
+    out.gauge(
+        "store_bytes_max",
+        "What the message store may hold (state.bytes_max).",
+        status.store_bytes_max,
+    );
+    out.gauge(
+        "in_flight_bytes",
+        "Changes in memory between Postgres and their settlement.",
+        measures.in_flight_bytes,
+    );
+    out.gauge(
+        "in_flight_bytes_max",
+        "What may be in memory there, beside one larger change.",
+        measures.in_flight_bytes_max,
+    );
     if let Some(bytes) = resident_bytes() {
         out.text.push_str("# HELP process_resident_memory_bytes Resident memory size in bytes.\n");
         out.text.push_str("# TYPE process_resident_memory_bytes gauge\n");
@@ -169,11 +195,10 @@ fn postgres(out: &mut Exposition, status: &Status) {
     ];
     for (name, help, bytes) in numbers {
         if let Some(bytes) = bytes {
-            out.gauge(name, help);
-            out.number(bytes);
+            out.gauge(name, help, bytes);
         }
     }
-    out.gauge("wal_kept_by", "1 for what keeps WAL in Postgres, where it is more than a segment.");
+    out.gauges("wal_kept_by", "1 for what keeps WAL in Postgres, where it is more than a segment.");
     for code in wal::CODES {
         let holds = status.wal_kept_by.as_ref().is_some_and(|keeper| keeper.code == code);
         out.sample(&[("reason", code)], f64::from(u8::from(holds)));
@@ -182,46 +207,62 @@ fn postgres(out: &mut Exposition, status: &Status) {
         out.gauge(
             "oldest_transaction_seconds",
             "How long the transaction has been open that keeps WAL in Postgres.",
+            seconds,
         );
-        out.number(seconds);
     }
     if let Some(bytes) = status.wal_safe_bytes {
-        out.gauge(
+        out.gauges(
             "wal_safe_bytes",
             "WAL that may still be written before Postgres drops the slot, where that is limited.",
         );
         out.sample(&[], bytes as f64);
     }
     if let Some(found) = &status.wal_status {
-        out.gauge("wal_status", "1 for what Postgres says of the slot's WAL.");
+        out.gauges("wal_status", "1 for what Postgres says of the slot's WAL.");
         for word in ["reserved", "extended", "unreserved", "lost"] {
             out.sample(&[("status", word)], f64::from(u8::from(word == found)));
         }
     }
 }
 
-fn chain(out: &mut Exposition, transforms: &Value) {
-    out.gauge("chain_generation", "The number of the chain of transforms that is live.");
-    out.number(transforms["generation"].as_u64().unwrap_or_default());
+/// Streams that transforms route messages to. Those in trouble come first, so that they have a name here.
+fn streams(out: &mut Exposition, status: &Status) {
+    out.gauges("streams", "Streams that transforms route messages to, by their state.");
+    for state in ["open", "opening", "waiting", "shut", "idle"] {
+        let count = status.streams.iter().filter(|stream| stream.state == state).count();
+        out.sample(&[("state", state)], count as f64);
+    }
+    let mut each = |name: &str, help: &str, number: fn(&StreamView) -> u64| {
+        out.gauges(name, help);
+        let sample = |stream: &'_ StreamView| number(stream) as f64;
+        out.named("stream", status.streams.iter().map(|one| (one.name.as_str(), sample(one))));
+    };
+    let queued = "Messages that are ready for a routed stream or on their way there.";
+    each("stream_queued_messages", queued, |stream| stream.queued);
+    let bytes = "Metered bytes that are ready for a routed stream or on their way there.";
+    each("stream_queued_bytes", bytes, |stream| stream.queued_bytes);
+    let parked = "Messages that are parked because of a routed stream's own trouble.";
+    each("stream_parked_messages", parked, |stream| stream.parked);
+}
+
+fn chain<'a>(out: &mut Exposition, transforms: &'a Value) {
+    out.gauge(
+        "chain_generation",
+        "The number of the chain of transforms that is live.",
+        transforms["generation"].as_u64().unwrap_or_default(),
+    );
     let files = transforms["transforms"].as_array().map_or(&[][..], Vec::as_slice);
     let live: Vec<&Value> = files.iter().filter(|file| file["state"] == "live").collect();
-    out.gauge("transforms", "Files in the transforms folder by their state.");
+    out.gauges("transforms", "Files in the transforms folder by their state.");
     for state in ["live", "compiling", "vetting", "rejected", "rolled_back"] {
         let count = files.iter().filter(|file| file["state"] == state).count();
         out.sample(&[("state", state)], count as f64);
     }
     let mut each = |name: &str, help: &str, key: &str, unit: f64| {
-        out.counter(name, help);
+        out.counters(name, help);
         let number = |file: &Value| file[key].as_u64().unwrap_or_default() as f64 / unit;
-        let (named, others) = live.split_at(live.len().min(TRANSFORMS_MAX));
-        for file in named {
-            let name = file["file"].as_str().unwrap_or_default();
-            out.sample(&[("file", name)], number(file));
-        }
-        if !others.is_empty() {
-            let sum = others.iter().map(|file| number(file)).sum();
-            out.sample(&[("file", OTHER_TRANSFORMS)], sum);
-        }
+        let name = |file: &'a Value| file["file"].as_str().unwrap_or_default();
+        out.named("file", live.iter().map(|file| (name(file), number(file))));
     };
     each("transform_calls_total", "Calls of a live transform.", "calls", 1.0);
     each("transform_errors_total", "Calls of a live transform that failed.", "errors", 1.0);
@@ -237,11 +278,25 @@ struct Exposition {
 }
 
 impl Exposition {
-    fn gauge(&mut self, name: &str, help: &str) {
+    /// A gauge without labels.
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.gauges(name, help);
+        self.sample(&[], value as f64);
+    }
+
+    /// A counter without labels.
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.counters(name, help);
+        self.sample(&[], value as f64);
+    }
+
+    /// A gauge whose samples follow.
+    fn gauges(&mut self, name: &str, help: &str) {
         self.family(name, "gauge", help);
     }
 
-    fn counter(&mut self, name: &str, help: &str) {
+    /// A counter whose samples follow.
+    fn counters(&mut self, name: &str, help: &str) {
         self.family(name, "counter", help);
     }
 
@@ -252,9 +307,19 @@ impl Exposition {
             .unwrap_or_default();
     }
 
-    /// The only sample of the metric.
-    fn number(&mut self, value: u64) {
-        self.sample(&[], value as f64);
+    /// A sample for each of the first names, and one for what the others come to together.
+    fn named<'a>(&mut self, label: &str, samples: impl Iterator<Item = (&'a str, f64)>) {
+        let mut others = None;
+        for (index, (name, value)) in samples.enumerate() {
+            if index < NAMED_MAX {
+                self.sample(&[(label, name)], value);
+            } else {
+                others = Some(others.unwrap_or(0.0) + value);
+            }
+        }
+        if let Some(sum) = others {
+            self.sample(&[(label, OTHERS)], sum);
+        }
     }
 
     fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
@@ -296,6 +361,18 @@ mod tests {
 
     use super::*;
     use crate::pipeline::control::{Reason, StuckView};
+
+    fn stream(name: &str, state: &str, queued: u64) -> StreamView {
+        StreamView {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            reason: None,
+            queued,
+            queued_bytes: queued * 100,
+            parked: 1,
+            tail: None,
+        }
+    }
 
     /// A sample's name and labels, in the order in which they stand.
     type Sample = (String, Vec<(String, String)>);
@@ -390,6 +467,7 @@ mod tests {
                 .into(),
             ..Status::default()
         };
+        status.streams = vec![stream("tenants/7", "shut", 5), stream("tenants/8", "open", 0)];
         status.measures.failed.insert("oversize".into(), 3);
         status.measures.latency.observe(0, SystemTime::UNIX_EPOCH);
         let odd = "1\"0\\\n{}.wasm";
@@ -414,6 +492,11 @@ mod tests {
         check("delivery_seconds_bucket", &[("le", "0.001")], 1.0);
         check("delivery_seconds_count", &[], 1.0);
         check("chain_generation", &[], 7.0);
+        check("streams", &[("state", "shut")], 1.0);
+        check("streams", &[("state", "idle")], 0.0);
+        check("stream_queued_messages", &[("stream", "tenants/7")], 5.0);
+        check("stream_queued_bytes", &[("stream", "tenants/7")], 500.0);
+        check("stream_parked_messages", &[("stream", "tenants/8")], 1.0);
         check("transforms", &[("state", "rejected")], 1.0);
         check("transform_calls_total", &[("file", odd)], 10.0);
         check("transform_errors_total", &[("file", odd)], 2.0);
@@ -445,16 +528,17 @@ mod tests {
     }
 
     #[test]
-    fn many_transforms_share_a_name() {
+    fn many_names_share_one() {
         let file =
             |number: usize| json!({"file": format!("{number}.wasm"), "state": "live", "calls": 1});
-        let files: Vec<Value> = (0..TRANSFORMS_MAX + 3).map(file).collect();
-        let samples = parse(&text(&Status::default(), &json!({"transforms": files})));
+        let files: Vec<Value> = (0..NAMED_MAX + 3).map(file).collect();
+        let streams = (0..NAMED_MAX + 2).map(|number| stream(&number.to_string(), "open", 2));
+        let status = Status { streams: streams.collect(), ..Status::default() };
+        let samples = parse(&text(&status, &json!({"transforms": files})));
         assert_eq!(get(&samples, "transform_calls_total", &[("file", "49.wasm")]), Some(1.0));
         assert_eq!(get(&samples, "transform_calls_total", &[("file", "50.wasm")]), None);
-        assert_eq!(
-            get(&samples, "transform_calls_total", &[("file", OTHER_TRANSFORMS)]),
-            Some(3.0)
-        );
+        assert_eq!(get(&samples, "transform_calls_total", &[("file", OTHERS)]), Some(3.0));
+        assert_eq!(get(&samples, "stream_queued_messages", &[("stream", OTHERS)]), Some(4.0));
+        assert_eq!(get(&samples, "stream_queued_messages", &[("stream", "51")]), None);
     }
 }
