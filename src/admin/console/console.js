@@ -13,7 +13,7 @@ function el(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== ""));
   return node;
 }
 
@@ -25,7 +25,7 @@ function bytes(number) {
   const units = ["KiB", "MiB", "GiB", "TiB"];
   let [value, unit] = [number / 1024, 0];
   while (value >= 1024 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1];
-  return `${value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+  return `${value >= 100 ? Math.round(value) : value.toFixed(2)} ${units[unit]}`;
 }
 
 function micros(number) {
@@ -134,7 +134,8 @@ function vetting(vet) {
     `fixes ${count(vet.fixes)} of ${count(vet.of)}`,
     `breaks ${count(vet.breaks)}`,
     `tried on ${count(vet.sample)}`,
-  ];
+    vet.slower_percent > 0 && `slower by ${vet.slower_percent} %`,
+  ].filter(Boolean);
   return parts.join(", ");
 }
 
@@ -203,7 +204,7 @@ function columns(message, most) {
   if (message.columns.length === 0) return el("span", { class: "quiet" }, "–");
   return el("div", { class: "columns" }, message.columns.slice(0, most).map((column) => [
     el("span", { class: "mono" }, column.name),
-    el("meter", { min: 0, max: Math.max(whole, 1), value: column.bytes, title: `${column.name}: ${bytes(column.bytes)} of ${bytes(whole)}` }),
+    el("meter", { min: 0, max: Math.max(whole, 1), low: whole / 4, high: whole / 2, optimum: 0, value: column.bytes, title: `${column.name}: ${bytes(column.bytes)} of ${bytes(whole)}` }),
     el("span", { class: "nowrap small" }, bytes(column.bytes)),
   ]));
 }
@@ -211,7 +212,7 @@ function columns(message, most) {
 function why(message) {
   if (message.error) {
     const at = message.error.transform && [" in ", el("span", { class: "mono" }, message.error.transform)];
-    return [el("b", {}, message.error.class), at ?? "", el("div", { class: "small" }, message.error.text)];
+    return [el("b", {}, message.error.class), at ?? "", el("div", { class: "small few-lines", title: message.error.text }, message.error.text)];
   }
   return message.behind ? `behind message ${message.behind}` : "";
 }
@@ -236,9 +237,9 @@ function showMessages() {
     class: message.id === picked ? "pick picked" : "pick",
     onclick: () => pick(message.id),
   },
-    el("td", {}, el("button", { type: "button", class: "mono", "aria-label": `Show message ${message.id}` }, message.id), " ", badge(message.state)),
-    el("td", {}, message.table, el("div", { class: "mono quiet" }, `${message.action} ${keyText(message.key)}`)),
-    el("td", {}, why(message)),
+    el("td", { class: "nowrap" }, el("button", { type: "button", class: "mono", "aria-label": `Show message ${message.id}` }, message.id), " ", badge(message.state)),
+    el("td", { class: "wide" }, message.table, el("div", { class: "mono quiet few-lines" }, `${message.action} ${keyText(message.key)}`)),
+    el("td", { class: "wide" }, why(message)),
     el("td", { class: "number" }, message.bytes === null ? "–" : bytes(message.bytes), message.bytes === null ? "" : el("div", { class: "quiet small" }, `limit ${bytes(message.bytes_max)}`)),
     el("td", {}, columns(message, 3)),
     el("td", { class: "number" }, count(message.attempts), message.next_attempt_at ? el("div", { class: "quiet small" }, "next ", moment(message.next_attempt_at)) : ""),
@@ -283,7 +284,7 @@ async function acknowledge(id) {
 }
 
 const given = (text, behind) => behind
-  ? `${text} ${plural(behind, "later update")} refer to large columns that only it held: consumers keep the older values of those.`
+  ? `${text} ${plural(behind, "waiting update")} behind refer to large columns that only the acknowledged messages held: consumers keep the older values of those.`
   : text;
 
 const many = () => ({ all: true, ...filter() });
@@ -312,6 +313,7 @@ $("more").addEventListener("click", () => { pages += 1; refresh(); });
 function close() {
   picked = null;
   $("detail").hidden = true;
+  toAddress();
   showMessages();
 }
 
@@ -361,7 +363,7 @@ async function pick(id) {
       error ? pair("Error", el("b", {}, error.class), ` ${error.text}`) : [],
       error?.transform ? pair("Transform", el("span", { class: "mono" }, error.transform)) : [],
       error && (error.status !== null || error.body) ? pair("S2 answered", `${error.status ?? ""} ${error.body ?? ""}`) : [],
-      message.bytes === null ? [] : pair("Size", `${bytes(message.bytes)}, and S2 takes ${bytes(message.bytes_max)}`),
+      message.bytes === null ? [] : pair("Size", `${count(message.bytes)} bytes, and S2 takes ${count(message.bytes_max)}`),
       pair("Attempts", count(message.attempts), message.next_attempt_at ? [", next ", moment(message.next_attempt_at)] : ""),
       pair("In the store", moment(message.stored_at)),
       message.behind ? pair("Behind", el("button", { type: "button", onclick: () => pick(message.behind) }, `message ${message.behind}`)) : [],
@@ -371,6 +373,7 @@ async function pick(id) {
     el("h3", {}, "Message before any transform"), place);
   $("detail").hidden = false;
   shut.focus();
+  toAddress();
   showMessages();
 }
 
@@ -405,14 +408,15 @@ async function refresh() {
   if (again) { again = false; refresh(); }
 }
 
-/** The filter is in the address, so that it can be kept and passed on. */
+/** The filter and the message are in the address, so that they can be kept and passed on. */
 function toAddress() {
-  const chosen = { state: "", ...filter() };
+  const chosen = { state: "", ...filter(), ...(picked && { id: picked }) };
   history.replaceState(null, "", `#${new URLSearchParams(chosen)}`);
 }
 
 function fromAddress() {
   for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+    if (name === "id" && /^[0-9]+$/.test(value) && value !== picked) pick(value);
     if (!["state", "class", "transform", "table"].includes(name)) continue;
     if (name !== "state" && name !== "table" && value) options(name, [value]);
     form.elements[name].value = value;
