@@ -135,10 +135,11 @@ impl Server {
             findings.push(
                 Finding::warn(
                     "max_slot_wal_keep_size",
-                    "it is unlimited: while the pipeline stands still, the slot keeps WAL until the \
-                     disk is full",
+                    "it is unlimited: while Sluicebox is stopped, the slot keeps WAL until the disk is \
+                     full",
                 )
-                .mend("ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf()"),
+                .mend("ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf()")
+                .standing(),
             );
         } else {
             let mebibytes = self.slot_keep_bytes / (1024 * 1024);
