@@ -13,6 +13,7 @@ use super::{EXIT_NO, Global, human, stream};
 use crate::config::{self, Config, Endpoint};
 use crate::finding::{Finding, Level};
 use crate::sink::client::ReadFrom;
+use crate::transform::{Refused, Workbench, read_modules, user_cache_dir};
 use crate::{admin, app, sink, source};
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +30,7 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
         "file",
         format!("{} is well formed", global.config.display()),
     )];
-    findings.push(transforms_folder(&config.transforms.dir));
+    findings.extend(transforms(&config.transforms.dir));
     findings.push(state_folder(&config.state.dir));
     findings.extend(console(&config).await);
     findings.extend(source(&config).await);
@@ -43,29 +44,43 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
 }
 
-fn transforms_folder(dir: &Path) -> Finding {
+/// The folder, and whether each of its modules would be taken up, as far as that shows without messages.
+fn transforms(dir: &Path) -> Vec<Finding> {
     const PART: &str = "transforms";
     let shown = dir.display();
-    let modules = std::fs::read_dir(dir).and_then(|mut entries| {
-        entries.try_fold(0_u64, |count, entry| {
-            let is_module = entry?.path().extension().is_some_and(|ending| ending == "wasm");
-            Ok(count + u64::from(is_module))
-        })
-    });
-    match modules {
-        Ok(count) => {
-            let text = format!("{shown} has {}", human::count(count, "module"));
-            Finding::ok(PART, "folder", text)
-        }
+    let failed = |text: String, mend: String| vec![Finding::fail(PART, "folder", text, mend)];
+    let modules = match std::fs::read_dir(dir).and_then(|_| read_modules(dir)) {
+        Ok(modules) => modules,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text = format!("the folder {shown} does not exist");
-            Finding::fail(PART, "folder", text, format!("mkdir -p '{shown}'"))
+            return failed(text, format!("mkdir -p '{shown}'"));
         }
         Err(error) => {
             let text = format!("the folder {shown} cannot be read: {error}");
-            Finding::fail(PART, "folder", text, "set transforms.dir to a folder that can be read")
+            return failed(text, "set transforms.dir to a folder that can be read".to_owned());
         }
+    };
+    let text = format!("{shown} has {}", human::count(modules.len() as u64, "module"));
+    let mut findings = vec![Finding::ok(PART, "folder", text)];
+    let workbench = match Workbench::new(user_cache_dir().as_deref()) {
+        Ok(workbench) => workbench,
+        Err(error) => {
+            let text = crate::error_chain::error_chain(&error);
+            findings.push(Finding::fail(PART, "engine", text, "use a machine that can run it"));
+            return findings;
+        }
+    };
+    for module in modules {
+        let file = module.file.clone();
+        findings.push(match workbench.chain(vec![module]) {
+            Ok(_) => Finding::ok(PART, file, "loads and starts with its settings"),
+            Err(Refused { reason, .. }) => {
+                let mend = format!("put a version that works there, or take {shown}/{file} away");
+                Finding::fail(PART, file, reason, mend)
+            }
+        });
     }
+    findings
 }
 
 /// Whether the store can be written, found out by writing a file that is gone at once.
@@ -261,16 +276,17 @@ fail  source.wal_level  wal_level is replica
     fn folders() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("a/b");
-        assert_eq!(transforms_folder(&missing).level, Level::Fail);
+        assert_eq!(transforms(&missing)[0].level, Level::Fail);
         assert_eq!(state_folder(&missing).level, Level::Ok);
         assert!(!missing.exists());
         std::fs::write(dir.path().join("10-x.wasm"), "").unwrap();
         std::fs::write(dir.path().join("10-x.toml"), "").unwrap();
-        let finding = transforms_folder(dir.path());
-        assert!(finding.text.ends_with("has 1 module"), "{}", finding.text);
+        let findings = transforms(dir.path());
+        assert!(findings[0].text.ends_with("has 1 module"), "{findings:?}");
+        assert_eq!((findings[1].name.as_str(), findings[1].level), ("10-x.wasm", Level::Fail));
         assert_eq!(state_folder(dir.path()).level, Level::Ok);
         let file = dir.path().join("10-x.toml");
-        assert_eq!(transforms_folder(&file).level, Level::Fail);
+        assert_eq!(transforms(&file)[0].level, Level::Fail);
         assert_eq!(state_folder(&file).level, Level::Fail);
     }
 }

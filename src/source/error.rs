@@ -152,7 +152,11 @@ impl Error {
             lost: false,
         };
         match self {
-            Self::Connect { .. } | Self::ConnectTimeout { .. } => waits("source_unreachable"),
+            Self::Connect { .. } | Self::ConnectTimeout { .. } => with(
+                "source_unreachable",
+                "check host and port in source.url, that Postgres runs and listens there \
+                 (listen_addresses), and that a firewall lets this machine through",
+            ),
             Self::TlsNotOffered { .. }
             | Self::Tls { .. }
             | Self::TlsFile { .. }
@@ -203,7 +207,8 @@ fn server_trouble(error: &ServerError, streaming: bool) -> Trouble {
         "28000" => trouble(
             "source_refused",
             Some(
-                "allow this role, database and host in pg_hba.conf, then `SELECT pg_reload_conf()`",
+                "create the role if it is missing, or correct it in source.url; else allow role, \
+                 database and host in pg_hba.conf, then `SELECT pg_reload_conf()`",
             ),
             false,
         ),

@@ -262,7 +262,45 @@ async fn missing_privileges_are_named() {
     let url = world.database.cluster.url_as(&role, "pg-s3cret-p4ss", &world.database.name);
     world.home.settings.url = url;
     world.home.write_config();
-    check_names(&world, &["replication", &role]).await;
+    let alter = format!("ALTER ROLE \"{role}\" REPLICATION");
+    check_names(&world, &["replication", &role, &alter]).await;
+    let text = text_of(&world.cli(&["check"]).await);
+    assert!(!text.contains("sluicebox check"), "it sends nobody in a circle:\n{text}");
+
+    // It may replicate now, and still not publish what is not its own; `run` says the same.
+    world.sql(&format!("alter role {role} replication")).await;
+    let create = "CREATE PUBLICATION \"sluicebox\" FOR TABLE \"public\".\"t\"";
+    let grant = format!("GRANT SELECT ON \"public\".\"t\" TO \"{role}\"");
+    check_names(&world, &["cannot create it", create, &grant]).await;
+    run_waits(&world, "source_privilege", &[&role, create]).await;
+    world.sql("create publication sluicebox for table t").await;
+    let running = world.start().ready().await;
+    world.sql("insert into t values (1, 'r0wv4lue')").await;
+    world.until_records(1).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_other_letters_is_told_the_right_one() {
+    let mut world = good("letters").await;
+    for wrong in ["public.T", "other.t"] {
+        world.home.settings.tables = vec![wrong.to_owned()];
+        world.home.write_config();
+        check_names(&world, &[wrong, "write \"public.t\""]).await;
+    }
+}
+
+/// Files that would be rejected once they are in the folder of a running process are found before.
+#[tokio::test(flavor = "multi_thread")]
+async fn transforms_that_cannot_be_used_are_named() {
+    let world = good("bad_transforms").await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    world.ok(&["check"]).await;
+    world.drop_in("20-text.wasm", b"not a module");
+    check_names(&world, &["20-text.wasm", "not WebAssembly"]).await;
+    std::fs::remove_file(world.path("transforms").join("20-text.wasm")).unwrap();
+    world.drop_in("10-strip-columns.toml", b"tabels = [\"public.t\"]");
+    check_names(&world, &["10-strip-columns.wasm", "settings", "tabels"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,6 +311,9 @@ async fn a_slot_of_another_plugin_or_database_is_refused() {
         .sql(&format!("select pg_create_logical_replication_slot('{slot}', 'test_decoding')"))
         .await;
     check_names(&world, &[slot, "test_decoding"]).await;
+    // Nobody is told to drop what belongs to somebody else.
+    let text = text_of(&world.cli(&["check"]).await);
+    assert!(!text.contains("pg_drop_replication_slot"), "{text}");
     world.sql(&format!("select pg_drop_replication_slot('{slot}')")).await;
 
     let other: Database<'static> = Cluster::shared().await.database("foreign_slot_other").await;

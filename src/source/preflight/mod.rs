@@ -17,11 +17,11 @@ mod tables;
 use std::fmt;
 use std::sync::Arc;
 
-use super::Settings;
 use super::dsn::Dsn;
 use super::error::{Error, SKIP_LOST_CHANGES, Trouble};
 use super::sql::{Session, Sql};
 use super::transport::Replication;
+use super::{Settings, quote_identifier};
 use crate::change::Lsn;
 use crate::finding::Level;
 
@@ -137,6 +137,12 @@ async fn replication_login(dsn: &Dsn, session: &Session) -> Finding {
     };
     match tried.await {
         Ok(identity) => Finding::ok(name, format!("system {} answers", identity.system_identifier)),
+        Err(Error::Server(error)) if error.code == "42501" => {
+            Finding::fail(name, "source_privilege", format!("Postgres: {error}")).mend(format!(
+                "ALTER ROLE {} REPLICATION, on Amazon RDS GRANT rds_replication TO it",
+                quote_identifier(dsn.user())
+            ))
+        }
         Err(error) => {
             let Trouble { code, text, .. } = error.trouble();
             Finding::fail(name, code, text)
@@ -225,11 +231,14 @@ async fn look(session: &Session, settings: &Settings) -> Result<Look, Error> {
     let server = server::server(session).await?;
     let mut findings = server.findings();
     let tables = tables::tables(session, &settings.tables).await?;
+    let before = findings.len();
     let slot = slot::slot(session, settings, &mut findings).await?;
+    // One that belongs to something else says nothing about ours.
+    let is_ours = !findings[before..].iter().any(|finding| finding.code == slot::NOT_OURS);
     let publication = tables::publication(session, &settings.publication).await?;
     // In the order in which they have to be mended.
     for table in &tables {
-        findings.extend(table.findings(publication.as_ref()));
+        findings.extend(table.findings(publication.as_ref(), &server.role));
     }
     findings.extend(groups::findings(session, &settings.group_by).await?);
     let offenders = tables::offenders(session, &settings.publication).await?;
@@ -237,9 +246,12 @@ async fn look(session: &Session, settings: &Settings) -> Result<Look, Error> {
         settings,
         publication.as_ref(),
         &tables,
-        slot.is_some(),
+        slot.is_some() && is_ours,
         &offenders,
     ));
+    if publication.is_none() && slot.is_none() {
+        findings.extend(tables::may_create(settings, &server, &tables));
+    }
     if slot.is_none() {
         server.room_for_slot(&mut findings);
         let blockers = slot::blockers(session).await?;

@@ -26,8 +26,10 @@ pub(in crate::source) struct Server {
     walsenders: i32,
     slots_max: i32,
     slots: i32,
-    role: String,
+    pub(super) role: String,
     may_replicate: bool,
+    /// In this database.
+    pub(super) may_create: bool,
     /// After how long without a word from us the server gives the connection up; none if never.
     pub(in crate::source) wal_sender_timeout: Option<Duration>,
 }
@@ -49,7 +51,8 @@ pub(super) async fn server(session: &Session) -> Result<Server, Error> {
                     r.rolsuper OR r.rolreplication OR EXISTS ( \
                         SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' \
                         AND pg_has_role(r.oid, g.oid, 'MEMBER')), \
-                    (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout') \
+                    (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout'), \
+                    has_database_privilege(current_database(), 'CREATE') \
              FROM pg_roles r WHERE r.rolname = current_user",
             &[],
         )
@@ -68,6 +71,7 @@ pub(super) async fn server(session: &Session) -> Result<Server, Error> {
         slots: get(&row, 9)?,
         role: get(&row, 10)?,
         may_replicate: get(&row, 11)?,
+        may_create: get(&row, 13)?,
         wal_sender_timeout: u64::try_from(timeout_ms)
             .ok()
             .filter(|&ms| ms > 0)

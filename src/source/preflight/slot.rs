@@ -8,6 +8,9 @@ use super::super::{Settings, quote_literal};
 use super::Finding;
 use crate::change::Lsn;
 
+/// The code of a slot of this name that belongs to something else.
+pub(super) const NOT_OURS: &str = "source_slot";
+
 /// How long the creation of a slot may wait for transactions that were open before it.
 pub(super) const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,7 +57,7 @@ pub(super) async fn slot(
         findings.push(
             Finding::fail(
                 subject.clone(),
-                "source_slot",
+                NOT_OURS,
                 format!(
                     "slot `{name}` is of `{what}`, not of `pgoutput`: it belongs to something else"
                 ),
@@ -67,7 +70,7 @@ pub(super) async fn slot(
         findings.push(
             Finding::fail(
                 subject.clone(),
-                "source_slot",
+                NOT_OURS,
                 format!("slot `{name}` belongs to database `{database}`, and this is `{here}`"),
             )
             .mend(another)

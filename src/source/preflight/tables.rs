@@ -6,6 +6,7 @@ use super::super::error::{Error, SKIP_LOST_CHANGES};
 use super::super::sql::{Session, get};
 use super::super::{Settings, TableName, quote_identifier, quote_literal};
 use super::Finding;
+use super::server::Server;
 
 /// The code of a table whose updates and deletes fail already, because it is published without a
 /// usable replica identity. That we stand still too would help nobody.
@@ -21,6 +22,8 @@ pub(super) struct TableLook {
     name: TableName,
     /// Nothing where it does not exist.
     found: Option<TableFound>,
+    /// Where it does not exist: one whose name differs in its letters' case or its schema alone.
+    similar: Option<TableName>,
 }
 
 #[derive(Debug)]
@@ -30,6 +33,7 @@ pub(super) struct TableFound {
     replica_identity: String,
     usable_identity: bool,
     may_select: bool,
+    is_owner: bool,
 }
 
 pub(super) async fn tables(
@@ -47,10 +51,18 @@ pub(super) async fn tables(
                         AND i.indisvalid AND i.indimmediate \
                         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary \
                                                 WHEN 'i' THEN i.indisreplident ELSE false END), \
-                    coalesce(has_table_privilege(c.oid, 'SELECT'), false) \
+                    coalesce(has_table_privilege(c.oid, 'SELECT'), false), \
+                    coalesce(pg_has_role(c.relowner, 'USAGE'), false), s.schema, s.name \
              FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema, name, place) \
              LEFT JOIN pg_namespace n ON n.nspname = w.schema \
              LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
+             LEFT JOIN LATERAL ( \
+                 SELECT sn.nspname::text AS schema, sc.relname::text AS name \
+                 FROM pg_class sc JOIN pg_namespace sn ON sn.oid = sc.relnamespace \
+                 WHERE c.oid IS NULL AND lower(sc.relname) = lower(w.name) \
+                 AND sc.relkind IN ('r', 'p') \
+                 ORDER BY lower(sn.nspname) <> lower(w.schema), sn.nspname, sc.relname LIMIT 1 \
+             ) s ON true \
              ORDER BY w.place",
             &[&schemas, &relations],
         )
@@ -66,23 +78,29 @@ pub(super) async fn tables(
                     replica_identity: get(row, 4)?,
                     usable_identity: get(row, 5)?,
                     may_select: get(row, 6)?,
+                    is_owner: get(row, 7)?,
                 }),
             };
-            Ok(TableLook { name, found })
+            let similar = match (get::<Option<String>>(row, 8)?, get::<Option<String>>(row, 9)?) {
+                (Some(schema), Some(name)) => Some(TableName { schema, name }),
+                _ => None,
+            };
+            Ok(TableLook { name, found, similar })
         })
         .collect()
 }
 
 impl TableLook {
-    pub(super) fn findings(&self, publication: Option<&Publication>) -> Vec<Finding> {
+    pub(super) fn findings(&self, publication: Option<&Publication>, role: &str) -> Vec<Finding> {
         let (name, quoted) = (&self.name, self.name.quoted());
         let subject = format!("table {name}");
         let Some(table) = &self.found else {
-            return vec![
-                Finding::fail(subject, TABLE_MISSING, format!("table {name} does not exist")).mend(
-                    "create it, or take it out of `source.tables` (names are case-sensitive)",
-                ),
-            ];
+            let mend = match &self.similar {
+                Some(similar) => format!("write \"{similar}\" in `source.tables`: that one exists"),
+                None => "create it, or take it out of `source.tables`".to_owned(),
+            };
+            let text = format!("table {name} does not exist");
+            return vec![Finding::fail(subject, TABLE_MISSING, text).mend(mend)];
         };
         if !matches!(table.relkind.as_str(), "r" | "p") {
             let text = format!("{name} is a view or something else that has no changes of its own");
@@ -148,7 +166,7 @@ impl TableLook {
                     format!("SELECT on {name}"),
                     format!("the role may not read {name}: changes flow, `sluicebox verify` cannot compare"),
                 )
-                .mend(format!("GRANT SELECT ON {quoted} TO …")),
+                .mend(format!("GRANT SELECT ON {quoted} TO {}", quote_identifier(role))),
             );
         }
         findings
@@ -319,17 +337,43 @@ pub(super) async fn offenders(
     rows.iter().map(|row| Ok(TableName { schema: get(row, 0)?, name: get(row, 1)? })).collect()
 }
 
+/// What keeps the role from creating the publication, where it has to be created.
+pub(super) fn may_create(
+    settings: &Settings,
+    server: &Server,
+    tables: &[TableLook],
+) -> Option<Finding> {
+    let is_foreign = |table: &&TableLook| table.found.as_ref().is_some_and(|found| !found.is_owner);
+    let foreign: Vec<_> = tables.iter().filter(is_foreign).map(|t| t.name.to_string()).collect();
+    let why = match (server.may_create, foreign.is_empty()) {
+        (true, true) => return None,
+        (false, _) => "it may create nothing in this database".to_owned(),
+        (true, false) => format!("it does not own {}", foreign.join(", ")),
+    };
+    let name = &settings.publication;
+    let text = format!(
+        "publication `{name}` does not exist, and role `{}` cannot create it: {why}",
+        server.role
+    );
+    let mend = format!("as the owner of the tables: {}", create_command(settings));
+    Some(Finding::fail(format!("privilege to publish {name}"), "source_privilege", text).mend(mend))
+}
+
+/// Changes of partitions are told under the name of the table that was configured.
+fn create_command(settings: &Settings) -> String {
+    let tables: Vec<_> = settings.tables.iter().map(TableName::quoted).collect();
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+        quote_identifier(&settings.publication),
+        tables.join(", ")
+    )
+}
+
 pub(super) async fn create_publication(
     session: &Session,
     settings: &Settings,
 ) -> Result<u32, Error> {
-    let tables: Vec<_> = settings.tables.iter().map(TableName::quoted).collect();
-    // Changes of partitions are told under the name of the table that was configured.
-    let command = format!(
-        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
-        quote_identifier(&settings.publication),
-        tables.join(", ")
-    );
+    let command = create_command(settings);
     match session.execute(&command).await {
         Ok(()) => tracing::info!(publication = settings.publication, "created the publication"),
         Err(Error::Server(error)) if error.code == "42501" => {
@@ -364,9 +408,11 @@ mod tests {
                     replica_identity: identity.into(),
                     usable_identity: usable,
                     may_select: true,
+                    is_owner: true,
                 }),
+                similar: None,
             };
-            let findings = look.findings(None);
+            let findings = look.findings(None, "app");
             let found = findings.iter().find(|finding| {
                 finding.text.contains(needle)
                     || finding.mend.as_ref().is_some_and(|mend| mend.contains(needle))
@@ -398,14 +444,16 @@ mod tests {
                 replica_identity: "d".into(),
                 usable_identity: false,
                 may_select: true,
+                is_owner: true,
             }),
+            similar: None,
         }
     }
 
     #[test]
     fn a_table_without_identity_stops_us_only_before_it_is_published() {
         fn check(publication: Option<&Publication>, level: Level, code: &str) {
-            let finding = &without_identity().findings(publication)[0];
+            let finding = &without_identity().findings(publication, "app")[0];
             assert_eq!((finding.level, finding.code), (level, code), "{publication:?}");
         }
         let tables = HashSet::from([without_identity().name]);
