@@ -84,21 +84,6 @@ impl AckTracker {
         self.advance();
     }
 
-    /// A change that is settled, because the store held it, has a record now. What the progress covers is
-    /// not kept.
-    pub fn found(&mut self, at: Position, place: Landed) {
-        let is_before = |entry: &Entry| match *entry {
-            Entry::Open { position } | Entry::Settled { position, .. } => position < at,
-            Entry::Mark { lsn } => Position::last_before(lsn) < at,
-        };
-        let index = self.entries.partition_point(is_before);
-        if let Some(Entry::Settled { position, landed }) = self.entries.get_mut(index)
-            && *position == at
-        {
-            *landed = landed.or(Some(place));
-        }
-    }
-
     /// How far everything is settled.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -182,27 +167,6 @@ mod tests {
         assert_eq!(tracker.progress(), Progress { position: at(10, 1), lsn: Lsn(12) });
         assert_eq!(seq_beyond(&tracker), None);
         assert!(tracker.is_idle());
-    }
-
-    #[test]
-    fn what_the_store_held_is_found_where_it_landed_until_it_is_covered() {
-        let mut tracker = AckTracker::new(Progress::default());
-        let open = tracker.read(at(10, 0));
-        let stored = tracker.read(at(10, 1));
-        tracker.mark(Lsn(12));
-        let later = tracker.read(at(20, 0));
-        tracker.settle(stored, None);
-        tracker.settle(later, own(9));
-        tracker.found(at(10, 1), Landed { lane: LaneId::OWN, seq: 7 });
-        assert_eq!(seq_beyond(&tracker), Some(7));
-        // Neither an open one, nor one that was never read or is covered.
-        for position in [at(10, 0), at(10, 2), at(15, 0), at(30, 0)] {
-            tracker.found(position, Landed { lane: LaneId::OWN, seq: 1 });
-        }
-        assert_eq!(seq_beyond(&tracker), Some(7));
-        tracker.settle(open, None);
-        tracker.found(at(10, 1), Landed { lane: LaneId::OWN, seq: 7 });
-        assert_eq!(seq_beyond(&tracker), None);
     }
 
     #[test]

@@ -123,9 +123,8 @@ impl Driver {
     pub(super) fn delivered_from_store(&mut self, id: MessageId, at: Position, landed: Landed) {
         self.forget(id);
         self.delivered = true;
-        if !mutation::broken(Rule::FindWhatWasStored) {
-            self.tracker.found(at, landed);
-            self.spill.found(at, landed);
+        if at > self.delivered_position() && !mutation::broken(Rule::FindWhatWasStored) {
+            self.ahead.insert(at, landed);
         }
     }
 

@@ -276,6 +276,8 @@ impl Driver {
             self.tracker.add_beyond(&mut floors);
             self.spill.add_beyond(&mut floors);
             self.replayed.values().copied().flatten().for_each(|landed| floors.add(landed));
+            self.ahead.values().for_each(|landed| floors.add(*landed));
+            self.doubts.add_found(&mut floors);
             let seq = acknowledged.map(|acknowledged| match floors.of(LaneId::OWN) {
                 Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
                 _ => acknowledged,
@@ -283,6 +285,11 @@ impl Driver {
             // Without the chunks that it passes, the checkpoint may reach further.
             let unspill = self.unspill();
             let position = self.delivered_position();
+            while let Some(first) = self.ahead.first_entry()
+                && *first.key() <= position
+            {
+                first.remove();
+            }
             writes.push(Write::Checkpoint(Checkpoint { position, seq, confirm: progress.lsn }));
             writes.extend(self.stream_rows(&floors));
             writes.extend(unspill);
@@ -344,6 +351,10 @@ impl Driver {
             tracing::info!("the store can be written again");
         }
         self.store_failures = 0;
+        // With nothing left to read, no read will tell.
+        if self.holds.is_empty() && self.reading.is_none() && !self.spill.is_on() {
+            self.readable();
+        }
         for write in &*writes {
             match write {
                 Write::Insert { id, .. } => self.stored = self.stored.max(*id),

@@ -142,8 +142,11 @@ impl Lanes {
 
     /// Which routed streams begin to be opened now. Sees to it that those that wait too long for a
     /// session get one.
+    ///
+    /// The pipeline's own stream is opened first: there a process finds out whether it may write at all,
+    /// before it takes the others from one that may.
     pub(super) fn next_to_open(&mut self, now: Instant) -> Vec<LaneId> {
-        if self.is_single() {
+        if self.is_single() || self.own.unread {
             return Vec::new();
         }
         let mut open = self.routed.values().filter(|lane| lane.has_session()).count();
@@ -197,7 +200,7 @@ impl Lanes {
     /// When one of them has to be looked at again, whatever else happens.
     pub(super) fn wake(&self, now: Instant) -> Option<Instant> {
         let own = self.own.wake();
-        if self.is_single() {
+        if self.is_single() || self.own.unread {
             return own;
         }
         let open = self.routed.values().filter(|lane| lane.has_session()).count();

@@ -45,7 +45,7 @@ mod spill;
 pub use portions::Portions;
 pub use spill::Bounds;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -241,6 +241,8 @@ struct Driver {
     /// Changes beyond the checkpoint that are settled already and that the source will read again: in
     /// a stream, with the place of their first record, or in the store.
     replayed: HashMap<Position, Option<Landed>>,
+    /// Where messages landed that have left the store, with their changes still beyond the checkpoint.
+    ahead: BTreeMap<Position, Landed>,
     retry_bytes: usize,
     reading: Option<Reading>,
     spill: Spill,
@@ -380,6 +382,7 @@ impl Driver {
             next_id: loaded.next_id,
             stored: loaded.next_id - 1,
             replayed,
+            ahead: BTreeMap::new(),
             retry_bytes: 0,
             reading: None,
             spill: Spill::new(loaded.spilled, checkpoint, read.position),

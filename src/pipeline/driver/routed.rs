@@ -103,6 +103,11 @@ impl Doubts {
         self.open.contains_key(&position)
     }
 
+    /// What was found and is still on its way here: a restart has to find it again.
+    pub(super) fn add_found(&self, floors: &mut Floors) {
+        self.found.values().for_each(|landed| floors.add(*landed));
+    }
+
     /// It is known to have arrived.
     pub(super) fn end(&mut self, position: Position) {
         if !self.open.is_empty() {

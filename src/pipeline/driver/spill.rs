@@ -167,11 +167,6 @@ impl Spill {
         floors.merge(&self.floors);
     }
 
-    /// See [`AckTracker::found`].
-    pub(super) fn found(&mut self, at: Position, landed: Landed) {
-        self.delivered.found(at, landed);
-    }
-
     pub(super) fn settle(&mut self, entry: EntryId, bytes: usize, landed: Option<Landed>) {
         self.delivered.settle(entry, landed);
         self.drain_bytes = self.drain_bytes.saturating_sub(bytes);
