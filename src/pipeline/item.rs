@@ -27,7 +27,7 @@ pub struct Item {
 /// What the transforms and the size gate made of a change.
 #[derive(Debug)]
 pub enum Shaped {
-    /// At least one record; several are the parts of a split, and land together or not at all.
+    /// At least one record; several are the parts of a split.
     Records(Vec<SizedRecord>),
     /// A transform dropped it.
     Dropped,

@@ -92,8 +92,10 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Established {
     pub line: Line,
-    /// The first record of each change of this pipeline, by the change's position.
+    /// The first record of each change of this pipeline that is there as a whole, by its position.
     pub landed: HashMap<Position, u64>,
+    /// Of those whose first parts are there, the number of the first that is not.
+    pub begun: HashMap<Position, u64>,
     /// What of ours lies before this number is known.
     pub known_to: u64,
     /// Records after the checkpoint were gone, and this is to be done about them.
@@ -118,7 +120,8 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
             guarantee: Guarantee::AtLeastOnce,
         };
         let known_to = read_from.unwrap_or_default();
-        return Ok(Established { line, landed: HashMap::new(), known_to, lost: None });
+        let (landed, begun) = Default::default();
+        return Ok(Established { line, landed, begun, known_to, lost: None });
     }
     // A row that is there may be lower: what is acknowledged need not be covered by a checkpoint yet.
     let mut row_is_due = read_from.is_none();
@@ -135,9 +138,15 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
     let mut used = 0;
     loop {
         let mut landed = HashMap::new();
+        let mut begun = HashMap::new();
         let on_record = |record: ReadRecord| {
-            if let Some(position) = ours(&record, &pipeline_id) {
-                landed.entry(position).or_insert(record.seq);
+            let Some(position) = ours(&record, &pipeline_id) else { return };
+            landed.entry(position).or_insert(record.seq);
+            match part(&record) {
+                // They are in order, so that the last tells whether all are there.
+                Some((index, count)) if index + 1 < count => _ = begun.insert(position, index + 1),
+                Some((_, count)) if count > 1 => _ = begun.remove(&position),
+                _ => {}
             }
         };
         let opened = Box::pin(open(&client, &previous, &next, read_from, least, on_record)).await;
@@ -159,7 +168,8 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                     let row = Write::Stream { name, seq: Some(read_from) };
                     store.write(vec![row].into()).await?;
                 }
-                return Ok(Established { line, landed, known_to, lost });
+                landed.retain(|position, _| !begun.contains_key(position));
+                return Ok(Established { line, landed, begun, known_to, lost });
             }
             Err(error) => error,
         };
@@ -233,6 +243,12 @@ fn ours(record: &ReadRecord, pipeline_id: &str) -> Option<Position> {
     let key = base64::engine::general_purpose::STANDARD.decode(record.header(header::KEY)?).ok()?;
     let (commit_lsn, index) = std::str::from_utf8(&key).ok()?.split_once(':')?;
     Some(Position { commit_lsn: Lsn(commit_lsn.parse().ok()?), index: index.parse().ok()? })
+}
+
+/// Which part of how many a record is.
+fn part(record: &ReadRecord) -> Option<(u64, u64)> {
+    let (index, count) = std::str::from_utf8(record.header(header::PART)?).ok()?.split_once('/')?;
+    Some((index.parse().ok()?, count.parse().ok()?))
 }
 
 impl Line {

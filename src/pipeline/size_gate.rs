@@ -18,6 +18,12 @@ impl SizedRecord {
         &self.record
     }
 
+    /// Without its size.
+    #[must_use]
+    pub fn into_record(self) -> Record {
+        self.record
+    }
+
     /// What S2 will count for it, in bytes.
     #[must_use]
     pub fn metered_bytes(&self) -> u64 {

@@ -22,7 +22,7 @@ use super::size_gate::SizedRecord;
 use super::workers::shape;
 use crate::change::Change;
 use crate::message::{Draft, Envelope, EnvelopeSettings};
-use crate::store::Store;
+use crate::store::{Message, Store};
 use crate::transform::{Class, Comparison, Trial, Vet};
 use remains::{Content, Remains};
 
@@ -98,9 +98,9 @@ impl Vetting {
                 }
             };
             // Those that are missing have left the store meanwhile.
-            let last = read.iter().map(|(id, _)| *id).max().unwrap_or(u64::MAX);
+            let last = read.iter().map(|message| message.id).max().unwrap_or(u64::MAX);
             ids.retain(|id| *id > last);
-            for (_, change) in read {
+            for Message { change, .. } in read {
                 if !comparing.has_time() {
                     break;
                 }

@@ -212,10 +212,6 @@ pub(crate) fn gate(drafts: &[Draft], trace: impl Fn() -> Vec<TraceStep>) -> Shap
             }
         }
     }
-    let mut meter = crate::sink::session::BatchMeter::default();
-    if records.len() > 1 && !records.iter().all(|record| meter.try_add(record)) {
-        return Shaped::Failed(split_too_large(drafts, &records, trace()));
-    }
     Shaped::Records(records)
 }
 
@@ -251,20 +247,4 @@ fn oversize(draft: &Draft, bytes: u64, trace: Vec<TraceStep>) -> Box<Failure> {
     let mut failure = failure("oversize", text, Some(bytes), columns, trace);
     failure.error.transform = draft.replaced_by().map(str::to_owned);
     failure
-}
-
-fn split_too_large(
-    drafts: &[Draft],
-    records: &[size_gate::SizedRecord],
-    trace: Vec<TraceStep>,
-) -> Box<Failure> {
-    let bytes = records.iter().map(size_gate::SizedRecord::metered_bytes).sum();
-    let table = drafts.first().map(|draft| draft.change().table.qualified_name());
-    let text = format!(
-        "a change of {} was split into {} records of {bytes} bytes together; parts land together \
-         or not at all, and one batch takes {RECORD_BYTES_MAX} bytes and 1000 records",
-        table.unwrap_or_default(),
-        records.len(),
-    );
-    failure("oversize", text, Some(bytes), Vec::new(), trace)
 }

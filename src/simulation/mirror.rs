@@ -77,7 +77,11 @@ impl Mirror {
                     text += &format!(" {name} {seq:?}");
                 }
                 Write::Promise(_) => self.promised = true,
-                Write::Chain { .. } | Write::SourceIdentity { .. } | Write::SlotMade { .. } => {}
+                Write::Parts { .. }
+                | Write::PartsSent { .. }
+                | Write::Chain { .. }
+                | Write::SourceIdentity { .. }
+                | Write::SlotMade { .. } => {}
             }
         }
         text

@@ -14,9 +14,10 @@
 //! ```
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use super::record::Record;
+use super::record::{Header, Record};
 
 /// The most bytes that a frame's length may state (`api/src/v1/stream/s2s.rs` of
 /// s2-streamstore/s2).
@@ -136,6 +137,26 @@ fn put_record(frame: &mut BytesMut, record: &Record) {
     }
     frame.put_slice(record.headers.packed());
     put_optional_bytes(frame, RECORD_BODY, &record.body);
+}
+
+/// One record by itself, as an `AppendInput` has it.
+#[must_use]
+pub(super) fn pack_record(record: &Record) -> Bytes {
+    let mut packed = BytesMut::with_capacity(record_len(record));
+    put_record(&mut packed, record);
+    packed.freeze()
+}
+
+/// What was packed; nothing where it was not.
+#[must_use]
+pub(super) fn unpack_record(packed: Bytes) -> Option<Record> {
+    let AppendRecord { timestamp, headers, body } = AppendRecord::decode(packed).ok()?;
+    let header = |HeaderMessage { name, value }| Header { name, value };
+    Some(Record {
+        timestamp_ms: timestamp,
+        headers: headers.into_iter().map(header).collect(),
+        body,
+    })
 }
 
 fn input_record_len(record: &Record) -> usize {
@@ -278,7 +299,7 @@ pub(super) struct AppendInput {
     pub(super) fencing_token: Option<String>,
 }
 
-#[cfg(test)]
+/// One of its records, which is read outside of tests as well, where a record was put aside.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct AppendRecord {
     #[prost(uint64, optional, tag = "1")]
@@ -294,7 +315,6 @@ mod tests {
     use super::super::headers::Headers;
     use super::*;
     use proptest::prelude::*;
-    use prost::Message as _;
 
     fn as_prost(records: &[Record], number: Option<u64>, token: Option<&str>) -> AppendInput {
         AppendInput {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::headers::Headers;
+use super::proto::{pack_record, unpack_record};
 
 /// The most metered bytes that one record may have, and one batch of an append.
 ///
@@ -39,6 +40,18 @@ impl Record {
     #[must_use]
     pub fn metered_bytes(&self) -> u64 {
         RECORD_METERED_BYTES + self.headers.metered_bytes() + self.body.len() as u64
+    }
+
+    /// As bytes, to be put aside.
+    #[must_use]
+    pub fn pack(&self) -> Bytes {
+        pack_record(self)
+    }
+
+    /// What [`Self::pack`] made; nothing of other bytes.
+    #[must_use]
+    pub fn unpack(packed: Bytes) -> Option<Self> {
+        unpack_record(packed)
     }
 }
 

@@ -92,6 +92,13 @@ impl BatchMeter {
         fits
     }
 
+    /// Whether one batch holds all of these.
+    #[must_use]
+    pub fn holds(records: &[SizedRecord]) -> bool {
+        let mut meter = Self::default();
+        records.iter().all(|record| meter.try_add(record))
+    }
+
     #[must_use]
     pub fn records(&self) -> usize {
         self.records

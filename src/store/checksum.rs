@@ -55,6 +55,7 @@ pub(super) const MESSAGE: &str = "id, commit_lsn, commit_idx, state, relation, a
 pub(super) const PIECE: &str = "message, number, data";
 pub(super) const SPILL: &str = "id, commit_lsn, commit_idx, changes, bytes, head";
 pub(super) const SPILL_PIECE: &str = "chunk, number, data";
+pub(super) const PART: &str = "message, number, stream, record";
 
 /// Finds a row whose checksum is not that of its values.
 ///

@@ -18,6 +18,7 @@ mod codec;
 pub mod given_up;
 pub mod look;
 mod owner;
+mod parts;
 mod schema;
 mod spill;
 mod view;
@@ -40,6 +41,7 @@ use crate::pipeline::group::{GroupId, Groups};
 use crate::sink::Guarantee;
 
 pub use codec::{primary_key, primary_keys};
+pub use parts::{KnownParts, Parts};
 pub use spill::Chunk;
 
 /// What can go wrong with the store.
@@ -208,6 +210,11 @@ pub enum Write {
     },
     /// It was delivered, or a transform dropped it.
     Remove { id: u64 },
+    /// Its records, which no batch holds together, in the place of those that it had; nothing where it
+    /// is to be shaped anew.
+    Parts { id: u64, parts: Option<Parts> },
+    /// Those of its parts whose number is below this one are in the stream.
+    PartsSent { id: u64, below: u64 },
     /// An operator gave it up.
     Acknowledge { id: u64 },
     /// How far everything is settled now.
@@ -243,6 +250,17 @@ pub struct Known {
     pub next_attempt: Option<SystemTime>,
     /// Of its last failure, if it failed.
     pub class: Option<String>,
+    /// Its records, if they were stored.
+    pub parts: Option<KnownParts>,
+}
+
+/// A message as it is read for another attempt.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub id: u64,
+    pub change: Change,
+    /// Its records, where they were stored: it is not shaped again.
+    pub parts: Option<Parts>,
 }
 
 /// What the store knows at start.
@@ -298,7 +316,7 @@ type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Request {
     Write(Arc<[Write]>, Answer<()>),
-    Read(Vec<u64>, usize, Answer<Vec<(u64, Change)>>),
+    Read(Vec<u64>, usize, Answer<Vec<Message>>),
     ReadSpill(u64, Answer<Option<(u64, Vec<Change>)>>),
     DrawToken(Option<Arc<str>>, u32, Option<String>, Answer<Tokens>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
@@ -462,13 +480,13 @@ impl Store {
         self.ask(|answer| Request::Write(writes, answer)).await
     }
 
-    /// The changes of these messages: the first that is there, and as many more as fit into
-    /// `bytes_max` together with it.
+    /// These messages: the first that is there, and as many more as fit into `bytes_max` together with
+    /// it, as [`Change::bytes`] counts them.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub async fn read(&self, ids: Vec<u64>, bytes_max: usize) -> Result<Vec<(u64, Change)>, Error> {
+    pub async fn read(&self, ids: Vec<u64>, bytes_max: usize) -> Result<Vec<Message>, Error> {
         self.ask(|answer| Request::Read(ids, bytes_max, answer)).await
     }
 
@@ -712,6 +730,7 @@ impl Database {
                     table_group, group_a, group_b, json_extract(failure, '$.error.class')
              FROM messages ORDER BY id",
         )?;
+        let mut parts = parts::known(&self.connection)?;
         let mut rows = statement.query([])?;
         let mut known = Vec::new();
         while let Some(row) = rows.next()? {
@@ -725,6 +744,7 @@ impl Database {
                 attempts: unsigned(row.get(4)?),
                 next_attempt: row.get::<_, Option<i64>>(5)?.map(codec::time_from_ms),
                 class: row.get(9)?,
+                parts: parts.remove(&unsigned(row.get(0)?)),
                 groups: Groups {
                     table: GroupId(row.get(6)?),
                     first: row.get::<_, Option<[u8; 16]>>(7)?.map(GroupId),
@@ -745,7 +765,11 @@ impl Database {
             }
             removed |= matches!(
                 write,
-                Write::Remove { .. } | Write::Acknowledge { .. } | Write::Unspill { .. }
+                Write::Remove { .. }
+                    | Write::Parts { .. }
+                    | Write::PartsSent { .. }
+                    | Write::Acknowledge { .. }
+                    | Write::Unspill { .. }
             );
             carry_out(&transaction, write)?;
         }
@@ -778,19 +802,20 @@ impl Database {
         Ok(())
     }
 
-    fn read(&self, ids: &[u64], bytes_max: usize) -> Result<Vec<(u64, Change)>, Error> {
-        let mut changes: Vec<(u64, Change)> = Vec::with_capacity(ids.len());
+    fn read(&self, ids: &[u64], bytes_max: usize) -> Result<Vec<Message>, Error> {
+        let mut messages: Vec<Message> = Vec::with_capacity(ids.len());
         let mut total = 0;
         for &id in ids {
             total += codec::bytes(&self.connection, id)?;
-            if total > bytes_max && !changes.is_empty() {
+            if total > bytes_max && !messages.is_empty() {
                 break;
             }
             if let Some(change) = codec::read(&self.connection, id)? {
-                changes.push((id, change));
+                let parts = parts::read(&self.connection, id)?;
+                messages.push(Message { id, change, parts });
             }
         }
-        Ok(changes)
+        Ok(messages)
     }
 
     fn draw_token(
@@ -877,7 +902,10 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::Acknowledge { id } if mutation::broken(Rule::Tombstone) => {
             carry_out(connection, &Write::Remove { id: *id })
         }
+        Write::Parts { id, parts } => parts::replace(connection, *id, parts.as_ref()),
+        Write::PartsSent { id, below } => parts::remove(connection, *id, *below),
         Write::Acknowledge { id } => {
+            parts::replace(connection, *id, None)?;
             connection
                 .prepare_cached("DELETE FROM pieces WHERE message = ?1")?
                 .execute([signed(*id)])?;

@@ -12,7 +12,7 @@ use super::{Error, checksum};
 const VERSION: usize = STEPS.len();
 
 /// From each version to the next, beginning with an empty file. Write steps at the end.
-const STEPS: &[Step] = &[version_1, version_2, version_3, version_4, version_5];
+const STEPS: &[Step] = &[version_1, version_2, version_3, version_4, version_5, version_6];
 
 type Step = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -143,14 +143,33 @@ fn version_5(_: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Records that no batch holds together wait here until all of them are in the stream.
+fn version_6(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch(
+        "
+CREATE TABLE parts (
+    message INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    -- Where they go; empty for the pipeline's own stream.
+    stream TEXT NOT NULL,
+    sum INTEGER,
+    record BLOB NOT NULL,
+    PRIMARY KEY (message, number)
+) STRICT, WITHOUT ROWID;
+",
+    )?;
+    Ok(())
+}
+
 /// The tables whose rows have checksums, and what of a row they cover. New ones come last.
-const CHECKED: [(&str, &str); 6] = [
+const CHECKED: [(&str, &str); 7] = [
     ("facts", checksum::FACT),
     ("checkpoints", checksum::CHECKPOINT),
     ("messages", checksum::MESSAGE),
     ("pieces", checksum::PIECE),
     ("spill", checksum::SPILL),
     ("spill_pieces", checksum::SPILL_PIECE),
+    ("parts", checksum::PART),
 ];
 
 /// A file up to this size is looked through as a whole at each start, with all its values: 0.2 s a
@@ -220,7 +239,7 @@ fn check_structure(connection: &Connection) -> Result<(), Error> {
 fn check_rows(connection: &Connection) -> Result<(), Error> {
     let large = is_large(connection)?;
     for (table, columns) in CHECKED {
-        if !(large && [checksum::PIECE, checksum::SPILL_PIECE].contains(&columns)) {
+        if !(large && [checksum::PIECE, checksum::SPILL_PIECE, checksum::PART].contains(&columns)) {
             checksum::verify(connection, table, columns)?;
         }
     }

@@ -16,6 +16,7 @@ mod hostile_folder;
 mod languages;
 mod leaving;
 mod metrics;
+mod parts;
 mod provocations;
 mod restart;
 mod routes;

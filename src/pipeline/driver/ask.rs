@@ -111,6 +111,7 @@ impl Driver {
                     tracing::warn!(message = id, "given up by an operator; it is not delivered");
                     self.holds.remove(id);
                     self.attempts.remove(&id);
+                    self.parts.forget(id);
                     self.classes.gone(&mut self.measures, id);
                     self.writes.push(Write::Acknowledge { id });
                 }

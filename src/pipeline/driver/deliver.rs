@@ -13,7 +13,7 @@ use crate::pipeline::holds::{Due, MessageId};
 use crate::pipeline::item::Origin;
 use crate::pipeline::link;
 use crate::pipeline::link::Established;
-use crate::pipeline::outbox::Parcel;
+use crate::pipeline::outbox::{Acknowledged, Found, Parcel};
 use crate::pipeline::place::{Landed, LaneId};
 use crate::policy;
 use crate::policy::outcomes::{self, Condition};
@@ -88,8 +88,12 @@ impl Driver {
                 lane.acknowledged = Some(ack.end);
                 lane.reconnecting |= ack.reconnect_advised;
                 lane.works();
-                for (parcel, seq) in lane.outbox.acknowledged(ack.start) {
+                let Acknowledged { parcels, portion } = lane.outbox.acknowledged(ack.start);
+                for (parcel, seq) in parcels {
                     self.on_delivered(&parcel, Landed { lane: id, seq });
+                }
+                if let Some(portion) = portion {
+                    self.on_portion(&portion);
                 }
             }
             SinkEvent::Ack(Err(error)) => self.on_sink_error(id, &error)?,
@@ -129,7 +133,7 @@ impl Driver {
     }
 
     pub(super) fn on_established(&mut self, id: LaneId, established: Established) {
-        let Established { line, landed, known_to, lost } = established;
+        let Established { line, landed, begun, known_to, lost } = established;
         let now = self.clock.now();
         if let Some(choice) = lost {
             self.on_lost_records(id, choice, &landed);
@@ -166,13 +170,18 @@ impl Driver {
         if first {
             self.apply_landed(id, &landed);
         } else {
-            let of = |parcel: &Parcel| landed.get(&parcel.item.change.position).copied();
+            let of = |parcel: &Parcel| {
+                let position = &parcel.item.change.position;
+                let whole = landed.get(position).map(|seq| Found::Whole(*seq));
+                whole.or_else(|| begun.get(position).map(|part| Found::Below(*part)))
+            };
             let in_doubt = |parcel: &Parcel| self.doubts.is_open(parcel.item.change.position);
             for (parcel, seq) in lane.outbox.resume(of, in_doubt, now) {
                 self.doubts.end(parcel.item.change.position);
                 self.on_delivered(&parcel, Landed { lane: id, seq });
             }
         }
+        self.on_begun(id, &begun);
         self.landed_before_spilling(id, &landed);
         self.end_doubts(id, &landed);
         self.after_refusal(id, now);

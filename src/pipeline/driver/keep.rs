@@ -3,7 +3,6 @@
 use super::{
     CHECKPOINT_INTERVAL, Driver, Effects, Error, IDLE_CHECKPOINT_INTERVAL, Reading, Writing,
 };
-use crate::change::Change;
 use crate::mutation::{self, Rule};
 use crate::pipeline::ack::Progress;
 use crate::pipeline::control::Reason;
@@ -75,6 +74,7 @@ impl Driver {
     }
 
     pub(super) fn failed_again(&mut self, id: MessageId, failure: Failure, by: MadeBy) {
+        self.shape_anew(id);
         let attempts = self.attempts.get(&id).copied().unwrap_or(0) + 1;
         let (state, next_attempt, due) = self.next_attempt(&failure, attempts, by);
         self.attempts.insert(id, attempts);
@@ -133,6 +133,7 @@ impl Driver {
         self.classes.gone(&mut self.measures, id);
         self.holds.remove(id);
         self.attempts.remove(&id);
+        self.parts.forget(id);
         self.writes.push(Write::Remove { id });
     }
 
@@ -168,7 +169,7 @@ impl Driver {
 
     pub(super) fn on_read(
         &mut self,
-        result: Result<Vec<(MessageId, Change)>, store::Error>,
+        result: Result<Vec<store::Message>, store::Error>,
     ) -> Result<(), Error> {
         let Some(Reading { ids, .. }) = self.reading.take() else { return Ok(()) };
         let mut read = match result {
@@ -184,16 +185,20 @@ impl Driver {
         };
         self.readable();
         // What did not fit comes with the next read.
-        let got: HashSet<MessageId> = read.iter().map(|(id, _)| *id).collect();
+        let got: HashSet<MessageId> = read.iter().map(|message| message.id).collect();
         for id in ids.into_iter().filter(|id| !got.contains(id)) {
             self.holds.back(id, false, Due::Now);
         }
-        read.sort_by_key(|(_, change)| change.position);
+        read.sort_by_key(|message| message.change.position);
         let mut items = Vec::with_capacity(read.len());
-        for (id, change) in read {
+        for store::Message { id, change, parts } in read {
             self.retry_bytes += change.bytes();
             self.measures.retries += 1;
-            items.push(Item { change, origin: Origin::Store { id } });
+            let item = Item { change, origin: Origin::Store { id } };
+            match parts {
+                Some(parts) => self.forward_parts(item, parts)?,
+                None => items.push(item),
+            }
         }
         self.dispatch(items)
     }
@@ -235,7 +240,10 @@ impl Driver {
     pub(super) fn checkpoint_interval(&self) -> Duration {
         let urgent = self.draining.is_some()
             || self.begins_elsewhere
-            || self.writes.iter().any(|write| !matches!(write, Write::Remove { .. }));
+            || self
+                .writes
+                .iter()
+                .any(|write| !matches!(write, Write::Remove { .. } | Write::PartsSent { .. }));
         let moved = self.delivered
             || !self.writes.is_empty()
             || self.tracker.progress().position != self.saved.position;
@@ -358,10 +366,12 @@ impl Driver {
         for write in &*writes {
             match write {
                 Write::Insert { id, .. } => self.stored = self.stored.max(*id),
+                Write::Parts { id, .. } => self.on_parts_stored(*id),
                 Write::Spill { id, changes } => self.spilled(*id, changes),
                 Write::Stream { name, seq: None } => self.on_row_left(name),
                 Write::Failed { .. }
                 | Write::Remove { .. }
+                | Write::PartsSent { .. }
                 | Write::Acknowledge { .. }
                 | Write::Checkpoint(_)
                 | Write::Begin { .. }

@@ -7,7 +7,6 @@
 //!    └──────── trouble: after a pause ┴── the session broke, or S2 advised another one ◀─────┘
 //! ```
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::Pending;
@@ -160,7 +159,7 @@ impl Lane {
         let (nonce, grants) = (tools.nonce, self.grants);
         let numbers = self.others.leave_numbers(now);
         let (least, promised) = (self.least(tools.guarantee), self.promised);
-        let name = self.routed.as_ref().map(|routed| Arc::clone(&routed.name));
+        let name = self.name();
         self.sink = Sink::Opening(Box::pin(async move {
             let tokens = match tokens {
                 Some(tokens) => tokens,

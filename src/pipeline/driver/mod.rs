@@ -36,6 +36,7 @@ mod lane;
 mod lanes;
 mod looks;
 mod others;
+mod parts;
 mod portions;
 mod routed;
 mod shape;
@@ -55,7 +56,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::change::{Change, Position};
+use crate::change::Position;
 use crate::clock::Clock;
 use crate::message::{Envelope, EnvelopeSettings};
 use crate::mutation::{self, Rule};
@@ -82,6 +83,7 @@ use database::Database;
 use halt::Halt;
 use lane::Lane;
 use lanes::Lanes;
+use parts::InParts;
 use routed::Doubts;
 use skip::Skipping;
 use spill::{Spill, spill_read};
@@ -171,7 +173,7 @@ struct Writing {
 /// Messages that are being read from the store.
 struct Reading {
     ids: Vec<MessageId>,
-    done: Pending<Result<Vec<(MessageId, Change)>, store::Error>>,
+    done: Pending<Result<Vec<store::Message>, store::Error>>,
 }
 
 /// What becomes true once a write is on disk.
@@ -246,6 +248,7 @@ struct Driver {
     retry_bytes: usize,
     reading: Option<Reading>,
     spill: Spill,
+    parts: InParts,
 
     lanes: Lanes,
     /// Of routed streams, what nobody has heard of.
@@ -385,6 +388,7 @@ impl Driver {
             ahead: BTreeMap::new(),
             retry_bytes: 0,
             reading: None,
+            parts: InParts::new(&loaded.messages),
             spill: Spill::new(loaded.spilled, checkpoint, read.position),
             skipping: Skipping::Nothing,
             begins_elsewhere: false,
@@ -550,7 +554,7 @@ async fn done(writing: &mut Option<Writing>) -> Result<(), store::Error> {
     }
 }
 
-async fn read(reading: &mut Option<Reading>) -> Result<Vec<(MessageId, Change)>, store::Error> {
+async fn read(reading: &mut Option<Reading>) -> Result<Vec<store::Message>, store::Error> {
     match reading {
         Some(reading) => (&mut reading.done).await,
         None => std::future::pending().await,

@@ -117,6 +117,11 @@ impl Doubts {
 }
 
 impl Lane {
+    /// What transforms call it; nothing for the pipeline's own.
+    pub(super) fn name(&self) -> Option<Arc<str>> {
+        self.routed.as_ref().map(|routed| Arc::clone(&routed.name))
+    }
+
     /// A session is open, or is being opened.
     pub(super) fn has_session(&self) -> bool {
         matches!(self.sink, Sink::Open(_) | Sink::Opening(_))

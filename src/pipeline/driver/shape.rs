@@ -13,6 +13,7 @@ use crate::pipeline::outbox::Parcel;
 use crate::pipeline::place::{Landed, LaneId};
 use crate::pipeline::size_gate::SizedRecord;
 use crate::pipeline::workers::{Done, Job};
+use crate::sink::session::BatchMeter;
 use crate::source;
 use crate::store::{Failure, Write};
 use crate::transform::Chain;
@@ -233,27 +234,38 @@ impl Driver {
         None
     }
 
-    /// Hands a change's records to the stream that they are for, or parks it where that cannot be.
+    /// Hands a change's records to the stream that they are for, or has them stored first where they
+    /// take more than one batch.
     fn forward(&mut self, item: Item, records: Vec<SizedRecord>) {
-        let (lane, obstacle) = match self.lane_of(&records) {
-            Ok(lane) => (lane, self.obstacle(lane, &item)),
+        if BatchMeter::holds(&records) {
+            self.forward_parcel(Parcel::new(item, records));
+        } else {
+            self.store_parts(item, records);
+        }
+    }
+
+    /// Hands a parcel to the stream that it is for, or parks it where that cannot be.
+    pub(super) fn forward_parcel(&mut self, parcel: Parcel) {
+        let item = &parcel.item;
+        let (lane, obstacle) = match self.lane_of(&parcel.records) {
+            Ok(lane) => (lane, self.obstacle(lane, item)),
             Err(error) => {
                 let text = crate::error_chain::error_chain(&error);
                 (LaneId::OWN, Some(route_failure(text)))
             }
         };
-        if obstacle.is_none() && self.skips_in(lane, &item) {
+        if obstacle.is_none() && self.skips_in(lane, item) {
             self.settle(item.origin, item.change.bytes(), None);
             return;
         }
         match (obstacle, item.origin) {
             (Some(failure), Origin::Source { .. } | Origin::Spilled { .. }) => {
-                let id = self.park(item, failure, MadeBy::Current);
+                let id = self.park(parcel.item, failure, MadeBy::Current);
                 self.parked_for(lane, id);
                 return;
             }
             (Some(failure), Origin::Store { id }) => {
-                self.off_the_way(&item);
+                self.off_the_way(item);
                 self.failed_again(id, failure, MadeBy::Current);
                 self.parked_for(lane, id);
                 return;
@@ -268,11 +280,11 @@ impl Driver {
         }
         let Self { lanes, holds, clock, .. } = self;
         let groups = |change: &Change| holds.groups_of(change);
-        lanes.push(lane, Parcel::new(item, records), groups, clock.now());
+        lanes.push(lane, parcel, groups, clock.now());
     }
 
     /// A change is in a stream already, as was found out while it was shaped again.
-    fn on_found(&mut self, item: &Item, landed: Landed) {
+    pub(super) fn on_found(&mut self, item: &Item, landed: Landed) {
         match item.origin {
             origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => {
                 self.settle(origin, item.change.bytes(), Some(landed));

@@ -36,7 +36,7 @@ async fn a_file_of_version_1_is_read_and_goes_on() {
             ];
             assert_eq!(states, expected);
             let read = store.read(vec![1, 2, 3, 4], usize::MAX).await.unwrap();
-            let changes: Vec<_> = read.iter().map(|(_, change)| values(change)).collect();
+            let changes: Vec<_> = read.iter().map(|message| values(&message.change)).collect();
             let mut expected = Vec::new();
             for write in sample() {
                 if let Write::Insert { id: 1..=3, change, .. } = write {

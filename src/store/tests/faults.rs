@@ -39,6 +39,8 @@ impl Model {
                 }
                 Write::Stream { name, seq: None } => _ = self.streams.remove(&**name),
                 Write::Begin { .. }
+                | Write::Parts { .. }
+                | Write::PartsSent { .. }
                 | Write::Chain { .. }
                 | Write::Promise(_)
                 | Write::SourceIdentity { .. }
@@ -56,8 +58,9 @@ impl Model {
             model.spilled.insert(read.0, read.1);
         }
         for known in &loaded.messages {
-            for (id, change) in store.read(vec![known.id], usize::MAX).await? {
-                model.messages.insert(id, (format!("{:?}", known.state), change));
+            for message in store.read(vec![known.id], usize::MAX).await? {
+                let state = format!("{:?}", known.state);
+                model.messages.insert(message.id, (state, message.change));
             }
         }
         Ok(model)
@@ -222,7 +225,7 @@ fn a_full_disk_loses_nothing_and_is_left_behind_once_there_is_room() {
             // What is there can be read meanwhile.
             if let Some(id) = before.messages.keys().next() {
                 let read = runtime.block_on(store.read(vec![*id], usize::MAX)).unwrap();
-                assert_eq!(read[0].1, before.messages[id].1);
+                assert_eq!(read[0].change, before.messages[id].1);
             }
             disk.set(|faults| faults.full_at = None);
             runtime.block_on(store.write(writes)).unwrap();

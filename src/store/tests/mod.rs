@@ -15,6 +15,7 @@ use super::look::Look;
 use super::*;
 use crate::change::{Action, Cell, Column, Grouping, Table, Tuple};
 use crate::pg_type::Kind;
+use crate::sink::record::{Header, Record};
 
 /// `public.documents (id int8 primary key, body text)`.
 fn table() -> Arc<Table> {
@@ -119,8 +120,8 @@ async fn contents(store: &Store, loaded: &Loaded) -> Result<String, Error> {
     let mut text = format!("{loaded:?}");
     let ids: Vec<u64> = loaded.messages.iter().map(|known| known.id).collect();
     for id in ids {
-        for (id, change) in store.read(vec![id], usize::MAX).await? {
-            text.push_str(&format!("\n{id} {change:?}"));
+        for Message { id, change, parts } in store.read(vec![id], usize::MAX).await? {
+            text.push_str(&format!("\n{id} {change:?} {parts:?}"));
         }
     }
     Ok(text)
@@ -340,4 +341,55 @@ fn another_process_sees_what_is_held_and_where_it_was_routed_to() {
     let mut positions = Vec::new();
     look.spilled(|change| positions.push(change.position)).unwrap();
     assert_eq!(positions, [at(900, 0), at(900, 1)]);
+}
+
+#[test]
+fn parts_come_back_as_they_went_in_as_far_as_they_were_not_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = |number: u8| {
+        let header =
+            |name: &'static str, value: Vec<u8>| Header { name: name.into(), value: value.into() };
+        Record {
+            timestamp_ms: (number > 0).then_some(u64::from(number)),
+            headers: [header("sb-part", vec![b'0' + number]), header("odd", vec![0, 255, number])]
+                .into_iter()
+                .collect(),
+            body: vec![number; 300_000 * usize::from(number)].into(),
+        }
+    };
+    let records: Vec<Record> = (0..5).map(record).collect();
+    let parts = |stream: Option<&str>| Parts {
+        stream: stream.map(Arc::from),
+        first: 0,
+        records: records.clone(),
+    };
+    let left = |first: usize, stream: Option<&str>| {
+        Some(Parts { first: first as u64, records: records[first..].to_vec(), ..parts(stream) })
+    };
+    let write = |writes: Vec<Write>| {
+        let mut database = Database::open(dir.path(), false, Connection::open).unwrap();
+        let loaded = database.load(&mut rand::rng()).unwrap();
+        database.write(&writes).unwrap();
+        let read = database.read(&[1, 2], usize::MAX).unwrap();
+        let known: Vec<_> = loaded.messages.into_iter().map(|known| known.parts).collect();
+        (known, read.into_iter().map(|message| message.parts).collect::<Vec<_>>())
+    };
+    let message =
+        |id: u64| inserted(id, insert_of(id, at(id, 0), b"x"), StoredState::Waiting, None);
+    let (known, read) = write(vec![
+        message(1),
+        message(2),
+        Write::Parts { id: 1, parts: Some(parts(None)) },
+        Write::Parts { id: 2, parts: Some(parts(Some("else/where"))) },
+    ]);
+    assert_eq!((known, read), (vec![], vec![left(0, None), left(0, Some("else/where"))]));
+    let (known, read) =
+        write(vec![Write::PartsSent { id: 1, below: 3 }, Write::Parts { id: 2, parts: None }]);
+    let of =
+        |first, stream: Option<&str>| Some(KnownParts { stream: stream.map(Arc::from), first });
+    assert_eq!(known, [of(0, None), of(0, Some("else/where"))]);
+    assert_eq!(read, [left(3, None), None]);
+    let (known, read) = write(vec![Write::Acknowledge { id: 1 }, Write::Remove { id: 2 }]);
+    assert_eq!((known, read), (vec![of(3, None), None], vec![]));
+    assert_eq!(write(vec![]).0, [None], "the mark has none");
 }
