@@ -141,6 +141,7 @@ pub async fn start(
         },
         grants,
         retry: Backoff { min: config.delivery.retry_min, max: config.delivery.retry_max },
+        dead_letters: config.delivery.dead_letters.clone(),
         bounds: driver::Bounds {
             spill_after: config.delivery.spill_after,
             spill_bytes_max: config.delivery.spill_bytes_max,

@@ -155,6 +155,18 @@ fn messages(out: &mut Exposition, status: &Status) {
         "Stored messages that were tried again.",
         measures.retries,
     );
+    if let Some(dead) = &status.dead_letters {
+        out.counter(
+            "dead_letters_total",
+            "Messages that became dead letters, of all runs.",
+            dead.written,
+        );
+        out.gauge(
+            "dead_letters_waiting",
+            "Messages whose attempts are spent and which are not where dead letters go yet.",
+            dead.waiting,
+        );
+    }
 }
 
 fn room(out: &mut Exposition, status: &Status) {

@@ -10,9 +10,11 @@ use serde_json::json;
 use super::client::{Client, ClientError, ProcessArguments};
 use super::output::{print, print_json, printable};
 use super::{EXIT_NO, Global, human, stream};
-use crate::config::{self, Config, Endpoint};
+use crate::config::{self, Config, Endpoint, LetterPlace};
 use crate::finding::{Finding, Level};
+use crate::pipeline::dead_letter::file;
 use crate::sink::client::ReadFrom;
+use crate::sink::error::Named;
 use crate::transform::{Refused, Workbench, read_modules, user_cache_dir};
 use crate::{admin, app, sink, source};
 
@@ -34,7 +36,8 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
     findings.push(state_folder(&config.state.dir));
     findings.extend(console(&config).await);
     findings.extend(source(&config).await);
-    findings.extend(sink(&config.sink).await);
+    findings.extend(sink(&config.sink, Named::Sink).await);
+    findings.extend(dead_letters(&config).await);
     let is_well = findings.iter().all(|finding| finding.level != Level::Fail);
     if arguments.json {
         print_json(&json!({"ok": is_well, "findings": findings}))?;
@@ -131,7 +134,7 @@ async fn source(config: &Config) -> Vec<Finding> {
 ///
 /// S2's own errors say what mends them. Whether the token may fence shows when `run` does it: there
 /// is no way to ask.
-async fn sink(config: &config::Sink) -> Vec<Finding> {
+async fn sink(config: &config::Sink, named: Named) -> Vec<Finding> {
     const PART: &str = "sink";
     if config.endpoint == Endpoint::Embedded {
         return vec![Finding::ok(PART, "endpoint", "S2 runs inside the process")];
@@ -143,7 +146,7 @@ async fn sink(config: &config::Sink) -> Vec<Finding> {
         text: format!("{error:#}"),
         mend: None,
     };
-    let client = match stream::client(config.clone(), None) {
+    let client = match named_client(config, named) {
         Ok(client) => client,
         Err(error) => return vec![failed("client", error)],
     };
@@ -180,6 +183,35 @@ async fn sink(config: &config::Sink) -> Vec<Finding> {
         Err(error) => findings.push(failed("append", error.into())),
     }
     findings
+}
+
+fn named_client(config: &config::Sink, named: Named) -> anyhow::Result<sink::Client> {
+    let client = stream::client(config.clone(), None)?;
+    Ok(client.for_stream(&config.stream, named)?)
+}
+
+/// Whether dead letters could go where they are to go, found out without writing.
+async fn dead_letters(config: &Config) -> Vec<Finding> {
+    const PART: &str = "dead_letters";
+    let place = config.delivery.dead_letters.as_ref().map(|letters| &letters.place);
+    match place {
+        None => Vec::new(),
+        Some(LetterPlace::Stream(name)) => {
+            let stream = config::Sink { stream: name.to_string(), ..config.sink.clone() };
+            let of_letters = |finding: Finding| Finding { part: PART, ..finding };
+            sink(&stream, Named::DeadLetters).await.into_iter().map(of_letters).collect()
+        }
+        Some(LetterPlace::File(path)) => {
+            let shown = path.display();
+            vec![match file::check(path) {
+                Ok(()) => Finding::ok(PART, "file", format!("{shown} can be written")),
+                Err(error) => {
+                    let text = format!("{shown} cannot be written: {error}");
+                    Finding::fail(PART, "file", text, "set dead_letters.file to one that can be")
+                }
+            }]
+        }
+    }
 }
 
 fn not_allowed(part: &'static str, operation: &str, error: &sink::Error) -> Finding {

@@ -125,6 +125,8 @@ enum StateFilter {
     Waiting,
     /// On its way to S2.
     Delivering,
+    /// Handed on as a dead letter (`list` only).
+    Dead,
 }
 
 impl StateFilter {
@@ -135,6 +137,7 @@ impl StateFilter {
             Self::Retrying => "retrying",
             Self::Waiting => "waiting",
             Self::Delivering => "delivering",
+            Self::Dead => "dead",
         }
     }
 }

@@ -190,11 +190,14 @@ fn routed_streams(look: Option<&Look>, status: Option<&Status>) -> anyhow::Resul
     Ok(names.into_iter().collect())
 }
 
-/// What operators gave up, from the store itself. It may be on another machine: then nothing is known of
+/// What operators gave up and what became a dead letter, from the store itself. It may be on another machine: then nothing is known of
 /// it, and such rows count as missing.
 fn give_up(verifier: &mut Verifier<'_>, look: Option<&Look>) -> anyhow::Result<()> {
     match look {
-        Some(look) => Ok(verifier.give_up(&look.given_up()?.newest)?),
+        Some(look) => {
+            verifier.give_up(&look.dead_letters()?)?;
+            Ok(verifier.give_up(&look.given_up()?.newest)?)
+        }
         None => Ok(()),
     }
 }

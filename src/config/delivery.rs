@@ -1,12 +1,16 @@
-//! `[delivery]`.
+//! `[delivery]` and `[dead_letters]`.
 
 use std::time::Duration;
 
 use super::document::{Complaint, Document, Entry, Located, Section};
-use super::{Delivery, Source, SpillAfter, TableName, names};
+use super::{DeadLetters, Delivery, LetterPlace, Sink, Source, SpillAfter, TableName, names};
 use crate::group_by::{GroupBy, GroupBys};
 
-pub(super) fn delivery(document: &mut Document<'_>, source: Option<&Source>) -> Option<Delivery> {
+pub(super) fn delivery(
+    document: &mut Document<'_>,
+    source: Option<&Source>,
+    sink: Option<&Sink>,
+) -> Option<Delivery> {
     const MAX: &str = "retry_max";
     let mut section = document.section("delivery");
     let retry_min = section.parsed_or("retry_min", Duration::from_secs(1), names::duration);
@@ -16,15 +20,82 @@ pub(super) fn delivery(document: &mut Document<'_>, source: Option<&Source>) -> 
         section.parsed_or("spill_after", SpillAfter::Bytes(SPILL_AFTER_BYTES), spill_after);
     let spill_bytes_max = section.parsed_or("spill_max", SPILL_BYTES_MAX, names::bytes);
     let stuck_after = section.parsed_or("stuck_after", STUCK_AFTER, names::duration);
+    let max_attempts = attempts_max(&mut section);
+    let letters = dead_letters(document, sink, max_attempts);
     let (retry_min, retry_max, group_by) = (retry_min?, retry_max?, group_by?);
     let (spill_after, spill_bytes_max) = (spill_after?, spill_bytes_max?);
-    let stuck_after = stuck_after?;
+    let (stuck_after, dead_letters) = (stuck_after?, letters?);
     if retry_min > retry_max {
         let mend = "make retry_max the larger one";
+        let mut section = document.section("delivery");
         section.complain_at(MAX, Complaint::new("is smaller than retry_min", mend));
         return None;
     }
-    Some(Delivery { retry_min, retry_max, group_by, spill_after, spill_bytes_max, stuck_after })
+    Some(Delivery {
+        retry_min,
+        retry_max,
+        group_by,
+        spill_after,
+        spill_bytes_max,
+        stuck_after,
+        dead_letters,
+    })
+}
+
+const MAX_ATTEMPTS: &str = "max_attempts";
+
+/// `Some(None)`: for ever.
+fn attempts_max(section: &mut Section<'_, '_>) -> Option<Option<u64>> {
+    let attempts = section.integer(MAX_ATTEMPTS, 1..=1_000_000, 0)?;
+    Some((attempts > 0).then_some(attempts))
+}
+
+/// `[dead_letters]`. Nothing after a complaint, `Some(None)` where messages are tried for ever.
+fn dead_letters(
+    document: &mut Document<'_>,
+    sink: Option<&Sink>,
+    max_attempts: Option<Option<u64>>,
+) -> Option<Option<DeadLetters>> {
+    const STREAM: &str = "stream";
+    const FILE: &str = "file";
+    let mut section = document.section("dead_letters");
+    let stream = section.parsed_or(STREAM, None, |name| {
+        if sink.is_some_and(|sink| sink.stream == name) {
+            let mend = "name another stream: consumers of that one expect messages";
+            return Err(Complaint::new("is the stream of [sink]", mend));
+        }
+        names::stream(name).map(Some)
+    });
+    let file = section.optional_path(FILE);
+    let max_attempts = max_attempts?;
+    let place = match (stream?, file?) {
+        (Some(_), Some(_)) => {
+            let mend = "keep one of them";
+            section.complain_at(FILE, Complaint::new("is there beside stream", mend));
+            return None;
+        }
+        (Some(stream), None) => Some(LetterPlace::Stream(stream.into())),
+        (None, Some(file)) => Some(LetterPlace::File(file)),
+        (None, None) => None,
+    };
+    match (max_attempts, place) {
+        (Some(max_attempts), Some(place)) => Some(Some(DeadLetters { max_attempts, place })),
+        (None, None) => Some(None),
+        (Some(_), None) => {
+            let mend = "add stream = \"NAME\" or file = \"PATH\" to [dead_letters], where messages \
+                        go whose attempts are spent";
+            let complaint = Complaint::new("would lose messages", mend);
+            document.section("delivery").complain_at(MAX_ATTEMPTS, complaint);
+            None
+        }
+        (None, Some(_)) => {
+            let mend = "add max_attempts to [delivery], or take this section out";
+            let key = if section.has(FILE) { FILE } else { STREAM };
+            let text = "gets nothing: messages are tried for ever";
+            section.complain_at(key, Complaint::new(text, mend));
+            None
+        }
+    }
 }
 
 /// Four segments of WAL: what a database notices little of.

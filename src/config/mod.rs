@@ -13,6 +13,7 @@ mod secret;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use document::{Complaint, Document, Section};
@@ -158,6 +159,33 @@ pub struct Delivery {
     pub spill_bytes_max: u64,
     /// What has work and gets nothing done for so long is stuck, and is begun anew.
     pub stuck_after: Duration,
+    /// What ends the attempts of a message; nothing: they go on for ever.
+    pub dead_letters: Option<DeadLetters>,
+}
+
+/// `delivery.max_attempts` and `[dead_letters]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetters {
+    /// After so many attempts that failed for what a message itself is, it becomes a dead letter.
+    pub max_attempts: u64,
+    pub place: LetterPlace,
+}
+
+/// Where dead letters go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LetterPlace {
+    /// A stream of the same basin.
+    Stream(Arc<str>),
+    File(PathBuf),
+}
+
+impl fmt::Display for LetterPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stream(name) => write!(f, "stream `{name}`"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+        }
+    }
 }
 
 /// When changes that S2 does not take move on to disk, so that Postgres may forget them.
@@ -200,7 +228,7 @@ impl Config {
         let transforms = transforms(&mut document);
         let state = state(&mut document);
         let console = console(&mut document);
-        let delivery = delivery::delivery(&mut document, source.as_ref());
+        let delivery = delivery::delivery(&mut document, source.as_ref(), sink.as_ref());
         let problems = document.finish(true);
         match (source, sink, transforms, state, console, delivery) {
             (

@@ -269,3 +269,37 @@ fn a_server_of_ones_own_needs_no_token() {
     check("http://u:hunter2@h", Err("contains a user or a password"));
     check("http://h?a=hunter2", Err("has a query"));
 }
+
+#[test]
+fn messages_are_tried_for_ever_unless_there_is_a_place_for_dead_ones() {
+    let letters = |text: &str| {
+        let parsed = parse(&format!("{SOURCE}{SINK}{text}"));
+        parsed.map(|config| config.delivery.dead_letters).map_err(|error| error.to_string())
+    };
+    assert_eq!(letters(""), Ok(None));
+    assert_eq!(letters("[dead_letters]\n"), Ok(None));
+    let with = |place| Ok(Some(DeadLetters { max_attempts: 3, place }));
+    let set = |place: &str| letters(&format!("[delivery]\nmax_attempts = 3\n{place}"));
+    let stream = LetterPlace::Stream("dead".into());
+    assert_eq!(set("[dead_letters]\nstream = \"dead\"\n"), with(stream));
+    let file = LetterPlace::File("etc/d/x.jsonl".into());
+    assert_eq!(set("[dead_letters]\nfile = \"d/x.jsonl\"\n"), with(file));
+    for (text, expected) in [
+        (
+            "[delivery]\nmax_attempts = 3\n",
+            "delivery.max_attempts: would lose messages; add stream",
+        ),
+        (
+            "[delivery]\nmax_attempts = 0\n",
+            "delivery.max_attempts: is 0; write a whole number from 1",
+        ),
+        ("[dead_letters]\nstream = \"dead\"\n", "dead_letters.stream: gets nothing"),
+        ("[dead_letters]\nfile = \"x\"\n", "dead_letters.file: gets nothing"),
+        ("[dead_letters]\nfile = \"x\"\nstream = \"y\"\n", "dead_letters.file: is there beside"),
+        ("[dead_letters]\nstream = \"s\"\n", "dead_letters.stream: is the stream of [sink]"),
+        ("[dead_letters]\nstream = \"..\"\n", "dead_letters.stream: is no stream name"),
+    ] {
+        let error = letters(text).unwrap_err();
+        assert!(error.contains(expected) && !error.contains("problems"), "{error}");
+    }
+}

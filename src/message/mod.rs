@@ -12,6 +12,7 @@
 //! ```
 
 mod columns;
+mod cut;
 mod draft;
 mod encode;
 mod envelope;
@@ -25,6 +26,7 @@ mod tests;
 mod time;
 mod value;
 
+pub use cut::cuts;
 pub use draft::{ColumnInfo, Draft, EditError};
 pub use encode::EncodeError;
 pub use envelope::{Envelope, EnvelopeSettings, idempotency_key};
@@ -49,4 +51,6 @@ pub mod header {
     pub const CHAIN: &str = "sb-chain";
     /// The transforms, separated by commas, that failed and let the message pass.
     pub const PASSED: &str = "sb-passed";
+    /// The class of the last failure, in a dead letter only: its body is a case, and no message.
+    pub const DEAD_LETTER: &str = "sb-dead-letter";
 }

@@ -22,6 +22,8 @@ pub enum State {
     Parked,
     /// Behind a failed message of its group.
     Waiting,
+    /// It has left the store as a dead letter.
+    Dead,
 }
 
 /// Which messages a request means. Every field that is set narrows the choice.
@@ -29,7 +31,7 @@ pub enum State {
 #[serde(default, deny_unknown_fields)]
 pub struct Filter {
     pub id: Option<u64>,
-    /// A state's word, or `failed`: parked and retrying.
+    /// A state's word, or `failed`: parked and retrying. Of `dead` ones the newest thousand are listed.
     pub state: Option<String>,
     /// `schema.name`, or a bare name in any schema.
     pub table: Option<String>,
@@ -178,6 +180,8 @@ pub struct Status {
     pub oldest_transaction_seconds: Option<u64>,
     /// What works and may stop working, one sentence each with its mend.
     pub warnings: Vec<String>,
+    /// Nothing where messages are tried for ever.
+    pub dead_letters: Option<DeadLettersView>,
     /// Parts that get nothing done although they have something to do. Each is among the reasons, too.
     pub stuck: Vec<StuckView>,
     /// Sessions with S2 and connections to Postgres that this process opened, the first included.
@@ -186,6 +190,19 @@ pub struct Status {
     /// For `/metrics`.
     #[serde(skip)]
     pub measures: super::measures::Measures,
+}
+
+/// Where messages go whose attempts are spent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLettersView {
+    /// `stream NAME` or `file PATH`.
+    pub place: String,
+    /// How many went there, or to places before it, since the store was made.
+    pub written: u64,
+    /// Messages whose attempts are spent and which are not there yet.
+    pub waiting: u64,
+    /// Why they are not.
+    pub reason: Option<String>,
 }
 
 /// What keeps WAL in Postgres.
@@ -245,7 +262,10 @@ pub struct Changed {
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("there is no message {id} in the store: it was delivered or acknowledged")]
+    #[error(
+        "there is no message {id} in the store: it was delivered or acknowledged, or it became a dead \
+         letter"
+    )]
     NotFound { id: u64 },
     #[error("{text}")]
     Invalid { text: String },

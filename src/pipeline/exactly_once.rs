@@ -82,10 +82,20 @@
 //! found (`FrontOfQueue`).
 //!
 //! A change that was given up leaves a mark with its position until the checkpoint has passed it; without
-//! it, a restart would read the change again and send it (`Tombstone`).
+//! it, a restart would read the change again and send it (`Tombstone`). So does one that became a dead
+//! letter.
 //!
-//! Parts of one change travel in one batch, and land together or not at all; so finding one is finding
-//! all.
+//! Parts of one change that one batch holds travel in it, and land together or not at all; so finding one
+//! is finding all. Where several batches are needed, the records themselves are in the store before the
+//! first is sent, and each leaves it with the checkpoint whose `seq` is behind it. What a restart finds in
+//! the stream are the first so many of them, by the number in `sb-part`; the others are sent as they are
+//! stored, so that no part is made twice and all are of one chain
+//! (`parts::each_part_is_once_in_the_stream_…`).
+//!
+//! A *dead letter* in a stream is a record like any other, with the identity of its change: it is found by
+//! it, and its message leaves with the checkpoint behind it. In a file it is synced before its message
+//! leaves, and found by its identity behind the place up to which the store knows the file
+//! (`dead_letters::each_dead_letter_is_once_…`).
 //!
 //! # Nothing is out of order
 //!
@@ -133,6 +143,8 @@
 //! | with a batch under way, which lands or not | the fence decides which; if it landed, it is read back before anything is sent |
 //! | after the acknowledgement, before the checkpoint | the record is at `seq` or above: found, and left out |
 //! | after the checkpoint, before Postgres was told | the source gives it again; it is at or below `position` |
+//! | between the batches of one message | its records are in the store; those that landed are found, the rest is sent |
+//! | with a dead letter in its file or stream, before its message left the store | the letter is found by its identity, and the message leaves |
 //! | after a message was sent, before it left the store | its record is at `seq` or above: found, and the message leaves |
 //! | after a message was parked in memory, before that was written | it is unconfirmed, is read again, and fails again or not |
 //! | before S2 was ever reached, while changes are spilled | the checkpoint says how far Postgres was told, and has no `seq`: nothing was sent |

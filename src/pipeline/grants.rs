@@ -108,6 +108,7 @@ pub fn refusal(place: &Place, token: &str, pipeline_id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::error::Named;
 
     #[test]
     fn each_owner_asks_for_its_grant() {
@@ -126,6 +127,7 @@ mod tests {
                 endpoint: String::new(),
                 basin: "my-basin".to_owned(),
                 stream: "products".to_owned(),
+                named: Named::Sink,
             };
             let text = refusal(&place, token, "00ff");
             for part in ["`products`", "`my-basin`", token].iter().chain(says) {

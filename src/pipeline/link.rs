@@ -23,7 +23,7 @@
 //! at all; the next session's fence ends its time, and everything in front of that fence is read. What
 //! is given up is only the guard against a proxy that plays one request twice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -96,6 +96,8 @@ pub struct Established {
     pub landed: HashMap<Position, u64>,
     /// Of those whose first parts are there, the number of the first that is not.
     pub begun: HashMap<Position, u64>,
+    /// Of both, those that are there as dead letters.
+    pub letters: HashSet<Position>,
     /// What of ours lies before this number is known.
     pub known_to: u64,
     /// Records after the checkpoint were gone, and this is to be done about them.
@@ -120,8 +122,8 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
             guarantee: Guarantee::AtLeastOnce,
         };
         let known_to = read_from.unwrap_or_default();
-        let (landed, begun) = Default::default();
-        return Ok(Established { line, landed, begun, known_to, lost: None });
+        let (landed, begun, letters) = Default::default();
+        return Ok(Established { line, landed, begun, letters, known_to, lost: None });
     }
     // A row that is there may be lower: what is acknowledged need not be covered by a checkpoint yet.
     let mut row_is_due = read_from.is_none();
@@ -139,9 +141,13 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
     loop {
         let mut landed = HashMap::new();
         let mut begun = HashMap::new();
+        let mut letters = HashSet::new();
         let on_record = |record: ReadRecord| {
             let Some(position) = ours(&record, &pipeline_id) else { return };
             landed.entry(position).or_insert(record.seq);
+            if record.header(header::DEAD_LETTER).is_some() {
+                letters.insert(position);
+            }
             match part(&record) {
                 // They are in order, so that the last tells whether all are there.
                 Some((index, count)) if index + 1 < count => _ = begun.insert(position, index + 1),
@@ -169,7 +175,7 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                     store.write(vec![row].into()).await?;
                 }
                 landed.retain(|position, _| !begun.contains_key(position));
-                return Ok(Established { line, landed, begun, known_to, lost });
+                return Ok(Established { line, landed, begun, letters, known_to, lost });
             }
             Err(error) => error,
         };

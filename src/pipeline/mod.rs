@@ -8,6 +8,7 @@
 //! | `outbox`, `link` | what is on its way to S2, and the line there |
 //! | `grants` | what only an operator can know at a start |
 //! | `crossing` | the order of a group whose messages go to different streams |
+//! | `dead_letter` | a message whose attempts are spent, as it is handed on |
 //! | `place` | where a record lies: its stream and its number |
 //! | `ack` | what may be confirmed to Postgres |
 //! | `group`, `holds` | which changes keep their order, and which wait in the store |
@@ -24,6 +25,7 @@ pub mod ack;
 pub mod budget;
 pub mod control;
 pub mod crossing;
+pub mod dead_letter;
 pub mod driver;
 pub mod exactly_once;
 pub mod grants;

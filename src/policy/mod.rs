@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt as _};
 
-use crate::store::Failure;
+use crate::store::{Attempts, Failure};
 use crate::transform::Tally;
 use outcomes::Happens;
 
@@ -19,6 +19,8 @@ pub enum Retry {
     After(Duration),
     /// When the chain changes, or when an operator asks: trying the same again cannot help.
     OnRequest,
+    /// Not any more: its attempts are spent.
+    Spent,
 }
 
 /// The bounds of a back-off.
@@ -46,18 +48,38 @@ impl Backoff {
     }
 }
 
-/// When to try a message again that failed `attempts` times by now.
+/// When to try a message again that failed so often by now. `max` bounds the attempts of its own, where
+/// there is a bound; then those that parked for ever are tried by themselves as well, so that they come
+/// to it, and an operator has that long to mend them.
 #[must_use]
-pub fn retry(failure: &Failure, attempts: u64, backoff: Backoff, rng: &mut impl Rng) -> Retry {
-    match outcomes::of_message(&failure.error.class) {
-        Happens::MessageParks => Retry::OnRequest,
-        Happens::MessageRetries
-        | Happens::SinkWaits
-        | Happens::LineReopens
-        | Happens::StandsDown
-        | Happens::OperatorDecides
-        | Happens::PipelineStops => Retry::After(backoff.delay(attempts, rng)),
+pub fn retry(
+    failure: &Failure,
+    attempts: Attempts,
+    max: Option<u64>,
+    backoff: Backoff,
+    rng: &mut impl Rng,
+) -> Retry {
+    let row = outcomes::of_message(&failure.error.class);
+    match (max.filter(|_| row.own), row.happens) {
+        (Some(max), _) if attempts.own >= max => Retry::Spent,
+        (None, Happens::MessageParks) => Retry::OnRequest,
+        (Some(_), _)
+        | (
+            None,
+            Happens::MessageRetries
+            | Happens::SinkWaits
+            | Happens::LineReopens
+            | Happens::StandsDown
+            | Happens::OperatorDecides
+            | Happens::PipelineStops,
+        ) => Retry::After(backoff.delay(attempts.all, rng)),
     }
+}
+
+/// Whether a failure counts among those that a message may have.
+#[must_use]
+pub fn is_own(failure: &Failure) -> bool {
+    outcomes::of_message(&failure.error.class).own
 }
 
 /// How a chain does that went live a while ago.
@@ -167,11 +189,28 @@ mod tests {
 
     #[test]
     fn only_what_stays_too_large_is_not_tried_again() {
-        let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(300) };
-        assert_eq!(retry(&failure("oversize"), 1, backoff, &mut rand::rng()), Retry::OnRequest);
-        for class in ["trap", "timeout", "limit", "guest", "invalid", "encode", "refused"] {
-            let retry = retry(&failure(class), 1, backoff, &mut rand::rng());
-            assert!(matches!(retry, Retry::After(_)), "{class}");
+        for class in ["trap", "timeout", "limit", "guest", "invalid", "encode", "refused", "route"]
+        {
+            assert!(matches!(tried(class, 1, None), Retry::After(_)), "{class}");
+            assert!(matches!(tried(class, 1_000_000, None), Retry::After(_)), "{class}");
         }
+        assert_eq!(tried("oversize", 1, None), Retry::OnRequest);
+    }
+
+    fn tried(class: &str, own: u64, max: Option<u64>) -> Retry {
+        let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(300) };
+        let attempts = Attempts { all: own + 7, own };
+        retry(&failure(class), attempts, max, backoff, &mut rand::rng())
+    }
+
+    #[test]
+    fn what_is_not_a_messages_own_trouble_never_spends_its_attempts() {
+        for class in ["oversize", "trap", "timeout", "guest", "refused"] {
+            assert!(matches!(tried(class, 2, Some(3)), Retry::After(_)), "{class}");
+            assert_eq!(tried(class, 3, Some(3)), Retry::Spent, "{class}");
+            assert!(is_own(&failure(class)));
+        }
+        assert!(matches!(tried("route", 1_000, Some(3)), Retry::After(_)));
+        assert!(!is_own(&failure("route")));
     }
 }

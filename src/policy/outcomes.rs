@@ -14,6 +14,11 @@
 //!   a price, which the sentence names.
 //! - *The pipeline stops*: the settings cannot work, or this program has a defect.
 //!
+//! Where `delivery.max_attempts` bounds them, failures of a message itself count, and all of them are
+//! tried by themselves until they are spent; then it becomes a
+//! [dead letter](crate::pipeline::dead_letter). What is a stream's trouble (`route`) never counts, and
+//! what makes the sink wait is no message's failure at all.
+//!
 //! *Landed* says whether an append with that outcome may be in the stream all the same. Nothing rests on
 //! it: after whatever failure the stream is fenced and its end is read before anything is sent again.
 //! The first row that fits counts.
@@ -172,11 +177,13 @@ enum Known {
 
 /// A row for a message of its own trouble.
 #[derive(Clone, Copy, Debug)]
-struct MessageRow {
+pub struct MessageRow {
     /// Empty for any.
     class: &'static str,
     known: Known,
-    happens: Happens,
+    pub happens: Happens,
+    /// Whether it counts among `delivery.max_attempts`.
+    pub own: bool,
     sentence: &'static str,
 }
 
@@ -241,7 +248,7 @@ static ANSWERS: &[AnswerRow] = &[
     AnswerRow {
         asked: Asked::Anything, status: (404, 404), s2: "stream_not_found", said: "",
         happens: Happens::SinkWaits, may_have_landed: false, code: "sink_404_stream",
-        sentence: "there is no such stream (404); correct `sink.stream`, create it (`s2 \
+        sentence: "there is no such stream (404); {correction}, create it (`s2 \
                     create-stream s2://{basin}/{stream}`), or set `sink.create = true`",
     },
     AnswerRow {
@@ -450,33 +457,33 @@ static CONDITIONS: &[ConditionRow] = &[
 #[rustfmt::skip]
 const MESSAGES: &[MessageRow] = &[
     MessageRow {
-        class: "oversize", known: Known::Column, happens: Happens::MessageParks,
+        class: "oversize", known: Known::Column, happens: Happens::MessageParks, own: true,
         sentence: "Remove or compress its largest column by a transform, and it is delivered at \
                     once: sluicebox transforms add strip-columns --column {column} (or \
                     compress-columns)",
     },
     MessageRow {
-        class: "oversize", known: Known::Nothing, happens: Happens::MessageParks,
+        class: "oversize", known: Known::Nothing, happens: Happens::MessageParks, own: true,
         sentence: "A transform made its body; put one into the folder that makes a smaller one",
     },
     MessageRow {
-        class: "refused", known: Known::Nothing, happens: Happens::MessageRetries,
+        class: "refused", known: Known::Nothing, happens: Happens::MessageRetries, own: true,
         sentence: "S2 does not take this record; change the transforms so that they make \
                     another, then: sluicebox messages retry {id}",
     },
     MessageRow {
-        class: "route", known: Known::Nothing, happens: Happens::MessageRetries,
+        class: "route", known: Known::Nothing, happens: Happens::MessageRetries, own: false,
         sentence: "It follows by itself once its stream takes records: create the stream or allow \
                     the access token to write it (or set `sink.create = true`); or change the \
                     transform that routes it",
     },
     MessageRow {
-        class: "", known: Known::Transform, happens: Happens::MessageRetries,
+        class: "", known: Known::Transform, happens: Happens::MessageRetries, own: true,
         sentence: "Replace {transform} in the transforms folder by a version that handles it, \
                     and it is tried at once",
     },
     MessageRow {
-        class: "", known: Known::Nothing, happens: Happens::MessageRetries,
+        class: "", known: Known::Nothing, happens: Happens::MessageRetries, own: true,
         sentence: "Try it again: sluicebox messages retry {id}",
     },
 ];
@@ -512,6 +519,7 @@ impl AnswerRow {
             .replace("{basin}", &place.basin)
             .replace("{stream}", &place.stream)
             .replace("{permission}", operation.permission())
+            .replace("{correction}", place.named.correction())
             // Last, since it is not ours.
             .replace("{said}", &said);
         at(place, operation, &reason)
@@ -527,7 +535,7 @@ pub fn of_fault(place: &Place, operation: Operation, fault: Fault) -> (&'static 
 }
 
 fn at(place: &Place, operation: Operation, reason: &str) -> String {
-    let Place { endpoint, basin, stream } = place;
+    let Place { endpoint, basin, stream, .. } = place;
     format!("could not {operation} stream `{stream}` in basin `{basin}` at {endpoint}: {reason}")
 }
 
@@ -549,7 +557,7 @@ impl Condition {
     #[must_use]
     pub fn sentence(self, place: Option<&Place>, known: &[(&str, &dyn fmt::Display)]) -> String {
         let mut values: Vec<(&str, String)> = Vec::with_capacity(known.len() + 3);
-        if let Some(Place { endpoint, basin, stream }) = place {
+        if let Some(Place { endpoint, basin, stream, .. }) = place {
             values.push(("endpoint", endpoint.clone()));
             values.push(("basin", basin.clone()));
             values.push(("stream", stream.clone()));
@@ -573,9 +581,9 @@ impl Condition {
 
 /// What becomes of a message of this class.
 #[must_use]
-pub fn of_message(class: &str) -> Happens {
+pub fn of_message(class: &str) -> &'static MessageRow {
     let fits = |row: &&MessageRow| row.class.is_empty() || row.class == class;
-    MESSAGES.iter().find(fits).map_or(Happens::MessageRetries, |row| row.happens)
+    MESSAGES.iter().find(fits).unwrap_or(&MESSAGES[MESSAGES.len() - 1])
 }
 
 /// What an operator can do about a message of this class: `column` is its largest one, `transform` the

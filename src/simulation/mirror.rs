@@ -36,7 +36,7 @@ impl Mirror {
                     self.ever.insert(change.position);
                     text += &format!(" +{id}@{}", change.position);
                 }
-                Write::Remove { id } => {
+                Write::Remove { id } | Write::DeadLetter { id } => {
                     self.messages.remove(id);
                     text += &format!(" -{id}");
                 }
@@ -79,6 +79,7 @@ impl Mirror {
                 Write::Promise(_) => self.promised = true,
                 Write::Parts { .. }
                 | Write::PartsSent { .. }
+                | Write::LetterFile(_)
                 | Write::Chain { .. }
                 | Write::SourceIdentity { .. }
                 | Write::SlotMade { .. } => {}

@@ -209,8 +209,9 @@ async fn intrude(world: &Arc<World>) {
     let ours = !lock(&world.server).token(stream).is_empty();
     let process = process::stranger();
     let number = world.draw(|rng| rng.random_range(1..100));
+    let named = crate::sink::error::Named::Route;
     let opening = Opening {
-        client: process::client(world, &process).for_stream(stream).expect("it is a name"),
+        client: process::client(world, &process).for_stream(stream, named).expect("it is a name"),
         store: process::store_of_its_own(),
         routed: None,
         pipeline_id: "intruder".to_owned(),

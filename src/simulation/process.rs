@@ -220,6 +220,7 @@ pub(super) fn run(
             window: world.workload.window,
             grants: Grants { lost_records, ..Grants::default() },
             retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
+            dead_letters: None,
             bounds: if world.state().strangers.contains(&number) {
                 // It would confirm what it has spilled, which Postgres then denies the right folder.
                 Bounds { spill_bytes_max: 0, ..world.workload.bounds }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{
     endpoint::{Addresses, Endpoint, Token},
-    error::{ANSWER_BYTES_MAX, Answer, Error, Fault, Operation, Place},
+    error::{ANSWER_BYTES_MAX, Answer, Error, Fault, Named, Operation, Place},
     json::AppendBody,
     proto::{self, AppendAck, FRAME_HEAD_BYTES, ReadBatch, StreamPosition},
     read::{Page, ReadRecord},
@@ -71,6 +71,8 @@ pub struct Settings {
     pub endpoint: Endpoint,
     pub basin: String,
     pub stream: String,
+    /// What chose the stream, for those who read of its trouble.
+    pub named: Named,
     /// None for servers that ask for none.
     pub token: Option<Token>,
     pub mode: Mode,
@@ -92,6 +94,7 @@ impl Settings {
             endpoint: Endpoint::Cloud,
             basin: basin.to_owned(),
             stream: stream.to_owned(),
+            named: Named::Sink,
             token: None,
             mode: Mode::default(),
             create: false,
@@ -147,7 +150,7 @@ impl Client {
     ///
     /// When a setting cannot be right, or this machine has no certificate authorities (`https`).
     pub fn new(settings: Settings) -> Result<Self, Error> {
-        let addresses = Addresses::new(&settings.endpoint, &settings.basin, &settings.stream)?;
+        let addresses = Addresses::new(&settings)?;
         let transport = Arc::new(Http::new(&settings, &addresses)?);
         Ok(Self::with(settings, addresses, transport))
     }
@@ -158,7 +161,7 @@ impl Client {
     ///
     /// When a setting cannot be right.
     pub fn over(transport: Arc<dyn Transport>, settings: Settings) -> Result<Self, Error> {
-        let addresses = Addresses::new(&settings.endpoint, &settings.basin, &settings.stream)?;
+        let addresses = Addresses::new(&settings)?;
         Ok(Self::with(settings, addresses, transport))
     }
 
@@ -172,8 +175,8 @@ impl Client {
     /// # Errors
     ///
     /// When no stream can have that name.
-    pub fn for_stream(&self, stream: &str) -> Result<Self, Error> {
-        let settings = Settings { stream: stream.to_owned(), ..self.settings().clone() };
+    pub fn for_stream(&self, stream: &str, named: Named) -> Result<Self, Error> {
+        let settings = Settings { stream: stream.to_owned(), named, ..self.settings().clone() };
         Self::over(Arc::clone(&self.shared.transport), settings)
     }
 

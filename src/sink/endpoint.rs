@@ -5,6 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use reqwest::{Url, header::HeaderValue};
 
+use super::client::Settings;
 use super::error::{Error, Place};
 
 /// Which server speaks for S2.
@@ -33,7 +34,8 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    pub(super) fn new(endpoint: &Endpoint, basin: &str, stream: &str) -> Result<Self, Error> {
+    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+        let Settings { endpoint, basin, stream, named, .. } = settings;
         check_basin_name(basin)?;
         check_stream_name(stream)?;
         let (basin_base, account_base, basin_header) = match endpoint {
@@ -53,8 +55,9 @@ impl Addresses {
         Ok(Self {
             place: Arc::new(Place {
                 endpoint: basin_base.origin().ascii_serialization(),
-                basin: basin.to_owned(),
-                stream: stream.to_owned(),
+                basin: basin.clone(),
+                stream: stream.clone(),
+                named: *named,
             }),
             tail: below(&records, &["tail"]),
             basin: below(&basins, &[basin]),
@@ -241,11 +244,16 @@ fn bearer(token: &str) -> Option<HeaderValue> {
 mod tests {
     use super::*;
 
+    fn at(endpoint: &Endpoint, stream: &str) -> Result<Addresses, Error> {
+        let endpoint = endpoint.clone();
+        Addresses::new(&Settings { endpoint, ..Settings::new("my-basin", stream) })
+    }
+
     #[test]
     fn addresses() {
         fn check(endpoint: &str, stream: &str, records: &str) {
             let endpoint = Endpoint::Url(endpoint.to_owned());
-            let addresses = Addresses::new(&endpoint, "my-basin", stream).unwrap();
+            let addresses = at(&endpoint, stream).unwrap();
             assert_eq!(addresses.records.as_str(), records);
             assert_eq!(addresses.tail.as_str(), format!("{records}/tail"));
             assert_eq!(addresses.basin_header.unwrap(), "my-basin");
@@ -260,7 +268,7 @@ mod tests {
         check("http://h", "a?b#c d%", "http://h/v1/streams/a%3Fb%23c%20d%25/records");
         check("http://h", "ü", "http://h/v1/streams/%C3%BC/records");
 
-        let cloud = Addresses::new(&Endpoint::Cloud, "my-basin", "a/b").unwrap();
+        let cloud = at(&Endpoint::Cloud, "a/b").unwrap();
         assert_eq!(cloud.records.as_str(), "https://my-basin.b.s2.dev/v1/streams/a%2Fb/records");
         assert_eq!(cloud.basin.as_str(), "https://a.s2.dev/v1/basins/my-basin");
         assert_eq!(cloud.basin_header, None);
@@ -271,7 +279,7 @@ mod tests {
     fn servers_on_this_machine() {
         fn check(endpoint: &str, expected: bool) {
             let endpoint = Endpoint::Url(endpoint.to_owned());
-            let addresses = Addresses::new(&endpoint, "my-basin", "s").unwrap();
+            let addresses = at(&endpoint, "s").unwrap();
             assert_eq!(addresses.is_loopback(), expected, "{endpoint:?}");
         }
         check("http://127.0.0.1:8080", true);
@@ -296,7 +304,7 @@ mod tests {
             "http://h#secret",
         ] {
             let endpoint = Endpoint::Url(endpoint.to_owned());
-            let error = Addresses::new(&endpoint, "my-basin", "s").unwrap_err().to_string();
+            let error = at(&endpoint, "s").unwrap_err().to_string();
             assert!(error.contains("`sink.endpoint`"), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }

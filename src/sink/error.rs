@@ -27,6 +27,31 @@ pub struct Place {
     pub endpoint: String,
     pub basin: String,
     pub stream: String,
+    pub named: Named,
+}
+
+/// What says which stream it is, and so what corrects a wrong name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Named {
+    /// `sink.stream`.
+    #[default]
+    Sink,
+    /// A transform, message by message.
+    Route,
+    /// `dead_letters.stream`.
+    DeadLetters,
+}
+
+impl Named {
+    /// What to do about a stream that is not there, beside creating it.
+    #[must_use]
+    pub fn correction(self) -> &'static str {
+        match self {
+            Self::Sink => "correct `sink.stream`",
+            Self::Route => "correct the transform that routes messages to it",
+            Self::DeadLetters => "correct `dead_letters.stream`",
+        }
+    }
 }
 
 /// What was being asked of S2.

@@ -51,7 +51,7 @@ pub(super) const FACT: &str = "name, value";
 pub(super) const CHECKPOINT: &str = "stream, commit_lsn, commit_idx, seq, confirm_lsn";
 pub(super) const MESSAGE: &str = "id, commit_lsn, commit_idx, state, relation, action, \
      commit_timestamp_us, cells, key, table_group, group_a, group_b, bytes, attempts, \
-     next_attempt_ms, stored_ms, failure";
+     next_attempt_ms, stored_ms, failure, own_failures";
 pub(super) const PIECE: &str = "message, number, data";
 pub(super) const SPILL: &str = "id, commit_lsn, commit_idx, changes, bytes, head";
 pub(super) const SPILL_PIECE: &str = "chunk, number, data";

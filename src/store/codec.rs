@@ -74,12 +74,16 @@ pub(super) fn bytes(connection: &Connection, id: u64) -> Result<usize, Error> {
     Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0))
 }
 
-/// The change of a message; nothing where there is no such message, or it was given up.
-pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, Error> {
+/// The change of a message, and its last failure as JSON; nothing where there is no such message, or it
+/// was given up.
+pub(super) fn read(
+    connection: &Connection,
+    id: u64,
+) -> Result<Option<(Change, Option<String>)>, Error> {
     let row = connection
         .prepare_cached(&format!(
             "SELECT commit_lsn, commit_idx, commit_timestamp_us, action, cells, description,
-                   digest, sum IS checksum({})
+                   digest, sum IS checksum({}), failure
                  FROM (SELECT * FROM messages WHERE id = ?1 AND state <> 3)
                  JOIN (SELECT id AS relation_id, digest, description FROM relations)
                    ON relation_id = relation",
@@ -94,12 +98,12 @@ pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, E
                 row.get::<_, String>(5)?,
                 row.get::<_, [u8; 32]>(6)?,
                 row.get::<_, bool>(7)?,
+                row.get::<_, Option<String>>(8)?,
             ))
         })
         .optional()?;
-    let Some((position, commit_timestamp_us, action, cells, table, digest, intact)) = row else {
-        return Ok(None);
-    };
+    let Some(row) = row else { return Ok(None) };
+    let (position, commit_timestamp_us, action, cells, table, digest, intact, failure) = row;
     if !intact || digest != digest_of(&table) {
         return Err(damaged(id));
     }
@@ -109,7 +113,7 @@ pub(super) fn read(connection: &Connection, id: u64) -> Result<Option<Change>, E
     let data = pieces(connection, id)?;
     let table = Arc::new(table);
     restore(position, commit_timestamp_us, action, table, cells, data)
-        .map(Some)
+        .map(|change| Some((change, failure)))
         .ok_or_else(|| Error::Content { text: format!("message {id} is shorter than it says") })
 }
 

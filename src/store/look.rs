@@ -7,8 +7,8 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use super::given_up::{self, AllGivenUp};
-use super::{Error, checksum, codec, fact, spill, token_fact, unsigned};
+use super::given_up::{self, AllGivenUp, GivenUp};
+use super::{Error, checksum, codec, dead_letters, fact, spill, token_fact, unsigned};
 use crate::change::{Change, Lsn, Position};
 
 /// A message that has not been delivered.
@@ -51,6 +51,15 @@ impl Look {
     /// When the file cannot be read.
     pub fn given_up(&self) -> Result<AllGivenUp, Error> {
         given_up::known(&self.connection)
+    }
+
+    /// What became a dead letter, as far as it is remembered one by one.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn dead_letters(&self) -> Result<Vec<GivenUp>, Error> {
+        dead_letters::newest(&self.connection)
     }
 
     /// The id that every record of this store carries, once there is one.
@@ -111,7 +120,9 @@ impl Look {
                 (row.get(0)?, row.get(4)?, row.get(6)?);
             let keys = if action == "truncate" {
                 Vec::new()
-            } else if has_both && let Some(change) = codec::read(&self.connection, unsigned(id))? {
+            } else if has_both
+                && let Some((change, _)) = codec::read(&self.connection, unsigned(id))?
+            {
                 codec::primary_keys(&change)
             } else {
                 vec![codec::from_json(&row.get::<_, String>(5)?)?]

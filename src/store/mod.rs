@@ -15,6 +15,7 @@
 
 mod checksum;
 mod codec;
+mod dead_letters;
 pub mod given_up;
 pub mod look;
 mod owner;
@@ -41,6 +42,7 @@ use crate::pipeline::group::{GroupId, Groups};
 use crate::sink::Guarantee;
 
 pub use codec::{primary_key, primary_keys};
+pub use dead_letters::LetterFile;
 pub use parts::{KnownParts, Parts};
 pub use spill::Chunk;
 
@@ -162,7 +164,8 @@ pub enum StoredState {
     Parked,
     Retrying,
     Waiting,
-    /// Given up by an operator; kept until the checkpoint has passed it, so that a repeat is known.
+    /// Given up by an operator, or a dead letter; kept until the checkpoint has passed it, so that a repeat
+    /// is known.
     Acknowledged,
 }
 
@@ -187,6 +190,14 @@ impl StoredState {
     }
 }
 
+/// How often a message was tried in vain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempts {
+    pub all: u64,
+    /// Those that failed for what the message itself is, and not for the trouble of a stream.
+    pub own: u64,
+}
+
 /// One write. A batch of them is one transaction.
 #[derive(Debug)]
 pub enum Write {
@@ -196,7 +207,7 @@ pub enum Write {
         change: Box<Change>,
         groups: Groups,
         state: StoredState,
-        attempts: u64,
+        attempts: Attempts,
         next_attempt: Option<SystemTime>,
         failure: Option<Failure>,
     },
@@ -204,12 +215,16 @@ pub enum Write {
     Failed {
         id: u64,
         state: StoredState,
-        attempts: u64,
+        attempts: Attempts,
         next_attempt: Option<SystemTime>,
         failure: Failure,
     },
     /// It was delivered, or a transform dropped it.
     Remove { id: u64 },
+    /// It was handed on as a dead letter.
+    DeadLetter { id: u64 },
+    /// The file of dead letters holds what left with this transaction.
+    LetterFile(LetterFile),
     /// Its records, which no batch holds together, in the place of those that it had; nothing where it
     /// is to be shaped anew.
     Parts { id: u64, parts: Option<Parts> },
@@ -246,7 +261,7 @@ pub struct Known {
     pub position: Position,
     pub groups: Groups,
     pub state: StoredState,
-    pub attempts: u64,
+    pub attempts: Attempts,
     pub next_attempt: Option<SystemTime>,
     /// Of its last failure, if it failed.
     pub class: Option<String>,
@@ -261,6 +276,19 @@ pub struct Message {
     pub change: Change,
     /// Its records, where they were stored: it is not shaped again.
     pub parts: Option<Parts>,
+    /// Its last failure as the store has it, which few have to understand.
+    pub failure: Option<String>,
+}
+
+impl Message {
+    /// Why it failed last, if it did.
+    ///
+    /// # Errors
+    ///
+    /// When the store holds what this release cannot read.
+    pub fn failure(&self) -> Result<Option<Failure>, Error> {
+        self.failure.as_deref().map(codec::from_json).transpose()
+    }
 }
 
 /// What the store knows at start.
@@ -285,6 +313,10 @@ pub struct Loaded {
     /// Streams that transforms have routed messages to, each with the number from which it has to be read:
     /// records that nobody has heard of may be in them.
     pub streams: Vec<(String, u64)>,
+    /// How many messages have become dead letters.
+    pub dead_letters: u64,
+    /// Nothing before the first one was written to a file.
+    pub letter_file: Option<LetterFile>,
 }
 
 impl Loaded {
@@ -714,6 +746,8 @@ impl Database {
             next_id: unsigned(next_id),
             spilled: spill::chunks(&self.connection)?,
             streams: self.streams()?,
+            dead_letters: dead_letters::count(&self.connection)?,
+            letter_file: dead_letters::file(&self.connection)?,
         })
     }
 
@@ -727,7 +761,8 @@ impl Database {
     fn known(&self) -> Result<Vec<Known>, Error> {
         let mut statement = self.connection.prepare(
             "SELECT id, commit_lsn, commit_idx, state, attempts, next_attempt_ms,
-                    table_group, group_a, group_b, json_extract(failure, '$.error.class')
+                    table_group, group_a, group_b, json_extract(failure, '$.error.class'),
+                    own_failures
              FROM messages ORDER BY id",
         )?;
         let mut parts = parts::known(&self.connection)?;
@@ -741,7 +776,7 @@ impl Database {
                     index: unsigned(row.get(2)?),
                 },
                 state: StoredState::from_number(row.get(3)?)?,
-                attempts: unsigned(row.get(4)?),
+                attempts: Attempts { all: unsigned(row.get(4)?), own: unsigned(row.get(10)?) },
                 next_attempt: row.get::<_, Option<i64>>(5)?.map(codec::time_from_ms),
                 class: row.get(9)?,
                 parts: parts.remove(&unsigned(row.get(0)?)),
@@ -759,13 +794,18 @@ impl Database {
         let transaction = owner::begin(&mut self.connection, &self.owner)?;
         let mut removed = false;
         let mut given_up = Vec::new();
+        let mut dead_letters = dead_letters::Leaving::default();
         for write in writes {
             if let Write::Acknowledge { id } = write {
                 given_up.extend(given_up::entry(&transaction, *id)?);
             }
+            if let Write::DeadLetter { id } = write {
+                dead_letters.add(&transaction, *id)?;
+            }
             removed |= matches!(
                 write,
                 Write::Remove { .. }
+                    | Write::DeadLetter { .. }
                     | Write::Parts { .. }
                     | Write::PartsSent { .. }
                     | Write::Acknowledge { .. }
@@ -774,6 +814,7 @@ impl Database {
             carry_out(&transaction, write)?;
         }
         given_up::remember(&transaction, given_up)?;
+        dead_letters.remember(&transaction)?;
         transaction.commit()?;
         if removed
             // Gives the room of removed messages back to the disk, a few pages at a time.
@@ -810,9 +851,9 @@ impl Database {
             if total > bytes_max && !messages.is_empty() {
                 break;
             }
-            if let Some(change) = codec::read(&self.connection, id)? {
+            if let Some((change, failure)) = codec::read(&self.connection, id)? {
                 let parts = parts::read(&self.connection, id)?;
-                messages.push(Message { id, change, parts });
+                messages.push(Message { id, change, parts, failure });
             }
         }
         Ok(messages)
@@ -899,21 +940,15 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
                 .execute([signed(*id)])?;
             Ok(())
         }
+        // A file cannot be asked for its letter at a position, as a stream can.
+        Write::DeadLetter { id } => mark(connection, *id),
+        Write::LetterFile(file) => dead_letters::set_file(connection, file),
         Write::Acknowledge { id } if mutation::broken(Rule::Tombstone) => {
             carry_out(connection, &Write::Remove { id: *id })
         }
         Write::Parts { id, parts } => parts::replace(connection, *id, parts.as_ref()),
         Write::PartsSent { id, below } => parts::remove(connection, *id, *below),
-        Write::Acknowledge { id } => {
-            parts::replace(connection, *id, None)?;
-            connection
-                .prepare_cached("DELETE FROM pieces WHERE message = ?1")?
-                .execute([signed(*id)])?;
-            connection
-                .prepare_cached("UPDATE messages SET state = 3, failure = NULL WHERE id = ?1")?
-                .execute([signed(*id)])?;
-            sum_message(connection, *id)
-        }
+        Write::Acknowledge { id } => mark(connection, *id),
         Write::Checkpoint(checkpoint) => {
             let Checkpoint { position, seq, confirm } = checkpoint;
             let seq = seq.map_or_else(|| known_seq(connection), |seq| Ok(signed(seq)))?;
@@ -982,11 +1017,21 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
     }
 }
 
+/// Leaves nothing of a message but its position, until the checkpoint has passed that.
+fn mark(connection: &Connection, id: u64) -> Result<(), Error> {
+    parts::replace(connection, id, None)?;
+    connection.prepare_cached("DELETE FROM pieces WHERE message = ?1")?.execute([signed(id)])?;
+    connection
+        .prepare_cached("UPDATE messages SET state = 3, failure = NULL WHERE id = ?1")?
+        .execute([signed(id)])?;
+    sum_message(connection, id)
+}
+
 fn update(
     connection: &Connection,
     id: u64,
     state: StoredState,
-    attempts: u64,
+    attempts: Attempts,
     next_attempt: Option<SystemTime>,
     failure: Option<&Failure>,
 ) -> Result<(), Error> {
@@ -994,10 +1039,18 @@ fn update(
     let next_attempt = next_attempt.map(codec::ms_from_time);
     connection
         .prepare_cached(
-            "UPDATE messages SET state = ?2, attempts = ?3, next_attempt_ms = ?4, failure = ?5
+            "UPDATE messages SET state = ?2, attempts = ?3, own_failures = ?4, next_attempt_ms = ?5,
+               failure = ?6
              WHERE id = ?1",
         )?
-        .execute(params![signed(id), state.number(), signed(attempts), next_attempt, failure])?;
+        .execute(params![
+            signed(id),
+            state.number(),
+            signed(attempts.all),
+            signed(attempts.own),
+            next_attempt,
+            failure
+        ])?;
     sum_message(connection, id)
 }
 

@@ -95,7 +95,17 @@ CREATE TABLE pieces (
 
 /// Rows have checksums. What an older release has written gets them as it is.
 fn version_2(transaction: &Transaction<'_>) -> Result<(), Error> {
-    for (table, columns) in &CHECKED[..4] {
+    const CHECKED: [(&str, &str); 4] = [
+        ("facts", checksum::FACT),
+        ("checkpoints", checksum::CHECKPOINT),
+        (
+            "messages",
+            "id, commit_lsn, commit_idx, state, relation, action, commit_timestamp_us, cells, key,
+             table_group, group_a, group_b, bytes, attempts, next_attempt_ms, stored_ms, failure",
+        ),
+        ("pieces", checksum::PIECE),
+    ];
+    for (table, columns) in CHECKED {
         transaction.execute_batch(&format!(
             "ALTER TABLE {table} ADD COLUMN sum INTEGER;
              UPDATE {table} SET sum = checksum({columns});"
@@ -143,7 +153,8 @@ fn version_5(_: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Records that no batch holds together wait here until all of them are in the stream.
+/// Records that no batch holds together wait here until all of them are in the stream; and a message's
+/// own failures are counted.
 fn version_6(transaction: &Transaction<'_>) -> Result<(), Error> {
     transaction.execute_batch(
         "
@@ -156,8 +167,12 @@ CREATE TABLE parts (
     record BLOB NOT NULL,
     PRIMARY KEY (message, number)
 ) STRICT, WITHOUT ROWID;
+-- Of the attempts, those that failed for what the message itself is.
+ALTER TABLE messages ADD COLUMN own_failures INTEGER NOT NULL DEFAULT 0;
 ",
     )?;
+    transaction
+        .execute_batch(&format!("UPDATE messages SET sum = checksum({});", checksum::MESSAGE))?;
     Ok(())
 }
 

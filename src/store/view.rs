@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
-use super::{Error, Failure, StoredState, codec, signed, unsigned};
+use super::{Error, Failure, StoredState, codec, dead_letters, signed, unsigned};
 use crate::change::Change;
 use crate::pipeline::control::{self, Filter, MessageList, MessageView, PageQuery, State};
 use crate::sink::record::RECORD_BYTES_MAX;
@@ -24,6 +24,9 @@ pub struct Stored {
 /// The most messages that a page may hold.
 const PAGE_MAX: usize = 1000;
 
+/// The word for messages that have left the store as dead letters.
+const DEAD: &str = "dead";
+
 const COLUMNS: &str = "SELECT messages.id, state, schema_name, table_name, key, action, commit_lsn,
     commit_idx, failure, attempts, next_attempt_ms, stored_ms
     FROM messages JOIN relations ON relations.id = relation WHERE state <> 3";
@@ -33,6 +36,9 @@ pub(super) fn list(
     query: &PageQuery,
     moving: &HashSet<u64>,
 ) -> Result<MessageList, control::Error> {
+    if query.filter.state.as_deref() == Some(DEAD) {
+        return dead_letters::list(connection, query).map_err(store);
+    }
     let condition = Condition::new(&query.filter, moving)?;
     let limit = query.limit.clamp(1, PAGE_MAX);
     let read = || -> Result<MessageList, Error> {
@@ -78,7 +84,7 @@ pub(super) fn show(
         let message = view(connection, row, moving, &mut Behind::default())?;
         let failure: Option<String> = row.get(8)?;
         let failure = failure.map(|failure| codec::from_json(&failure)).transpose()?;
-        let Some(change) = codec::read(connection, id)? else { return Ok(None) };
+        let Some((change, _)) = codec::read(connection, id)? else { return Ok(None) };
         let holds = waiting_behind(connection, id)?;
         Ok(Some(Stored { message, change, failure, holds }))
     };
@@ -172,10 +178,17 @@ impl Condition {
             Some("delivering") => {
                 condition.and(&format!("messages.id IN ({delivering})"), []);
             }
+            Some(DEAD) => {
+                return Err(control::Error::Invalid {
+                    text: "dead letters have left the store: there is nothing to do to them here"
+                        .to_owned(),
+                });
+            }
             Some(other) => {
                 return Err(control::Error::Invalid {
                     text: format!(
-                        "`{other}` is not a state: use failed, parked, retrying, waiting or delivering"
+                        "`{other}` is not a state: use failed, parked, retrying, waiting, delivering \
+                         or dead"
                     ),
                 });
             }
@@ -321,7 +334,7 @@ fn view(
     })
 }
 
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |time| time.to_string())
 }
 

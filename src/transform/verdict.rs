@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use super::bindings::types::Verdict;
 use super::instance::{Class, Fault};
 use super::state::Message;
-use crate::message::Draft;
+use crate::message::{Draft, cuts};
 use crate::sink::record::{BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 
 /// The most records that a message may become: as many as S2 takes in one batch.
@@ -160,37 +160,4 @@ fn parts(message: &Message, bytes_max: u64) -> Result<Decision, Fault> {
     }
     let text = Bytes::from(text);
     Ok(Decision::Split(ranges.into_iter().map(|range| text.slice(range)).collect()))
-}
-
-/// Where to cut a text so that each piece has at most `bytes_max` bytes, which is not less than
-/// any character has.
-fn cuts(text: &str, bytes_max: usize) -> Vec<std::ops::Range<usize>> {
-    let mut ranges = Vec::new();
-    let mut start = 0;
-    while start < text.len() {
-        let end = text.floor_char_boundary(start.saturating_add(bytes_max));
-        ranges.push(start..end);
-        start = end;
-    }
-    ranges
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_are_whole_characters_and_make_the_text_again() {
-        let check = |text: &str, bytes_max, expected: &[&str]| {
-            let pieces: Vec<&str> =
-                cuts(text, bytes_max).into_iter().map(|range| &text[range]).collect();
-            assert_eq!(pieces, expected, "{text} by {bytes_max}");
-        };
-        check("", 4, &[]);
-        check("abcd", 4, &["abcd"]);
-        check("abcde", 4, &["abcd", "e"]);
-        check("aääb", 4, &["aä", "äb"]);
-        check("😀😀", 4, &["😀", "😀"]);
-        check("a😀b", 4, &["a", "😀", "b"]);
-    }
 }

@@ -16,6 +16,7 @@ use super::order::Order;
 use super::scratch::{Cell, Row, Scratch, Spooled, State};
 use super::{Counts, Error};
 use crate::change::{Action, Grouping, Lsn, Position};
+use crate::message::header;
 use crate::sink::ReadRecord;
 use crate::sink::record::{RECORD_BYTES_MAX, metered_bytes};
 
@@ -211,6 +212,10 @@ impl<'a> Fold<'a> {
         };
         if *self.pipeline.get_or_insert_with(|| headers.pipeline.clone()) != headers.pipeline {
             self.counts.foreign += 1;
+            return Ok(());
+        }
+        // Not a message but what became of one: the store says of which.
+        if record.header(header::DEAD_LETTER).is_some() {
             return Ok(());
         }
         if !self.scratch.see(headers.position, headers.part)? {

@@ -53,6 +53,7 @@ use crate::change::{Action, Change, Column, Lsn, Position};
 use crate::message::value_json;
 use crate::pipeline::group::key_columns;
 use crate::sink;
+use crate::sink::error::Named;
 use crate::source::{self, Inspector, Published};
 use crate::store;
 use crate::store::given_up::GivenUp;
@@ -228,8 +229,11 @@ impl<'a> Verifier<'a> {
             names => names
                 .iter()
                 .map(|name| {
-                    let client =
-                        if *name == own { client.clone() } else { client.for_stream(name)? };
+                    let client = if *name == own {
+                        client.clone()
+                    } else {
+                        client.for_stream(name, Named::Route)?
+                    };
                     Ok(Stream::new(client, from))
                 })
                 .collect::<Result<_, sink::Error>>()?,

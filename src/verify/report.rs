@@ -136,7 +136,8 @@ impl fmt::Display for Report {
                 (table.held, "rows held back: a change is parked, or waits behind one"),
                 (
                     table.given_up,
-                    "rows that differ since an operator gave a change up (messages ack)",
+                    "rows that differ since a change was given up (messages ack) or became a dead \
+                     letter",
                 ),
                 (table.unmentioned, "rows that no record names"),
                 (table.unjudged, "rows in parts or a form of a transform's own: not compared"),

@@ -111,7 +111,7 @@ async fn what_is_wrong_is_named_and_what_is_parked_is_not_lost() {
     assert_holds(&found);
     assert_eq!(found.0["tables"][0]["given_up"], 1, "{:#}", found.0);
     let text = world.ok(&["verify", "--allow-older"]).await;
-    assert!(text.contains("an operator gave a change up"), "{text}");
+    assert!(text.contains("a change was given up"), "{text}");
     world.sql("delete from items where id = 0; update items set op = 12 where id = 11").await;
     let (report, code) = verify(&world, &[]).await;
     assert_eq!((faults(&report, "missing"), code), (1, Some(1)), "{report:#}");

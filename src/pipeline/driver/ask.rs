@@ -82,10 +82,19 @@ impl Driver {
                     drop(answer.send(Err(control::Error::Invalid { text })));
                     return;
                 }
+                self.reprieve(ids.iter().copied());
                 let changed = ids.iter().filter(|id| self.holds.request(**id)).count() as u64;
                 drop(answer.send(Ok(Changed { changed, unchanged_behind: 0 })));
             }
             Selected::Acknowledge(ids, unchanged_behind, answer) => {
+                if let Some(id) = ids.iter().copied().find(|id| self.dead.is_in_doubt(*id)) {
+                    let text = format!(
+                        "message {id} may be in the dead letters' file already; it leaves the store by \
+                         itself once that can be written (`sluicebox check` says why it cannot)"
+                    );
+                    drop(answer.send(Err(control::Error::Invalid { text })));
+                    return;
+                }
                 if let Some(id) = ids.iter().copied().find(|id| self.may_have_landed(*id)) {
                     if self.lanes.all().any(|(_, lane)| lane.failures > 0) {
                         drop(answer.send(Err(control::Error::Unread { id })));
@@ -112,6 +121,7 @@ impl Driver {
                     self.holds.remove(id);
                     self.attempts.remove(&id);
                     self.parts.forget(id);
+                    self.dead.given_up(id);
                     self.classes.gone(&mut self.measures, id);
                     self.writes.push(Write::Acknowledge { id });
                 }
@@ -182,7 +192,8 @@ impl Driver {
         let (spilled_changes, spilled_bytes) = self.spill.size();
         let slot = source.slot.as_ref();
         let warnings = source.warnings.iter().cloned();
-        let warnings = warnings.chain(self.slot_warning()).chain(self.store_warning()).collect();
+        let warnings = warnings.chain(self.slot_warning()).chain(self.store_warning());
+        let warnings = warnings.chain(self.dead_letters_warning()).collect();
         let status = Status {
             ready: reasons.is_empty(),
             reasons,
@@ -202,6 +213,7 @@ impl Driver {
             lag_bytes: (confirmed > Lsn(0)).then(|| source.wal_end.0.saturating_sub(confirmed.0)),
             stream_tail: self.lanes.own.acknowledged,
             streams: self.stream_views(),
+            dead_letters: self.dead_letters_view(),
             spilled_changes,
             spilled_bytes,
             store_bytes: self.store.bytes(),

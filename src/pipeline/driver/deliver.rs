@@ -1,5 +1,6 @@
 //! The lines to S2: opening them, sending, and what their answers settle.
 
+use super::dead::is_letter;
 use super::keep::MadeBy;
 use super::lane::{Lane, Sink, SinkEvent, Tools};
 use super::{Driver, Error};
@@ -115,6 +116,10 @@ impl Driver {
             origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => {
                 self.settle(origin, parcel.item.change.bytes(), Some(landed));
             }
+            Origin::Store { id } if is_letter(parcel) => {
+                self.off_the_way(&parcel.item);
+                self.handed_on(id);
+            }
             Origin::Store { id } => {
                 self.off_the_way(&parcel.item);
                 self.delivered_from_store(id, parcel.item.change.position, landed);
@@ -133,8 +138,9 @@ impl Driver {
     }
 
     pub(super) fn on_established(&mut self, id: LaneId, established: Established) {
-        let Established { line, landed, begun, known_to, lost } = established;
+        let Established { line, landed, begun, letters, known_to, lost } = established;
         let now = self.clock.now();
+        self.on_letters_found(&letters);
         if let Some(choice) = lost {
             self.on_lost_records(id, choice, &landed);
         }
@@ -227,6 +233,9 @@ impl Driver {
         let refused = self.lanes.get_mut(id).and_then(|lane| lane.refused.take());
         let Some((parcel, failure)) = refused else { return };
         match parcel.item.origin {
+            Origin::Store { .. } if is_letter(&parcel) => {
+                self.letter_waits(&parcel.item, id, &failure);
+            }
             Origin::Source { .. } | Origin::Spilled { .. } => {
                 _ = self.park(parcel.item, failure, MadeBy::Current)
             }

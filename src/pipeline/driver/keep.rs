@@ -12,7 +12,7 @@ use crate::pipeline::place::{Floors, Landed, LaneId};
 use crate::policy;
 use crate::policy::Retry;
 use crate::store;
-use crate::store::{Checkpoint, Failure, StoredState, Write};
+use crate::store::{Attempts, Checkpoint, Failure, StoredState, Write};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,22 +28,23 @@ pub(super) enum MadeBy {
 
 impl Driver {
     pub(super) fn park(&mut self, item: Item, failure: Failure, by: MadeBy) -> MessageId {
-        let (state, next_attempt, due) = self.next_attempt(&failure, 1, by);
         let id = self.next_id;
+        let attempts = counted(Attempts::default(), &failure, by);
+        let (state, next_attempt, due) = self.next_attempt(id, &failure, attempts, by);
         log_failure(id, &item, &failure);
-        self.insert(item, state, 1, next_attempt, Some(failure), due);
+        self.insert(item, state, attempts, next_attempt, Some(failure), due);
         id
     }
 
     pub(super) fn store_waiting(&mut self, item: Item) {
-        self.insert(item, StoredState::Waiting, 0, None, None, Due::Now);
+        self.insert(item, StoredState::Waiting, Attempts::default(), None, None, Due::Now);
     }
 
     pub(super) fn insert(
         &mut self,
         item: Item,
         state: StoredState,
-        attempts: u64,
+        attempts: Attempts,
         next_attempt: Option<SystemTime>,
         failure: Option<Failure>,
         due: Due,
@@ -75,8 +76,9 @@ impl Driver {
 
     pub(super) fn failed_again(&mut self, id: MessageId, failure: Failure, by: MadeBy) {
         self.shape_anew(id);
-        let attempts = self.attempts.get(&id).copied().unwrap_or(0) + 1;
-        let (state, next_attempt, due) = self.next_attempt(&failure, attempts, by);
+        let attempts = self.attempts.get(&id).copied().unwrap_or_default();
+        let attempts = counted(attempts, &failure, by);
+        let (state, next_attempt, due) = self.next_attempt(id, &failure, attempts, by);
         self.attempts.insert(id, attempts);
         self.count_failure(id, &failure);
         self.holds.back(id, true, due);
@@ -85,16 +87,22 @@ impl Driver {
 
     pub(super) fn next_attempt(
         &mut self,
+        id: MessageId,
         failure: &Failure,
-        attempts: u64,
+        attempts: Attempts,
         by: MadeBy,
     ) -> (StoredState, Option<SystemTime>, Due) {
         // The chain that has gone live meanwhile has tried all that was stored then, and not this.
         if by == MadeBy::Older {
             return (StoredState::Retrying, Some(self.clock.time_of_day()), Due::Now);
         }
-        match policy::retry(failure, attempts, self.settings.retry, &mut self.rng) {
+        let (max, backoff) = (self.dead.attempts_max(), self.settings.retry);
+        match policy::retry(failure, attempts, max, backoff, &mut self.rng) {
             Retry::OnRequest => (StoredState::Parked, None, Due::OnRequest),
+            Retry::Spent => {
+                self.dead.spend(id);
+                (StoredState::Retrying, Some(self.clock.time_of_day()), Due::Now)
+            }
             Retry::After(delay) => {
                 let at = self.clock.time_of_day() + delay;
                 (StoredState::Retrying, Some(at), Due::At(self.clock.now() + delay))
@@ -130,17 +138,24 @@ impl Driver {
 
     /// A message has left the store for good.
     pub(super) fn forget(&mut self, id: MessageId) {
+        let position = self.holds.position(id);
+        if self.dead.leaves(id, position) {
+            self.log_dead_letter(id, position);
+            self.writes.push(Write::DeadLetter { id });
+        } else {
+            self.writes.push(Write::Remove { id });
+        }
         self.classes.gone(&mut self.measures, id);
         self.holds.remove(id);
         self.attempts.remove(&id);
         self.parts.forget(id);
-        self.writes.push(Write::Remove { id });
     }
 
     /// Whether there is room for stored messages among what is on its way.
     pub(super) fn can_read(&self) -> bool {
         self.established
             && self.chain_stored
+            && self.halted.is_none()
             && self.draining.is_none()
             && !self.spill.is_gathering()
             && self.reading.is_none()
@@ -191,9 +206,14 @@ impl Driver {
         }
         read.sort_by_key(|message| message.change.position);
         let mut items = Vec::with_capacity(read.len());
-        for store::Message { id, change, parts } in read {
-            self.retry_bytes += change.bytes();
+        for message in read {
+            self.retry_bytes += message.change.bytes();
             self.measures.retries += 1;
+            if self.dead.is_spent(message.id) {
+                self.on_spent_read(message)?;
+                continue;
+            }
+            let store::Message { id, change, parts, .. } = message;
             let item = Item { change, origin: Origin::Store { id } };
             match parts {
                 Some(parts) => self.forward_parts(item, parts)?,
@@ -240,10 +260,12 @@ impl Driver {
     pub(super) fn checkpoint_interval(&self) -> Duration {
         let urgent = self.draining.is_some()
             || self.begins_elsewhere
-            || self
-                .writes
-                .iter()
-                .any(|write| !matches!(write, Write::Remove { .. } | Write::PartsSent { .. }));
+            || !self.writes.iter().all(|write| {
+                matches!(
+                    write,
+                    Write::Remove { .. } | Write::DeadLetter { .. } | Write::PartsSent { .. }
+                )
+            });
         let moved = self.delivered
             || !self.writes.is_empty()
             || self.tracker.progress().position != self.saved.position;
@@ -367,11 +389,13 @@ impl Driver {
             match write {
                 Write::Insert { id, .. } => self.stored = self.stored.max(*id),
                 Write::Parts { id, .. } => self.on_parts_stored(*id),
+                Write::DeadLetter { .. } => self.dead.count(),
                 Write::Spill { id, changes } => self.spilled(*id, changes),
                 Write::Stream { name, seq: None } => self.on_row_left(name),
                 Write::Failed { .. }
                 | Write::Remove { .. }
                 | Write::PartsSent { .. }
+                | Write::LetterFile(_)
                 | Write::Acknowledge { .. }
                 | Write::Checkpoint(_)
                 | Write::Begin { .. }
@@ -402,6 +426,12 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// One more attempt. What failed with a chain that is gone is tried with the live one before it counts.
+fn counted(attempts: Attempts, failure: &Failure, by: MadeBy) -> Attempts {
+    let own = by == MadeBy::Current && policy::is_own(failure);
+    Attempts { all: attempts.all + 1, own: attempts.own + u64::from(own) }
 }
 
 fn log_failure(id: MessageId, item: &Item, failure: &Failure) {

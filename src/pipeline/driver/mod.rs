@@ -29,6 +29,7 @@
 
 mod ask;
 mod database;
+mod dead;
 mod deliver;
 mod halt;
 mod keep;
@@ -58,6 +59,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::change::Position;
 use crate::clock::Clock;
+use crate::config::DeadLetters;
 use crate::message::{Envelope, EnvelopeSettings};
 use crate::mutation::{self, Rule};
 use crate::pipeline::ack::{AckTracker, Progress};
@@ -77,9 +79,10 @@ use crate::policy::Backoff;
 use crate::sink::Guarantee;
 use crate::sink::client::Client;
 use crate::source::Source;
-use crate::store::{self, Loaded, Store, StoredState, Write};
+use crate::store::{self, Attempts, Loaded, Store, StoredState, Write};
 use crate::transform::Chain;
 use database::Database;
+use dead::Dead;
 use halt::Halt;
 use lane::Lane;
 use lanes::Lanes;
@@ -146,6 +149,8 @@ pub struct Settings {
     pub window: Window,
     /// Between attempts of a failed message.
     pub retry: Backoff,
+    /// What ends them; nothing: they go on for ever.
+    pub dead_letters: Option<DeadLetters>,
     pub bounds: Bounds,
     pub portions: Portions,
     /// What gets nothing done for so long is stuck.
@@ -236,7 +241,7 @@ struct Driver {
 
     tracker: AckTracker,
     holds: Holds,
-    attempts: HashMap<MessageId, u64>,
+    attempts: HashMap<MessageId, Attempts>,
     next_id: MessageId,
     /// Messages up to this one are on disk.
     stored: MessageId,
@@ -249,6 +254,7 @@ struct Driver {
     reading: Option<Reading>,
     spill: Spill,
     parts: InParts,
+    dead: Dead,
 
     lanes: Lanes,
     /// Of routed streams, what nobody has heard of.
@@ -321,6 +327,7 @@ impl Driver {
         let mut replayed = HashMap::new();
         let mut attempts = HashMap::new();
         let (mut measures, mut classes) = (Measures::default(), Classes::default());
+        let mut dead = Dead::new(settings.dead_letters.clone(), &loaded);
         for known in &loaded.messages {
             if known.position > checkpoint.position {
                 replayed.insert(known.position, None);
@@ -330,7 +337,11 @@ impl Driver {
                 StoredState::Parked | StoredState::Retrying => true,
                 StoredState::Waiting => false,
             };
+            let class = known.class.as_deref().filter(|_| failed);
+            let spent =
+                class.is_some_and(|class| dead.is_left_spent(known.id, class, known.attempts));
             let due = match (known.state, known.next_attempt) {
+                _ if spent => Due::Now,
                 (StoredState::Parked, _) => Due::OnRequest,
                 (_, Some(at)) => {
                     // The machine's clock may have been set since.
@@ -389,6 +400,7 @@ impl Driver {
             retry_bytes: 0,
             reading: None,
             parts: InParts::new(&loaded.messages),
+            dead,
             spill: Spill::new(loaded.spilled, checkpoint, read.position),
             skipping: Skipping::Nothing,
             begins_elsewhere: false,
@@ -463,6 +475,7 @@ impl Driver {
                     self.on_read(result)?;
                 }
                 result = spill_read(&mut self.spill) => self.on_spill_read(result)?,
+                done = dead::written(&mut self.dead) => self.on_letters(done),
                 Ok(()) = self.chains.changed() => {
                     let chain = Arc::clone(&self.chains.borrow_and_update());
                     self.announce_chain(chain);

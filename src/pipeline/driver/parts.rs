@@ -27,7 +27,7 @@ use crate::pipeline::item::{Item, Origin};
 use crate::pipeline::outbox::{Parcel, Portion};
 use crate::pipeline::place::LaneId;
 use crate::pipeline::size_gate::{self, SizedRecord};
-use crate::store::{self, Known, KnownParts, Parts, StoredState, Write};
+use crate::store::{self, Attempts, Known, KnownParts, Parts, StoredState, Write};
 
 /// The messages whose records the store has, or will have.
 #[derive(Default)]
@@ -57,7 +57,7 @@ impl Driver {
         let id = match item.origin {
             Origin::Source { .. } | Origin::Spilled { .. } => {
                 let id = self.next_id;
-                self.insert(item, StoredState::Waiting, 0, None, None, Due::Now);
+                self.insert(item, StoredState::Waiting, Attempts::default(), None, None, Due::Now);
                 id
             }
             Origin::Store { id } => {
@@ -76,6 +76,7 @@ impl Driver {
     pub(super) fn on_parts_stored(&mut self, id: MessageId) {
         if self.parts.coming.remove(&id) {
             self.holds.back(id, false, Due::Now);
+            self.is_back(id);
         }
     }
 
@@ -150,6 +151,12 @@ impl Driver {
             self.writes.push(Write::PartsSent { id, below });
             self.delivered = true;
         }
+    }
+
+    /// A part of its letter is where that goes.
+    pub(super) fn letter_is_begun(&self, id: MessageId) -> bool {
+        let known = self.parts.known.get(&id);
+        known.is_some_and(|known| known.first > 0 && self.dead.is_stream(known.stream.as_ref()))
     }
 
     /// A message has failed. Where nothing of it is in a stream, it is shaped anew the next time.

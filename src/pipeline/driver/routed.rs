@@ -26,6 +26,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::dead::is_letter;
 use super::keep::MadeBy;
 use super::lane::{Lane, Sink};
 use super::{Driver, Error};
@@ -40,7 +41,7 @@ use crate::pipeline::place::{Floors, Landed, LaneId};
 use crate::pipeline::size_gate::SizedRecord;
 use crate::policy;
 use crate::policy::outcomes::{self, Condition};
-use crate::sink::error::Class;
+use crate::sink::error::{Class, Named};
 use crate::store::{Failure, Write};
 
 /// For so long a routed stream may take nothing while the pipeline's own does, before what is bound for
@@ -181,7 +182,9 @@ impl Driver {
 
     fn new_lane(&mut self, name: Arc<str>) -> Result<LaneId, crate::sink::error::Error> {
         let now = self.clock.now();
-        let client = self.lanes.own.client.for_stream(&name)?;
+        let is_dead = self.dead.is_stream(Some(&name));
+        let named = if is_dead { Named::DeadLetters } else { Named::Route };
+        let client = self.lanes.own.client.for_stream(&name, named)?;
         // What was granted for this start is granted for each stream once.
         let first = self.settings.grants != Grants::default() && self.granted.insert(name.clone());
         let grants = if first { self.settings.grants } else { Grants::default() };
@@ -409,6 +412,10 @@ impl Driver {
                 continue;
             }
             let failure = route_failure(reason.text.clone());
+            if is_letter(&parcel) {
+                self.letter_waits(&parcel.item, id, &failure);
+                continue;
+            }
             let message = match parcel.item.origin {
                 Origin::Source { .. } | Origin::Spilled { .. } => {
                     self.park(parcel.item, failure, MadeBy::Current)

@@ -1,5 +1,6 @@
 //! Changes go to the workers and come back in order, where holds are decided.
 
+use super::dead::is_letter;
 use super::keep::MadeBy;
 use super::routed::route_failure;
 use super::{Driver, Error, envelope};
@@ -95,6 +96,7 @@ impl Driver {
         self.first_of = chain.seen_at().map(|seen| (chain.tag(), seen));
         self.chain_stored = true;
         self.adopt_chain(chain);
+        self.reprieve_all();
         self.holds.request_all();
         self.end_halt();
     }
@@ -258,7 +260,12 @@ impl Driver {
             self.settle(item.origin, item.change.bytes(), None);
             return;
         }
+        let is_letter = is_letter(&parcel);
         match (obstacle, item.origin) {
+            (Some(failure), Origin::Store { .. }) if is_letter => {
+                self.letter_waits(item, lane, &failure);
+                return;
+            }
             (Some(failure), Origin::Source { .. } | Origin::Spilled { .. }) => {
                 let id = self.park(parcel.item, failure, MadeBy::Current);
                 self.parked_for(lane, id);

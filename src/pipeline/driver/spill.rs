@@ -238,7 +238,9 @@ impl Driver {
             }
             Mode::Off if self.is_slow(now) => self.spill.mode = Mode::Gathering,
             Mode::Gathering if !is_away && !self.is_slow(now) => self.spill.mode = Mode::Off,
-            Mode::Gathering if self.jobs.is_empty() && self.reading.is_none() => {
+            Mode::Gathering
+                if self.jobs.is_empty() && self.reading.is_none() && self.dead.is_idle() =>
+            {
                 // What was sent is spilled too, and what of it has landed is found out by the next
                 // session, as after any other.
                 if !is_away {

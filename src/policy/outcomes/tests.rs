@@ -1,10 +1,12 @@
 use super::*;
+use crate::sink::error::Named;
 
 fn place() -> Place {
     Place {
         endpoint: "http://127.0.0.1:8080".to_owned(),
         basin: "my-basin".to_owned(),
         stream: "products".to_owned(),
+        named: Named::Sink,
     }
 }
 
@@ -73,9 +75,10 @@ fn each_fault_and_each_class_has_its_row() {
         let (code, text) = of_fault(&place(), Operation::Append, fault);
         assert!(code.starts_with("sink_") && text.contains("my-basin"), "{code} {text}");
     }
-    assert_eq!(of_message("oversize"), Happens::MessageParks);
+    assert_eq!(of_message("oversize").happens, Happens::MessageParks);
     for class in ["refused", "trap", "timeout", "limit", "guest", "invalid", "encode", "route"] {
-        assert_eq!(of_message(class), Happens::MessageRetries, "{class}");
+        assert_eq!(of_message(class).happens, Happens::MessageRetries, "{class}");
+        assert_eq!(of_message(class).own, class != "route", "{class}");
     }
     for row in MESSAGES {
         let class = if row.class.is_empty() { "trap" } else { row.class };
@@ -114,5 +117,20 @@ fn the_documentation_has_each_row() {
     }
     for (row, line) in MESSAGES.iter().zip(&documented[CONDITIONS.len()..]) {
         assert!(line.contains(row.class) && line.contains(happens(row.happens)), "{line}");
+    }
+}
+
+#[test]
+fn a_missing_stream_is_corrected_where_it_is_named() {
+    let answer = Answer::new(404, br#"{"code":"stream_not_found","message":"x"}"#, None);
+    for (named, word) in [
+        (Named::Sink, "`sink.stream`"),
+        (Named::Route, "the transform that routes"),
+        (Named::DeadLetters, "`dead_letters.stream`"),
+    ] {
+        let row = of_answer(Operation::Tail, &answer);
+        let text = row.sentence(&Place { named, ..place() }, Operation::Tail, &answer);
+        assert!(text.contains(word) && text.contains("create-stream"), "{text}");
+        assert_eq!(text.contains("sink.stream"), named == Named::Sink, "{text}");
     }
 }

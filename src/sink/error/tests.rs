@@ -5,6 +5,7 @@ fn place() -> Arc<Place> {
         endpoint: "http://127.0.0.1:8080".to_owned(),
         basin: "my-basin".to_owned(),
         stream: "products".to_owned(),
+        named: Named::Sink,
     })
 }
 

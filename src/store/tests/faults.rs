@@ -26,7 +26,7 @@ impl Model {
                         message.0 = format!("{state:?}");
                     }
                 }
-                Write::Remove { id } | Write::Acknowledge { id } => {
+                Write::Remove { id } | Write::DeadLetter { id } | Write::Acknowledge { id } => {
                     self.messages.remove(id);
                 }
                 Write::Checkpoint(checkpoint) => self.checkpoint = Some(*checkpoint),
@@ -41,6 +41,7 @@ impl Model {
                 Write::Begin { .. }
                 | Write::Parts { .. }
                 | Write::PartsSent { .. }
+                | Write::LetterFile(_)
                 | Write::Chain { .. }
                 | Write::Promise(_)
                 | Write::SourceIdentity { .. }
@@ -113,7 +114,7 @@ impl Work {
                 2 if !known.is_empty() => writes.push(Write::Failed {
                     id: any(&mut self.random),
                     state: StoredState::Retrying,
-                    attempts: self.next_id,
+                    attempts: Attempts { all: self.next_id, own: self.next_id / 2 },
                     next_attempt: None,
                     failure: failure(),
                 }),

@@ -89,7 +89,7 @@ fn inserted(id: u64, change: Change, state: StoredState, failure: Option<Failure
         groups: Groups::of(&change),
         change: Box::new(change),
         state,
-        attempts: u64::from(failure.is_some()),
+        attempts: Attempts { all: u64::from(failure.is_some()), own: 0 },
         next_attempt,
         failure,
     }
@@ -120,7 +120,7 @@ async fn contents(store: &Store, loaded: &Loaded) -> Result<String, Error> {
     let mut text = format!("{loaded:?}");
     let ids: Vec<u64> = loaded.messages.iter().map(|known| known.id).collect();
     for id in ids {
-        for Message { id, change, parts } in store.read(vec![id], usize::MAX).await? {
+        for Message { id, change, parts, .. } in store.read(vec![id], usize::MAX).await? {
             text.push_str(&format!("\n{id} {change:?} {parts:?}"));
         }
     }
@@ -392,4 +392,47 @@ fn parts_come_back_as_they_went_in_as_far_as_they_were_not_sent() {
     let (known, read) = write(vec![Write::Acknowledge { id: 1 }, Write::Remove { id: 2 }]);
     assert_eq!((known, read), (vec![of(3, None), None], vec![]));
     assert_eq!(write(vec![]).0, [None], "the mark has none");
+}
+
+#[test]
+fn dead_letters_are_counted_and_the_newest_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut database = Database::open(dir.path(), false, Connection::open).unwrap();
+    assert_eq!(database.load(&mut rand::rng()).unwrap().dead_letters, 0);
+    for id in 1..=5 {
+        let change = insert_of(id, at(id, 0), b"x");
+        database
+            .write(&[
+                inserted(id, change, StoredState::Retrying, Some(failure())),
+                Write::DeadLetter { id },
+                Write::LetterFile(LetterFile { path: "dead".to_owned(), end: id * 10 }),
+                // It counts once.
+                Write::DeadLetter { id },
+            ])
+            .unwrap();
+    }
+    // Each leaves a mark until the checkpoint has passed it.
+    let passed = Checkpoint { position: at(3, 0), ..Checkpoint::default() };
+    database.write(&[Write::Checkpoint(passed)]).unwrap();
+    let loaded = database.load(&mut rand::rng()).unwrap();
+    let marks: Vec<_> = loaded.messages.iter().map(|known| (known.id, known.state)).collect();
+    assert_eq!(marks, [4, 5].map(|id| (id, StoredState::Acknowledged)));
+    assert_eq!(loaded.dead_letters, 5);
+    assert_eq!(loaded.letter_file, Some(LetterFile { path: "dead".to_owned(), end: 50 }));
+    let list = |after: Option<u64>, table: Option<&str>| {
+        let filter = control::Filter {
+            state: Some("dead".to_owned()),
+            table: table.map(str::to_owned),
+            ..control::Filter::default()
+        };
+        let query = PageQuery { filter, after, limit: 2 };
+        let list = view::list(&database.connection, &query, &HashSet::new()).unwrap();
+        let ids: Vec<String> = list.messages.iter().map(|message| message.id.clone()).collect();
+        (ids.join(" "), list.next, list.total)
+    };
+    assert_eq!(list(None, None), ("1 2".to_owned(), Some("2".to_owned()), 5));
+    assert_eq!(list(Some(4), Some("documents")), ("5".to_owned(), None, 5));
+    assert_eq!(list(None, Some("public.other")), (String::new(), None, 0));
+    let look = Look::open(dir.path()).unwrap().unwrap();
+    assert_eq!(look.dead_letters().unwrap().len(), 5);
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::pipeline::group::Groups;
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::vetting::Vetting;
-use crate::store::{Database, Store, StoredState, Write};
+use crate::store::{Attempts, Database, Store, StoredState, Write};
 use crate::transform::{Comparison, Trial, Vet as _, VetReport};
 
 /// A store with rows in it that no record can hold, and a sample of rows that one can.
@@ -43,7 +43,7 @@ impl Messages {
             change: Box::new(row(id, &large)),
             groups: Groups::of(&row(id, &large)),
             state: StoredState::Parked,
-            attempts: 1,
+            attempts: Attempts { all: 1, own: 1 },
             next_attempt: None,
             failure: None,
         };
