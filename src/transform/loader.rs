@@ -5,6 +5,7 @@
 //! and precompiled code is never accepted, because running it would mean running whatever
 //! somebody put there.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
@@ -88,7 +89,7 @@ pub enum Error {
         "the module imports {imports}, which a transform is not given: there is no network and \
          nothing beyond WASI's clocks, random numbers and output; build it without (in Python: \
          `componentize-py componentize --stub-wasi`; in JavaScript: `disableFeatures: [\"http\", \
-         \"fetch-event\"]` for `componentize`)"
+         \"fetch-event\"]` for `componentize`; in AssemblyScript: `asc --use abort=`)"
     )]
     Imports { imports: String },
     #[error("the module does not fit the interface sluicebox:transform@{VERSION}: {reason}")]
@@ -234,6 +235,7 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
     let mut encoding = None;
     let mut has_interface = false;
     let mut wasip1 = false;
+    let mut foreign = BTreeSet::new();
     let mut depth = 0_usize;
     let mut bodies = wasmparser::FuncValidatorAllocations::default();
     for payload in Parser::new(0).parse_all(bytes) {
@@ -251,6 +253,9 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
                 for import in imports.clone().into_imports() {
                     let import = import.map_err(|error| unreadable(&error, bytes.len()))?;
                     wasip1 |= import.module == WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
+                    if is_foreign(import.module) {
+                        foreign.insert(format!("{}.{}", import.module, import.name));
+                    }
                 }
             }
             _ => {}
@@ -268,10 +273,20 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
     }
     match encoding {
         Some(Encoding::Component) => Ok(Kind::Component),
+        Some(Encoding::Module) if has_interface && !foreign.is_empty() => {
+            Err(Error::Imports { imports: list(foreign.iter()) })
+        }
         Some(Encoding::Module) if has_interface => Ok(Kind::Core { wasip1 }),
         Some(Encoding::Module) => Err(Error::NoInterface),
         None => Err(Error::Truncated { bytes: bytes.len() }),
     }
+}
+
+/// Whether a core module imports something under this name that no interface can have, such as `env`.
+/// Interfaces have a colon, and what binding generators write for themselves a sign in front.
+fn is_foreign(module: &str) -> bool {
+    let is_wasip1 = module == WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
+    !is_wasip1 && !module.contains(':') && !module.starts_with(['$', '[', '_'])
 }
 
 fn unreadable(error: &wasmparser::BinaryReaderError, bytes: usize) -> Error {

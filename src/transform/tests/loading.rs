@@ -92,7 +92,8 @@ fn other_interfaces_and_versions_are_named() {
         "the module imports `wasi:sockets/ip-name-lookup@0.2.0`, which a transform is not given: \
          there is no network and nothing beyond WASI's clocks, random numbers and output; build \
          it without (in Python: `componentize-py componentize --stub-wasi`; in JavaScript: \
-         `disableFeatures: [\"http\", \"fetch-event\"]` for `componentize`)",
+         `disableFeatures: [\"http\", \"fetch-event\"]` for `componentize`; in AssemblyScript: \
+         `asc --use abort=`)",
     );
     let odd = patched(&component(), "[method]change.append", "[method]change.apqend");
     let error = load(engine(), &odd, None).unwrap_err();
