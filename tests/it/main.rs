@@ -21,6 +21,7 @@ mod parts;
 mod provocations;
 mod restart;
 mod routes;
+mod routes_recovery;
 mod sink_faults;
 mod spill;
 mod story;
