@@ -244,7 +244,7 @@ pub enum Write {
     Spill { id: u64, changes: Vec<Change> },
     /// Every spilled chunk up to this one is through.
     Unspill { through: u64 },
-    /// A new chain is about to be used.
+    /// A new chain is about to be used: what is parked is due.
     Chain { generation: u64, digest: String },
     /// What is promised of the stream from now on.
     Promise(Guarantee),
@@ -1007,7 +1007,20 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::Unspill { through } => spill::remove(connection, *through),
         Write::Chain { generation, digest } => {
             set_fact(connection, "generation", &generation.to_string())?;
-            set_fact(connection, "chain_digest", digest)
+            set_fact(connection, "chain_digest", digest)?;
+            // It is to try them all, also where this process ends before it has: later, nobody could tell
+            // whom it has tried.
+            connection
+                .prepare_cached(
+                    "UPDATE messages SET state = 1, next_attempt_ms = ?1, sum = NULL WHERE state = 0",
+                )?
+                .execute([now_ms()])?;
+            let sum = format!(
+                "UPDATE messages SET sum = checksum({}) WHERE sum IS NULL",
+                checksum::MESSAGE
+            );
+            connection.prepare_cached(&sum)?.execute([])?;
+            Ok(())
         }
         Write::Promise(guarantee) => set_fact(connection, "promised", guarantee.word()),
         Write::SourceIdentity { system_identifier } => {

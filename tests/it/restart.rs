@@ -2,6 +2,7 @@
 
 use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::postgres::Cluster;
+use crate::support::proxy::{Fault, Front};
 use crate::support::s2::Server;
 use crate::support::sluicebox::Home;
 use crate::support::world::{BASIN, World, settings};
@@ -183,4 +184,35 @@ async fn a_second_process_takes_over_only_when_the_first_is_gone() {
     work.stop().await;
     judge(&world, Order::Whole).await;
     first.stop().await;
+}
+
+/// What is parked is tried when a chain goes live. This one was killed before S2 could take it, and its
+/// successor finds the chain as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_new_chain_was_to_try_is_tried_after_a_kill() {
+    let mut world = World::new("due", TABLES, &["public.items"]).await;
+    let front = Front::of(&world.s2).await;
+    world.home.settings.endpoint = front.endpoint();
+    world.home.write_config();
+    let mut running = world.start().ready().await;
+    world.sql("insert into items values (1, 1, 'r0wv4lue', repeat('r0wv4lue', 200000))").await;
+    world.until_messages("parked", 1).await;
+    front.set(Fault::status(503, "unavailable"));
+    running.unready("sink_503").await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    world.until_transform("10-strip-columns.wasm", "live").await;
+    until("the chain to be written down", async || {
+        let log = world.log();
+        let is_live = log.lines().any(|line| {
+            line.contains("the chain is live") && line.contains("10-strip-columns.wasm")
+        });
+        if is_live { Ok(()) } else { Err(log) }
+    })
+    .await;
+    running.kill().await;
+    front.set(Fault::None);
+    let running = world.start().ready().await;
+    world.until_records(1).await;
+    world.until_no_messages().await;
+    running.stop().await;
 }

@@ -436,3 +436,22 @@ fn dead_letters_are_counted_and_the_newest_are_listed() {
     let look = Look::open(dir.path()).unwrap().unwrap();
     assert_eq!(look.dead_letters().unwrap().len(), 5);
 }
+
+#[test]
+fn a_new_chain_makes_what_is_parked_due_in_its_own_transaction() {
+    let mut database = Database::shared("due_by_chain").unwrap();
+    database.load(&mut rand::rng()).unwrap();
+    let parked =
+        |id| inserted(id, insert_of(id, at(id, 0), b"x"), StoredState::Parked, Some(failure()));
+    let waiting = inserted(3, insert_of(3, at(3, 0), b"x"), StoredState::Waiting, None);
+    database.write(&[parked(1), parked(2), waiting]).unwrap();
+    database.write(&[Write::Chain { generation: 2, digest: "new".to_owned() }]).unwrap();
+    let loaded = database.load(&mut rand::rng()).unwrap();
+    let states: Vec<_> = loaded.messages.iter().map(|known| known.state).collect();
+    assert_eq!(states, [StoredState::Retrying, StoredState::Retrying, StoredState::Waiting]);
+    let now = SystemTime::now();
+    let is_due = |known: &Known| known.next_attempt.is_some_and(|at| at <= now);
+    assert!(loaded.messages[..2].iter().all(is_due), "{:?}", loaded.messages);
+    // Their checksums, too.
+    schema::prepare(&mut database.connection).unwrap();
+}
