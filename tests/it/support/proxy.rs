@@ -37,12 +37,21 @@ pub enum Wire {
     Slow,
     /// The server's side is closed, and what the client sends still arrives.
     HalfClose,
+    /// The client's side is closed, and what the server sends still arrives.
+    HalfCloseBack,
 }
 
 impl Wire {
     /// Everything that is wrong with a wire.
-    pub const FAULTS: [Self; 6] =
-        [Self::Stall, Self::Cut, Self::Reset, Self::Delay, Self::Drip, Self::HalfClose];
+    pub const FAULTS: [Self; 7] = [
+        Self::Stall,
+        Self::Cut,
+        Self::Reset,
+        Self::Delay,
+        Self::Drip,
+        Self::HalfClose,
+        Self::HalfCloseBack,
+    ];
 }
 
 /// A relay of bytes to one server, which knows nothing of what they mean.
@@ -115,8 +124,8 @@ async fn relay(mut client: TcpStream, server: u16, mut state: watch::Receiver<Wi
     let (server_read, server_write) = server.split();
     let is_gone = |wire: &Wire| matches!(wire, Wire::Cut | Wire::Reset);
     let was_reset = tokio::select! {
-        () = pump(client_read, server_write, state.clone(), false) => false,
-        () = pump(server_read, client_write, state.clone(), true) => false,
+        () = pump(client_read, server_write, state.clone(), Wire::HalfCloseBack) => false,
+        () = pump(server_read, client_write, state.clone(), Wire::HalfClose) => false,
         wire = state.wait_for(is_gone) => wire.is_ok_and(|wire| *wire == Wire::Reset),
     };
     if was_reset {
@@ -127,22 +136,21 @@ async fn relay(mut client: TcpStream, server: u16, mut state: watch::Receiver<Wi
     }
 }
 
-/// Carries bytes one way. `half_closes`: this is the way that [`Wire::HalfClose`] closes.
+/// Carries bytes one way, which `closing` closes.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<Wire>,
-    half_closes: bool,
+    closing: Wire,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let closes = |wire: &Wire| half_closes && *wire == Wire::HalfClose;
-        let closed = async { drop(state.wait_for(closes).await) };
+        let closed = async { drop(state.wait_for(|wire| *wire == closing).await) };
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
             () = closed => {
                 drop(to.shutdown().await);
-                // The other way goes on until the client has had enough.
+                // The other way goes on until whoever was closed off has had enough.
                 return std::future::pending().await;
             }
         };
@@ -156,9 +164,13 @@ async fn pump(
         let piece = match wire {
             Wire::Drip => 1,
             Wire::Slow => 30_000,
-            Wire::Pass | Wire::Stall | Wire::Cut | Wire::Reset | Wire::Delay | Wire::HalfClose => {
-                count
-            }
+            Wire::Pass
+            | Wire::Stall
+            | Wire::Cut
+            | Wire::Reset
+            | Wire::Delay
+            | Wire::HalfClose
+            | Wire::HalfCloseBack => count,
         };
         for bytes in buffer[..count].chunks(piece) {
             if wire == Wire::Slow {
@@ -178,6 +190,8 @@ pub enum Fault {
     None,
     /// Every request: this status, with S2's code for it.
     Status { status: u16, code: &'static str, retry_after_ms: Option<u64> },
+    /// The same to every request about one stream.
+    OfStream { stream: &'static str, status: u16, code: &'static str },
     /// 401 to every request that does not bear this token.
     Unless { token: String },
     /// 413 to records with a body of more bytes, as a proxy with a limit of its own would.
@@ -262,6 +276,14 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     };
     let forbidden = (fault == Fault::AppendOnly && !is_session(request.headers()))
         .then(|| error_answer(403, "permission_denied", "a fault that a test asked for"));
+    let fault = if let Fault::OfStream { stream, status, code } = fault {
+        // As a client escapes it in a path.
+        let path = format!("/streams/{}/", stream.replace('/', "%2F"));
+        let is_meant = request.uri().path().contains(&path);
+        if is_meant { Fault::status(status, code) } else { Fault::None }
+    } else {
+        fault
+    };
     if let Some(answer) = forbidden.or_else(|| refusal(&fault, request.headers())) {
         shared.refuse();
         drain(request.into_body().into_data_stream());
@@ -284,6 +306,7 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         Fault::BodiesOver { bytes } if session => bytes,
         Fault::None
         | Fault::Status { .. }
+        | Fault::OfStream { .. }
         | Fault::Unless { .. }
         | Fault::BodiesOver { .. }
         | Fault::SwallowSessions
@@ -333,7 +356,11 @@ fn drain(mut upload: impl Stream<Item = Result<Bytes, axum::Error>> + Send + Unp
 /// The answer in place of S2's, if the fault says so before the body is seen.
 fn refusal(fault: &Fault, headers: &HeaderMap) -> Option<Response> {
     match fault {
-        Fault::None | Fault::BodiesOver { .. } | Fault::SwallowSessions | Fault::AppendOnly => None,
+        Fault::None
+        | Fault::OfStream { .. }
+        | Fault::BodiesOver { .. }
+        | Fault::SwallowSessions
+        | Fault::AppendOnly => None,
         Fault::Status { status, code, retry_after_ms } => {
             let mut answer = error_answer(*status, code, "a fault that a test asked for");
             if let Some(wait) = retry_after_ms {

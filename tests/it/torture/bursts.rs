@@ -28,10 +28,17 @@ pub enum Burst {
     Groups,
     /// Rows that the module of [`super::operator`] traps on.
     Traps,
+    /// A little in each of many tables.
+    ManyTables,
+    /// Rows that take each other's keys, large values that move without being sent, a table without
+    /// columns.
+    Keys,
 }
 
 impl Burst {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
+        Self::ManyTables,
+        Self::Keys,
         Self::LargeRows,
         Self::BigTransaction,
         Self::Subtransactions,
@@ -150,6 +157,38 @@ impl Burst {
                     hand_over(n(15), c),
                 ]
             }
+            Self::ManyTables => {
+                let each = |sql: &dyn Fn(u64) -> String| (0..MANY).map(sql).collect::<String>();
+                let id = n(0);
+                vec![
+                    each(&|table| format!("insert into many_{table} values ({id}, 'r0wv4lue');")),
+                    each(&|table| format!("update many_{table} set v = 'x' where id = {id};"))
+                        + &each(&|table| {
+                            format!("insert into many_{table} values ({id} + 1, 'y');")
+                        })
+                        + &each(&|table| format!("delete from many_{table} where id = {id};")),
+                ]
+            }
+            Self::Keys => {
+                let (a, b, c) = (n(0), n(1), n(2));
+                let move_to =
+                    |from: u64, to: u64| format!("update swaps set id = {to} where id = {from};");
+                vec![
+                    format!(
+                        "insert into swaps select i, repeat(md5(i::text), 300), 0
+                           from generate_series({a}, {b}) i;
+                         insert into nothing default values; insert into nothing default values;"
+                    ),
+                    // They take each other's place, by way of a third.
+                    move_to(a, c) + &move_to(b, a) + &move_to(c, b),
+                    // The large value stays where it is, and is not sent.
+                    format!("update swaps set n = n + 1 where id in ({a}, {b});") + &move_to(a, c),
+                    format!("delete from swaps where id = {c};")
+                        + &move_to(b, c)
+                        + &format!("update swaps set n = n + 1 where id = {c};"),
+                    "delete from nothing;".to_owned(),
+                ]
+            }
             Self::Traps => {
                 let bad = |op: u64, label: &str| {
                     format!("insert into items values ({op}, {op}, '{label} r0wv4lue', 'b');")
@@ -173,6 +212,19 @@ pub struct Bursts {
     /// Those that change tables wait for each other.
     turn: Arc<Mutex<()>>,
 }
+
+/// How many tables [`Burst::ManyTables`] writes.
+pub const MANY: u64 = 40;
+
+/// What the bursts write beside the tables of the workload. Large values are kept apart, as they are.
+pub const MORE_TABLES: &str = "
+    create table nothing ();
+    alter table nothing replica identity full;
+    create table swaps (id bigint primary key, body text, n int);
+    alter table swaps alter column body set storage external;
+    do $$ begin for i in 0..39 loop
+        execute format('create table many_%s (id bigint primary key, v text)', i);
+    end loop; end $$;";
 
 /// Rows of the writers have smaller numbers.
 const FIRST: u64 = 1_000_000_000_000;

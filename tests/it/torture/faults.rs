@@ -29,6 +29,8 @@ pub enum Fault {
     S2IsAway,
     /// Every request is answered with this status by something in front of S2.
     S2Answers(u16),
+    /// The same, for one of the streams alone.
+    OneStreamAnswers(u16),
     /// Something in front of S2 refuses bodies that S2 would take.
     S2RefusesLarge,
     /// As the server's own kernel would: all of it at once, and it recovers from its log.
@@ -37,6 +39,12 @@ pub enum Fault {
     /// One process of the server: it ends all the others and recovers by itself.
     KillBackend,
     FreezePostgres,
+    /// The process that sends us changes, and no other.
+    FreezeWalsender,
+    /// As an administrator does who sees that process in the way.
+    EndWalsender,
+    /// Another process with the same state, which is turned away.
+    SecondProcess,
     PostgresWire(Wire),
     S2Wire(Wire),
     /// The one that holds the state folder.
@@ -59,6 +67,11 @@ const ANSWERS: [(u16, &str); 9] = [
     (503, "unavailable"),
     (504, "upstream_timeout"),
 ];
+
+fn code_of(status: u16) -> &'static str {
+    let (_, code) = ANSWERS.iter().find(|(known, _)| *known == status).unwrap();
+    code
+}
 
 impl Fault {
     /// Needs everything else to be well.
@@ -83,8 +96,13 @@ impl Deck {
     }
 
     fn shuffle(&mut self) {
-        let mut answer = || Fault::S2Answers(ANSWERS[self.random.index(ANSWERS.len())].0);
-        let answers = [answer(), answer()];
+        let mut answer = || ANSWERS[self.random.index(ANSWERS.len())].0;
+        let answers = [
+            Fault::S2Answers(answer()),
+            Fault::S2Answers(answer()),
+            Fault::OneStreamAnswers(answer()),
+            Fault::OneStreamAnswers(answer()),
+        ];
         self.cards = vec![
             Fault::KillSluicebox,
             Fault::KillSluicebox,
@@ -101,6 +119,9 @@ impl Deck {
             Fault::RestartPostgres,
             Fault::KillBackend,
             Fault::FreezePostgres,
+            Fault::FreezeWalsender,
+            Fault::EndWalsender,
+            Fault::SecondProcess,
             Fault::FullDisk,
             Fault::Retry,
             Fault::Retry,
@@ -271,8 +292,12 @@ impl<'a> Stage<'a> {
             Fault::FreezeS2 => self.freeze(self.around.s2.pid().into_iter().collect()),
             Fault::S2IsAway => self.leave_without_s2().await,
             Fault::S2Answers(status) => {
-                let (_, code) = ANSWERS.iter().find(|(known, _)| *known == status).unwrap();
-                self.around.front.set(proxy::Fault::status(status, code));
+                self.around.front.set(proxy::Fault::status(status, code_of(status)));
+                true
+            }
+            Fault::OneStreamAnswers(status) => {
+                let code = code_of(status);
+                self.around.front.set(proxy::Fault::OfStream { stream: "cdc/left", status, code });
                 true
             }
             Fault::S2RefusesLarge => {
@@ -301,6 +326,16 @@ impl<'a> Stage<'a> {
                 let pids = self.around.cluster.pids().await;
                 self.freeze(pids)
             }
+            Fault::FreezeWalsender => {
+                let pids = self.around.cluster.walsenders().await;
+                self.freeze(pids)
+            }
+            Fault::EndWalsender => {
+                let pids = self.around.cluster.walsenders().await;
+                signal("TERM", &pids);
+                !pids.is_empty()
+            }
+            Fault::SecondProcess => self.turn_away_a_second().await,
             Fault::PostgresWire(wire) => {
                 self.around.to_postgres.set(wire);
                 true
@@ -337,6 +372,21 @@ impl<'a> Stage<'a> {
         let any = !pids.is_empty();
         self.frozen.extend(pids);
         any
+    }
+
+    /// As long as the first one is there, frozen or not.
+    async fn turn_away_a_second(&mut self) -> bool {
+        if self.running.as_mut().is_none_or(Running::has_ended) {
+            return false;
+        }
+        let home = self.around.homes[1 - self.here];
+        let before = home.log().len();
+        let status = home.start().ended().await;
+        let log = home.log()[before..].to_owned();
+        assert_eq!(status.code(), Some(1), "{log}");
+        // A disk that is full may leave no room for finding out.
+        assert!(log.contains("in use by another sluicebox") || self.disk_is_full, "{log}");
+        true
     }
 
     async fn kill_s2(&mut self) -> bool {

@@ -1,8 +1,9 @@
 //! The torture run: real Postgres, the real s2-lite on disk and Sluicebox as processes of their own,
 //! writers with a ledger, a relay between each pair, a proxy in front of S2, a small disk under the
-//! state folder, and faults drawn from a seed. Then everything is healed and drained, and the whole
-//! stream is judged: every committed change once, none that was rolled back or given up, each group in
-//! its order, and the stream, folded, equals the tables.
+//! state folder, and faults drawn from a seed. Transforms route part of the changes to other streams, a
+//! row's own changes to one after the other. Then everything is healed and drained, and all streams are
+//! judged: every committed change once in all of them, none that was rolled back or given up, each group
+//! in its order in each, and the streams, folded, equal the tables.
 //!
 //! `make torture ARGS='--seed N --minutes M'` runs it for long; without that, as in `make test`, every
 //! kind of fault comes once, in an order that is always the same. The seed fixes what is done and in
@@ -14,17 +15,17 @@ mod operator;
 
 use std::time::{Duration, Instant};
 
-use self::bursts::Bursts;
+use self::bursts::{Bursts, MANY, MORE_TABLES};
 use self::faults::{DISK_SIZE, Deck, Fault, Healed, Stage, Surroundings};
-use self::operator::{Chain, Operator};
+use self::operator::{Chain, LANES, Operator};
 use crate::support::Random;
 use crate::support::disk::SmallDisk;
-use crate::support::oracle::{Order, TABLES, Workload, judge_without};
+use crate::support::oracle::{TABLES, Workload, judge_streams_without};
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{Front, Relay};
 use crate::support::s2::Server;
 use crate::support::sluicebox::Home;
-use crate::support::world::World;
+use crate::support::world::{BASIN, World};
 
 /// How long to go on.
 #[derive(Clone, Copy, Debug)]
@@ -69,9 +70,13 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     let database = cluster.database("torture").await;
     let dir = tempfile::tempdir().unwrap();
     let s2 = Server::on_disk(dir.path()).await;
-    let tables = ["items", "pairs", "bag", "pad", "orders", "shapes"];
-    let tables = tables.map(|table| format!("public.{table}"));
-    let mut world = World::of(database, s2, TABLES, &tables.each_ref().map(String::as_str)).await;
+    let tables = ["items", "pairs", "bag", "pad", "orders", "shapes", "nothing", "swaps"];
+    let many = (0..MANY).map(|number| format!("many_{number}"));
+    let tables: Vec<_> = tables.into_iter().map(str::to_owned).chain(many).collect();
+    let tables: Vec<_> = tables.iter().map(|table| format!("public.{table}")).collect();
+    let names: Vec<_> = tables.iter().map(String::as_str).collect();
+    let sql = format!("{TABLES}{LANES}{MORE_TABLES}");
+    let mut world = World::of(database, s2, &sql, &names).await;
     let to_postgres = Relay::to(cluster.port()).await;
     let front = Front::of(&world.s2).await;
     let to_s2 = Relay::to(front.port()).await;
@@ -82,6 +87,7 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     settings.url = settings.url.replace(&direct, &relayed);
     settings.endpoint = to_s2.endpoint();
     settings.sections = SECTIONS.to_owned();
+    settings.sink = "create = true".to_owned();
     settings.state = state.to_str().unwrap().to_owned();
     world.home.write_config();
     let disk = SmallDisk::mount(&state, DISK_SIZE);
@@ -147,9 +153,17 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     operator.change_chain(&world.home, Chain::Strips);
     world.until_confirmed().await;
     world.until_no_messages().await;
-    judge_without(&world, Order::PerRow, &operator.given_up).await;
+    let streams = world.s2.streams(BASIN).await;
+    let names: Vec<&str> = streams.iter().map(String::as_str).collect();
+    let counts = judge_streams_without(&world, &names, &operator.given_up).await;
+    let records: usize = counts.iter().sum();
     let verdict = world.ok(&["verify"]).await;
-    let records = world.records().await.len();
+    for stream in &streams {
+        assert!(
+            verdict.contains(&format!("stream `{stream}`")),
+            "{stream} was not read: {verdict}"
+        );
+    }
     running.stop().await;
     if let Length::OfEach = length {
         // Nobody can give up what did not fail.
@@ -161,9 +175,11 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
         );
     }
     println!(
-        "torture: {rounds} rounds in {} s, {records} records, {parked} parked at the end, {} given up; \
+        "torture: {rounds} rounds in {} s, {records} records in {} streams, {parked} parked at the end, \
+         {} given up; \
          {tally}\n{verdict}\ntorture: --seed {seed} holds",
         begun.elapsed().as_secs(),
+        streams.len(),
         operator.given_up.len(),
     );
 }

@@ -1,5 +1,6 @@
 //! What an operator does at random moments: puts modules into the folder and takes them out, has
-//! messages tried again, gives some up.
+//! messages tried again, gives some up. Two modules are there all the time: they route the changes of
+//! some tables to streams of their own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,54 +19,117 @@ pub enum Chain {
     Strips,
     /// Traps and fails on some rows.
     Traps,
+    /// The same, and lets those pass as they are.
+    TrapsAndPasses,
+    /// Cuts what is too large into parts.
+    Splits,
 }
 
 impl Chain {
-    pub const ALL: [Self; 3] = [Self::Empty, Self::Strips, Self::Traps];
+    pub const ALL: [Self; 5] =
+        [Self::Empty, Self::Strips, Self::Traps, Self::TrapsAndPasses, Self::Splits];
 }
 
-/// Names of the files; a module's settings come before it.
-const STRIP: [&str; 2] = ["10-strip.toml", "10-strip.wasm"];
-const TRAP: &str = "50-trap.wasm";
+/// Names of the files.
+const STRIP: &str = "10-strip";
+const TRAP: &str = "50-trap";
+const SPLIT: &str = "90-split";
+
+/// Rows of `items` go to one stream after the other; those of a customer are in three.
+const ROUTES: [(&str, &str); 3] = [
+    (
+        "01-items",
+        "tables = [\"public.items\"]\n[config]\nstream = \"{column:lane}\"\nfallback = \"changes\"\n",
+    ),
+    ("02-orders", "tables = [\"public.orders\"]\n[config]\nstream = \"cdc/orders-{action}\"\n"),
+    ("03-pairs", "tables = [\"public.pairs\"]\n[config]\nstream = \"cdc/{table}\"\n"),
+];
+
+/// Has each row of `items` say which stream its change goes to; a deletion does not, and goes to the
+/// pipeline's own.
+pub const LANES: &str = "
+    alter table items add column lane text;
+    create function choose_lane() returns trigger language plpgsql as $$ begin
+        new.lane := (array['cdc/left', 'cdc/right', null])[1 + new.op % 3]; return new;
+    end $$;
+    create trigger lanes before insert or update on items
+        for each row execute function choose_lane();";
+
+/// A module as it lies in the folder.
+#[derive(Debug)]
+struct Files {
+    settings: Vec<u8>,
+    module: Vec<u8>,
+}
+
+impl Files {
+    /// Has the program write a ready-made module, and keeps what it wrote.
+    async fn of(home: &Home, arguments: &[&str]) -> Self {
+        home.ok(&[&["transforms", "add"], arguments].concat()).await;
+        let take = |kind: &str| {
+            let path = home.transforms().join(format!("10-{}.{kind}", arguments[0]));
+            let bytes = fs::read(&path).unwrap();
+            fs::remove_file(path).unwrap();
+            bytes
+        };
+        Self { settings: take("toml"), module: take("wasm") }
+    }
+
+    /// A module's settings come before it, and go after it.
+    fn put(&self, home: &Home, name: &str) {
+        home.drop_in(&format!("{name}.toml"), &self.settings);
+        home.drop_in(&format!("{name}.wasm"), &self.module);
+    }
+}
+
+fn take_out(home: &Home, name: &str) {
+    for kind in ["wasm", "toml"] {
+        drop(fs::remove_file(home.transforms().join(format!("{name}.{kind}"))));
+    }
+}
 
 /// With what the operator remembers.
 #[derive(Debug)]
 pub struct Operator {
-    strip: [Vec<u8>; 2],
+    strip: Files,
+    split: Files,
     /// By their operation in the ledger.
     pub given_up: BTreeMap<u64, GivenUp>,
 }
 
 impl Operator {
-    /// Has the program write the module once, to keep its files.
+    /// Has the program write the modules once, to keep their files, and leaves those that route.
     pub async fn new(home: &Home) -> Self {
-        home.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
-        let strip = ["toml", "wasm"].map(|kind| {
-            let path = home.transforms().join(format!("10-strip-columns.{kind}"));
-            let bytes = fs::read(&path).unwrap();
-            fs::remove_file(path).unwrap();
-            bytes
-        });
-        Self { strip, given_up: BTreeMap::new() }
+        let strip = Files::of(home, &["strip-columns", "--column", "body"]).await;
+        let split = Files::of(home, &["split"]).await;
+        let mut route = Files::of(home, &["route", "--set", "stream=x"]).await;
+        for (name, settings) in ROUTES {
+            route.settings = settings.into();
+            route.put(home, name);
+        }
+        Self { strip, split, given_up: BTreeMap::new() }
     }
 
     pub fn change_chain(&self, home: &Home, chain: Chain) {
         let gone: &[&str] = match chain {
-            Chain::Empty => &[STRIP[1], STRIP[0], TRAP],
-            Chain::Strips => &[TRAP],
-            Chain::Traps => &[],
+            Chain::Empty => &[STRIP, TRAP, SPLIT],
+            Chain::Strips => &[TRAP, SPLIT],
+            Chain::Traps | Chain::TrapsAndPasses => &[],
+            // Otherwise nothing would be too large.
+            Chain::Splits => &[STRIP],
         };
         for name in gone {
-            drop(fs::remove_file(home.transforms().join(name)));
+            take_out(home, name);
         }
+        let trap = |settings: &str| {
+            Files { settings: settings.into(), module: guest::chaos() }.put(home, TRAP);
+        };
         match chain {
             Chain::Empty => {}
-            Chain::Strips => {
-                for (name, bytes) in STRIP.iter().zip(&self.strip) {
-                    home.drop_in(name, bytes);
-                }
-            }
-            Chain::Traps => home.drop_in(TRAP, &guest::chaos()),
+            Chain::Strips => self.strip.put(home, STRIP),
+            Chain::Splits => self.split.put(home, SPLIT),
+            Chain::Traps => trap("on_error = \"park\"\n"),
+            Chain::TrapsAndPasses => trap("on_error = \"pass\"\n"),
         }
     }
 
