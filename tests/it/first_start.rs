@@ -40,7 +40,7 @@ async fn spilled(world: &World<'_>) -> Result<u64, String> {
 async fn until_spilled(running: &mut Running<'_>, world: &World<'_>) {
     until("changes to be spilled", async || {
         running.assert_alive();
-        if spilled(world).await? == 0 { Err("none is".to_owned()) } else { Ok(()) }
+        if spilled(world).await? > 0 { Ok(()) } else { Err(world.status().await?.to_string()) }
     })
     .await;
 }
@@ -100,6 +100,7 @@ async fn a_slot_of_somebody_else_is_not_read_before_s2_was_reached() {
     let before = confirmed().await;
     let mut running = world.start();
     let text = running.unready("source_unowned").await;
+    assert!(world.log().contains("source_unowned"), "{}", world.log());
     assert!(text.contains(slot.as_str()) && text.contains("--abandon-parked"), "{text}");
     world.sql("insert into items values (1, 1, 'r0wv4lue', 'r0wv4lue')").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -139,8 +140,8 @@ async fn what_piles_up_is_known_while_nothing_more_is_read() {
     .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(spilled(&world).await, Ok(0));
-    let much = "select pg_logical_emit_message(false, 'x', repeat('x', 1000000)) \
-                from generate_series(1, 60)";
+    let much = "select pg_logical_emit_message(true, 'x', repeat('x', 1000000)) \
+                from generate_series(1, 90)";
     world.sql(much).await;
     until_spilled(&mut running, &world).await;
     world.until_confirmed().await;

@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod cli;
+mod console;
 mod dead_letters;
 mod first_start;
 mod folder;

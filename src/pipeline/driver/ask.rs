@@ -188,6 +188,7 @@ impl Driver {
         let source = self.source.status.borrow().clone();
         let confirmed = self.confirmed();
         let reasons: Vec<Reason> = self.reasons().collect();
+        self.say_unowned();
         self.look_at_wal(&reasons);
         let (spilled_changes, spilled_bytes) = self.spill.size();
         let slot = source.slot.as_ref();

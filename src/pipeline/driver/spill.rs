@@ -100,6 +100,7 @@ pub(super) struct Spill {
     read_again_at: Option<Instant>,
     reason: Option<Reason>,
     is_near: bool,
+    unowned_is_said: bool,
 }
 
 impl Spill {
@@ -135,6 +136,7 @@ impl Spill {
             read_again_at: None,
             reason: None,
             is_near: false,
+            unowned_is_said: false,
         }
     }
 
@@ -381,6 +383,15 @@ impl Driver {
         self.lanes.own.acknowledged.is_some()
             || self.slot_is_ours
             || self.settings.grants.abandon_parked
+    }
+
+    /// Says it in the log, too, once.
+    pub(super) fn say_unowned(&mut self) {
+        if let Some(Reason { code, text, .. }) = self.unowned_reason()
+            && !std::mem::replace(&mut self.spill.unowned_is_said, true)
+        {
+            tracing::warn!(code, "{text}");
+        }
     }
 
     /// Why nothing is read before S2 was reached.
