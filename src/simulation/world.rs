@@ -502,16 +502,18 @@ impl World {
         let checkpoint = state.store.checkpoint.position;
         let transactions = &self.workload.transactions[..count];
         let planned = transactions.iter().flat_map(|transaction| &transaction.changes);
-        // Of the pipeline's own stream this is decided before it is known where a change goes.
+        let is_held = |position| state.store.messages.values().any(|held| *held == position);
+        // Of the pipeline's own stream this is decided when a change is read, before it is known where it
+        // goes; of another one when it is about to go there, out of the spill too.
         let is_meant = |planned: &&Planned| {
-            let mut streams = planned.route.streams();
-            state.decimated.contains(STREAM)
-                || streams.any(|stream| state.decimated.contains(stream))
+            let position = planned.change.position;
+            let is_gone = |stream| state.decimated.contains(stream);
+            let read = is_gone(STREAM) && !state.store.holds(position);
+            let routed = planned.route.streams().any(is_gone) && !is_held(position);
+            position > checkpoint && (read || routed)
         };
-        let positions = planned.filter(is_meant).map(|planned| planned.change.position);
-        let excused: Vec<Position> = positions
-            .filter(|position| *position > checkpoint && !state.store.holds(*position))
-            .collect();
+        let excused: Vec<Position> =
+            planned.filter(is_meant).map(|planned| planned.change.position).collect();
         state.excused.extend(excused);
     }
 
