@@ -69,7 +69,9 @@ pub(super) async fn mistake(world: &Arc<World>, number: u64) -> bool {
         Ok(Ok(Err(error))) => {
             let text = crate::error_chain::error_chain(&error);
             world.note("it stands down", number, 0);
-            if !text.contains("--abandon-parked") && !text.contains("--take-over") {
+            // An old copy may also ask what to do about records that are gone by now.
+            let says = ["--abandon-parked", "--take-over", "--lost-records"];
+            if !says.iter().any(|option| text.contains(option)) {
                 world.violated(format!("process {number} with another folder says: {text}"));
             }
         }
