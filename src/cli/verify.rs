@@ -32,7 +32,8 @@ const AFTER_HELP: &str = "\
 The text names each kind of fault with its number, `ok` in front where there are none and `NO` where there \
 are, with the first five of each; then what was read and what was compared, table by table. Rows are named \
 by their keys. Not faults, and named with their numbers, are rows of which a change is parked or waits \
-behind one, those of which an operator gave a change up, and those that the transforms drop.
+behind one, and those of which an operator gave a change up. What a transform drops is written down nowhere: \
+its rows are missing from the stream, and are named so.
 
 The pipeline may run or not. While it runs, the comparison waits until it has passed the moment at which the \
 tables are read. Where it does not, changes that are still in the slot count as held back. The store is read \

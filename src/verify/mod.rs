@@ -24,8 +24,8 @@
 //! as held, too ([`Verifier::choose_moment_without_pipeline`]). What an operator gave up the store
 //! remembers, so that such rows are named as that. Where a
 //! transform has altered a value it says so in the metadata, in a list or object whose name ends in
-//! `_columns`, or the operator names the column. Nobody writes down what a transform dropped: whoever
-//! has the chain says of each row that is missing whether the chain drops it ([`Dropped`]).
+//! `_columns`, or the operator names the column. Nobody writes down what a transform dropped: such rows
+//! show as missing.
 //!
 //! **Several streams**, to which transforms route, are compared as one: see [`fold`].
 //!
