@@ -147,6 +147,7 @@ impl Driver {
         }
         self.classes.gone(&mut self.measures, id);
         self.holds.remove(id);
+        self.parked_for_none(id);
         self.attempts.remove(&id);
         self.parts.forget(id);
     }

@@ -72,7 +72,7 @@ pub(super) struct Routed {
     /// Changes up to here, or to the end of Postgres's log, are taken as delivered, as an operator chose
     /// because records of it are gone.
     pub(super) skips: Option<Option<Position>>,
-    /// What is parked for it, and perhaps was delivered since.
+    /// What is parked for it, and perhaps for another stream since.
     parked: HashSet<MessageId>,
 }
 
@@ -263,6 +263,16 @@ impl Driver {
         let lane = self.lanes.get_mut(lane);
         if let Some(routed) = lane.and_then(|lane| lane.routed.as_mut()) {
             routed.parked.insert(id);
+        }
+    }
+
+    /// A message has left the store, perhaps by another stream: for none is there reason to stay open
+    /// for it.
+    pub(super) fn parked_for_none(&mut self, id: MessageId) {
+        for (_, lane) in self.lanes.all_mut() {
+            if let Some(routed) = &mut lane.routed {
+                routed.parked.remove(&id);
+            }
         }
     }
 
