@@ -80,13 +80,15 @@ pub(crate) enum Rule {
     PromiseForAll,
     /// What was delivered from the store is found by a restart that reads it from the source again.
     FindWhatWasStored,
+    /// How far an operator skips is on disk before anything is sent.
+    SkipOnDisk,
     /// Between events the driver waits.
     WaitForEvents,
 }
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 38] = [
+    pub(crate) const ALL: [Self; 39] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
@@ -124,6 +126,7 @@ impl Rule {
         Self::HoldBehindShut,
         Self::PromiseForAll,
         Self::FindWhatWasStored,
+        Self::SkipOnDisk,
         Self::WaitForEvents,
     ];
 }

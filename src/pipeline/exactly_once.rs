@@ -85,6 +85,10 @@
 //! it, a restart would read the change again and send it (`Tombstone`). So does one that became a dead
 //! letter.
 //!
+//! What an operator decides is on disk before anything more is sent: that messages are given up, or up to
+//! where changes are skipped. A restart before that would send them, behind what had waited for them
+//! (`SkipOnDisk`).
+//!
 //! Parts of one change that one batch holds travel in it, and land together or not at all; so finding one
 //! is finding all. Where several batches are needed, the records themselves are in the store before the
 //! first is sent, and each leaves it with the checkpoint whose `seq` is behind it. What a restart finds in

@@ -119,11 +119,16 @@ impl Driver {
                 for &id in &idle {
                     tracing::warn!(message = id, "given up by an operator; it is not delivered");
                     self.holds.remove(id);
+                    self.parked_for_none(id);
                     self.attempts.remove(&id);
                     self.parts.forget(id);
                     self.dead.given_up(id);
                     self.classes.gone(&mut self.measures, id);
                     self.writes.push(Write::Acknowledge { id });
+                }
+                // A restart before that would try them again, behind what had waited for them.
+                if !idle.is_empty() {
+                    self.write_down_first();
                 }
                 let changed = Changed { changed: idle.len() as u64, unchanged_behind };
                 if idle.is_empty() {

@@ -289,7 +289,7 @@ impl Driver {
         let progress = self.tracker.progress();
         if self.settings.unguarded && self.writes.is_empty() {
             (self.saved, self.saved_at) = (progress, now);
-            self.delivered = false;
+            (self.delivered, self.begins_elsewhere) = (false, false);
             self.confirm(progress);
             return;
         }
@@ -300,6 +300,7 @@ impl Driver {
             self.writes = writes.extract_if(.., is_insert).collect();
         }
         self.delivered = false;
+        effects.beginning = self.begins_elsewhere;
         // Before its stream is opened for the first time, nothing but spilled changes is settled.
         let acknowledged = self.lanes.own.acknowledged;
         if acknowledged.is_some() || self.spill.is_on() {
@@ -325,7 +326,6 @@ impl Driver {
             writes.extend(self.stream_rows(&floors));
             writes.extend(unspill);
             effects.confirm = Some(progress);
-            effects.beginning = self.begins_elsewhere;
         }
         self.start_writing(writes.into(), effects);
     }

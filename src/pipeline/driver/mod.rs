@@ -263,8 +263,9 @@ struct Driver {
     granted: HashSet<Arc<str>>,
     /// Changes that are taken as delivered, because nobody can know.
     skipping: Skipping,
-    /// By an operator's decision a stream has another beginning than the store knows of. Until it does,
-    /// nothing is sent: a restart would not find it.
+    /// By an operator's decision a stream has another beginning than the store knows of, or changes are
+    /// skipped or messages given up of which it does not know. Until it does, nothing is sent: a restart
+    /// would not find it.
     begins_elsewhere: bool,
     /// Every stream in which something unknown may be has been read once, so that it is known what not
     /// to send.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::Driver;
 use crate::change::Position;
+use crate::mutation::{self, Rule};
 use crate::pipeline::grants::LostRecords;
 use crate::pipeline::item::{Item, Origin};
 use crate::pipeline::place::LaneId;
@@ -26,8 +27,7 @@ impl Driver {
         choice: LostRecords,
         landed: &HashMap<Position, u64>,
     ) {
-        self.delivered = true;
-        self.begins_elsewhere = true;
+        self.write_down_first();
         if let Some(routed) = self.lanes.get_mut(lane).and_then(|lane| lane.routed.as_mut()) {
             let skips = choice == LostRecords::Skip;
             routed.skips = skips.then(|| landed.keys().max().copied());
@@ -40,6 +40,16 @@ impl Driver {
         };
         if let Skipping::To(through) = self.skipping {
             self.tracker.skip_through(through);
+        }
+    }
+
+    /// Nothing is sent before what is known now is in the store.
+    pub(super) fn write_down_first(&mut self) {
+        self.delivered = true;
+        self.begins_elsewhere = true;
+        // What is being written does not know of it.
+        if let Some(writing) = &mut self.writing {
+            writing.effects.beginning = false;
         }
     }
 
@@ -82,6 +92,11 @@ impl Driver {
                 let through = Position::last_before(identity.wal_end);
                 self.tracker.skip_through(through);
                 self.skipping = Skipping::To(through);
+                // A restart is not told to skip: it would send what is skipped now, behind stored
+                // messages of the same groups that are let through meanwhile.
+                if !mutation::broken(Rule::SkipOnDisk) {
+                    self.write_down_first();
+                }
                 through
             }
         };
