@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::process::{self, Running};
 use super::world::{Fault, STREAM, World, lock};
+use crate::pipeline::grants::Grants;
 use crate::store::Database;
 
 /// As long as S2 does not answer, nobody can tell whose stream it is.
@@ -62,7 +63,8 @@ pub(super) async fn mistake(world: &Arc<World>, number: u64) -> bool {
         let mut rng = world.draw(SmallRng::from_rng);
         database.load(&mut rng).expect("the store can be read")
     };
-    let Running { process, driver, .. } = process::run(world, number, database, loaded, None);
+    let Running { process, driver, .. } =
+        process::run(world, number, database, loaded, Grants::default());
     let ended = timeout(TIME_MAX, driver).await;
     process.kill();
     match ended {

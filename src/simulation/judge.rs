@@ -11,7 +11,7 @@ use super::workload::{Fate, Planned};
 use super::world::{Landed, Stage, World};
 use crate::change::{Action, Lsn, Position};
 use crate::message::header;
-use crate::pipeline::control::Status;
+use crate::pipeline::control::{Status, StreamView};
 use crate::sink::ReadRecord;
 use crate::store::{Chunk, Loaded, StoredState};
 
@@ -292,6 +292,16 @@ fn bodies(world: &World, history: &[Landed]) -> Result<(), String> {
     Ok(())
 }
 
+/// What is bound for a stream that is shut parks, and keeps nobody waiting.
+pub(super) fn nothing_waits_for_what_is_shut(world: &World) {
+    let Some(status) = world.state().status.clone() else { return };
+    let status = status.borrow();
+    let waits = |stream: &&StreamView| stream.state == "shut" && stream.queued > 0;
+    if let Some(stream) = status.streams.iter().find(waits) {
+        world.violated(format!("{} is shut, and {} wait for it", stream.name, stream.queued));
+    }
+}
+
 /// Why a run whose faults are over has not come to rest; nothing where it has. Before it is mended, what
 /// fails and what waits for it stays in the store, and all else has to be through.
 pub(super) fn unrest(world: &World) -> Option<String> {
@@ -323,6 +333,9 @@ pub(super) fn unrest(world: &World) -> Option<String> {
     }
     if !store.spilled.is_empty() {
         return Some(format!("the spill still holds {:?}", store.spilled));
+    }
+    if !store.streams.is_empty() {
+        return Some(format!("the store still has rows of {:?}", store.streams));
     }
     let Status { parked, retrying, waiting, spilled_changes, spilled_bytes, .. } = status;
     let left = [parked, retrying, waiting, spilled_changes, spilled_bytes];

@@ -7,6 +7,7 @@ use super::routes::stream;
 use super::workload::Workload;
 use super::world::{Landed, STREAM};
 use crate::change::Position;
+use crate::sink::Guarantee;
 use crate::store::{Checkpoint, Write};
 
 #[derive(Clone, Default)]
@@ -17,8 +18,8 @@ pub(super) struct Mirror {
     pub(super) checkpoint: Checkpoint,
     /// From where each routed stream is read at a start.
     pub(super) streams: BTreeMap<&'static str, u64>,
-    /// What was promised of the pipeline's own stream is known to the next process.
-    pub(super) promised: bool,
+    /// What was promised of the pipeline's own stream, for the next process.
+    pub(super) promised: Option<Guarantee>,
     /// Every message that ever was in it.
     pub(super) ever: BTreeSet<Position>,
     /// Given up: how long the history of the stream was then, and by which process.
@@ -76,7 +77,7 @@ impl Mirror {
                     };
                     text += &format!(" {name} {seq:?}");
                 }
-                Write::Promise(_) => self.promised = true,
+                Write::Promise(guarantee) => self.promised = Some(*guarantee),
                 Write::Parts { .. }
                 | Write::PartsSent { .. }
                 | Write::LetterFile(_)
@@ -111,6 +112,10 @@ impl Mirror {
         excused: &BTreeSet<Position>,
         deleted: &BTreeSet<&str>,
     ) -> Option<String> {
+        // No operator settles for less here, and no token may do less for good.
+        if let Some(less) = self.promised.filter(|promised| *promised < Guarantee::ExactlyOnce) {
+            return Some(format!("`{}` is promised where nobody said so", less.word()));
+        }
         let Checkpoint { position: through, seq, .. } = self.checkpoint;
         // Of the first chunk, a restart leaves out what the checkpoint has passed.
         let spilled = self.spilled_positions().filter(|position| *position > through);

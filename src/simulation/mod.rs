@@ -187,6 +187,11 @@ async fn others(world: Arc<World>) {
             }
             if world.fault(Fault::Shut, 0.3) {
                 world.shut(stream);
+                // What waits for it has been overtaken by what is in other streams.
+                if world.fault(Fault::Outage, 0.2) && !world.is_away() {
+                    sleep(world.between(5, 3000)).await;
+                    world.away(world.between(500, 15_000));
+                }
             }
         }
         if routed && world.chance(0.02) {

@@ -78,7 +78,7 @@ fn trouble(world: &World, process: &Process, stream: &str) -> (Answer, bool) {
             // Before anything was promised, the token counts as one that may no more.
             "permission_denied" => {
                 let state = world.state();
-                !state.store.promised || state.strangers.contains(&process.number)
+                state.store.promised.is_none() || state.strangers.contains(&process.number)
             }
             // Where missing streams are to be created, this one would count as deleted, and so does a
             // routed one.

@@ -24,7 +24,7 @@ use crate::pipeline::control::{Control, ErrorView, Filter, Reason, Status};
 use crate::pipeline::driver::{self, Bounds, Parts};
 use crate::pipeline::grants::{Grants, LostRecords};
 use crate::pipeline::heartbeat::heartbeat;
-use crate::pipeline::item::{Item, Shaped};
+use crate::pipeline::item::{Item, Origin, Shaped};
 use crate::pipeline::sample::{Sample, Sampler};
 use crate::pipeline::workers::{self, Done, Job, Workers};
 use crate::policy::Backoff;
@@ -185,11 +185,13 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         let off = world.draw(|rng| rng.random_range(-1_000_000_000..1_000_000_000));
         world.state().clock_off_ms = off;
     }
-    let lost_records = world.state().grant.take();
-    if lost_records.is_some() {
-        world.state().granted = true;
-    }
-    run(world, number, database, loaded, lost_records)
+    let grants = {
+        let mut state = world.state();
+        let lost_records = state.grant.take();
+        state.granted |= lost_records.is_some();
+        Grants { take_over: state.take_over, lost_records, ..Grants::default() }
+    };
+    run(world, number, database, loaded, grants)
 }
 
 /// Runs a process on a store.
@@ -198,10 +200,10 @@ pub(super) fn run(
     number: u64,
     database: Database,
     loaded: Loaded,
-    lost_records: Option<LostRecords>,
+    grants: Grants,
 ) -> Running {
     let process = Process::new(number);
-    if lost_records == Some(LostRecords::Skip) {
+    if grants.lost_records == Some(LostRecords::Skip) {
         process.excuses.store(true, Ordering::Relaxed);
     }
     let shutdown = CancellationToken::new();
@@ -218,7 +220,7 @@ pub(super) fn run(
     let parts = Parts {
         settings: driver::Settings {
             window: world.workload.window,
-            grants: Grants { lost_records, ..Grants::default() },
+            grants,
             retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
             dead_letters: None,
             bounds: if world.state().strangers.contains(&number) {
@@ -289,8 +291,13 @@ impl Running {
                 let text = crate::error_chain::error_chain(&error);
                 self.process.kill();
                 // Records are gone, and an operator reads what to choose from.
+                let deleted = world.state().deleted.contains(STREAM);
                 if !world.state().decimated.is_empty() && text.contains("--lost-records") {
                     decide(world, number);
+                } else if deleted && text.contains("--take-over") {
+                    // A zombie woke up just when it had no token. It finds out when it is fenced.
+                    world.note("it is to take the stream over", number, 0);
+                    world.state().take_over = true;
                 } else {
                     world.violated(format!("process {number} ended by itself: {text}"));
                 }
@@ -321,6 +328,7 @@ impl Running {
     ) {
         while process.is_alive() && !process.is_frozen() {
             sleep(world.between(20, 400)).await;
+            super::judge::nothing_waits_for_what_is_shut(&world);
             if world.fault(Fault::Reload, 0.15) {
                 reload(&world, &chains);
             }
@@ -517,7 +525,9 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
         let (world, done) = (Arc::clone(&world), done.clone());
         let task = tokio::spawn(async move {
             sleep(world.delay()).await;
-            if world.fault(Fault::SlowTransform, 0.1) {
+            // What is tried again is on its way while its stream is opened.
+            let again = job.items.iter().all(|item| matches!(item.origin, Origin::Store { .. }));
+            if world.fault(Fault::SlowTransform, if again { 0.4 } else { 0.1 }) {
                 sleep(world.between(100, 5000)).await;
             }
             world.event("shaped", job.number, job.items.len() as u64);

@@ -228,7 +228,11 @@ fn portions(rng: &mut SmallRng) -> Portions {
         job_changes: rng.random_range(1..6),
         sessions_max: rng.random_range(1..4),
         session_turn: Duration::from_millis(rng.random_range(0..2000)),
-        stream_idle: Duration::from_millis(rng.random_range(0..5000)),
+        // Often closed while something comes for it.
+        stream_idle: Duration::from_millis(match rng.random_range(0..2) {
+            0 => rng.random_range(0..20),
+            _ => rng.random_range(0..5000),
+        }),
     }
 }
 

@@ -166,7 +166,10 @@ pub(super) struct State {
     shut: BTreeMap<&'static str, (u16, &'static str, Instant)>,
     /// What the operator decided about records that are gone, for the next process.
     pub(super) grant: Option<LostRecords>,
-    /// The operator decided so at least once.
+    /// From now on processes may take the stream from another one on this store: a zombie got it while
+    /// it was new and had no token.
+    pub(super) take_over: bool,
+    /// The operator decided about records that are gone at least once.
     pub(super) granted: bool,
     /// Taken as delivered, as the operator decided.
     pub(super) excused: BTreeSet<Position>,
@@ -177,6 +180,28 @@ pub(super) struct State {
     /// How far the machine's clock is off, in milliseconds.
     pub(super) clock_off_ms: i64,
     away_until: Instant,
+}
+
+impl State {
+    /// A change that goes before this one in one of its rows, and that a restart would still send.
+    fn is_due_before(&self, workload: &Workload, position: Position) -> Option<Position> {
+        let keys = &workload.planned(position).filter(|_| !self.landed.contains(&position))?.keys;
+        let is_settled = |planned: &Planned| {
+            let at = planned.change.position;
+            let is_skipped = self.excused.contains(&at)
+                && (at <= self.store.checkpoint.position || planned.route.leaves());
+            self.landed.contains(&at)
+                || self.dropped.contains(&at)
+                || self.store.given_up.contains_key(&at)
+                || is_skipped
+        };
+        let mut before =
+            workload.changes().take_while(|planned| planned.change.position < position);
+        let due = before.find(|planned| {
+            planned.keys.iter().any(|key| keys.contains(key)) && !is_settled(planned)
+        })?;
+        Some(due.change.position)
+    }
 }
 
 impl World {
@@ -252,6 +277,7 @@ impl World {
                 deleted: BTreeSet::new(),
                 shut: BTreeMap::new(),
                 grant: None,
+                take_over: false,
                 granted: false,
                 excused: BTreeSet::new(),
                 refused_any: false,
@@ -405,6 +431,10 @@ impl World {
     /// Notes what is new in the streams, and that this process sent it.
     pub(super) fn landed(&self, process: u64) {
         let mut state = self.state();
+        if let Some(stream) = lock(&self.server).unguarded.take() {
+            let text = format!("a batch went to {stream} without a fencing token");
+            state.violation.get_or_insert(text);
+        }
         let mut landed = Vec::new();
         for &stream in self.streams() {
             let noted = state.noted.get(stream).copied().unwrap_or_default();
@@ -414,7 +444,25 @@ impl World {
                 state.violation.get_or_insert(text);
             }
             state.noted.insert(stream, noted + new.len());
+            let ours = new.iter().filter_map(judge::ours).next();
+            if let Some(ours) = ours
+                && stream != STREAM
+                && !state.store.streams.contains_key(stream)
+            {
+                let text = format!(
+                    "{} landed in {stream}, and the store does not know that anything may be there",
+                    ours.position
+                );
+                state.violation.get_or_insert(text);
+            }
             for ours in new.iter().filter_map(judge::ours) {
+                if let Some(before) = state.is_due_before(&self.workload, ours.position) {
+                    let text = format!(
+                        "{} landed in {stream}, and a restart would send {before} behind it",
+                        ours.position
+                    );
+                    state.violation.get_or_insert(text);
+                }
                 state.landed.insert(ours.position);
                 landed.push((ours.position, stream, ours.seq));
                 state.history.push(Landed { ours, stream, process, lost: false, current: true });

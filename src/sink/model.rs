@@ -33,6 +33,8 @@ pub(crate) struct Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     streams: BTreeMap<String, Stream>,
+    /// Took records with headers, as ours have them, in a batch without a fencing token.
+    pub(crate) unguarded: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -149,7 +151,8 @@ impl Model {
     pub(crate) fn append(&mut self, stream: &str, input: &[u8]) -> Result<AppendAck, Answer> {
         let input = AppendInput::decode(input)
             .map_err(|source| error(400, "bad_proto", &source.to_string()))?;
-        let stream = self.streams.get_mut(stream).ok_or_else(missing)?;
+        let name = stream;
+        let stream = self.streams.get_mut(name).ok_or_else(missing)?;
         let AppendInput { records, match_seq_num, fencing_token } = input;
         let invalid = |message: &str| Err(error(422, "invalid", message));
         if records.is_empty() {
@@ -173,6 +176,7 @@ impl Model {
         if total > RECORD_BYTES_MAX {
             return invalid("record batch must not exceed a metered size of 1 MiB");
         }
+        let has_token = fencing_token.is_some();
         if fencing_token.is_some_and(|token| token != stream.token) {
             let body = serde_json::json!({ "fencing_token_mismatch": stream.token });
             return Err(json(412, &body.to_string()));
@@ -180,6 +184,11 @@ impl Model {
         let start = stream.records.len() as u64;
         if match_seq_num.is_some_and(|number| number != start) {
             return Err(json(412, &format!(r#"{{"seq_num_mismatch":{start}}}"#)));
+        }
+        let is_named =
+            |record: &AppendRecord| record.headers.iter().any(|one| !one.name.is_empty());
+        if !has_token && records.iter().any(is_named) {
+            self.unguarded = Some(name.to_owned());
         }
         let first = stream.timestamp.max(records[0].timestamp.unwrap_or(0));
         for record in records {
