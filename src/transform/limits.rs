@@ -89,7 +89,7 @@ pub(crate) struct Limits {
     pub(crate) handles_max: usize,
     /// Core instances, memories and tables, of each.
     pub(crate) instances_max: usize,
-    /// Of one table.
+    /// Of all tables together.
     pub(crate) table_elements_max: usize,
     pub(crate) log_lines_per_second_max: u32,
 }

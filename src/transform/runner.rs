@@ -280,10 +280,11 @@ impl Slot {
     /// the call went well.
     fn call(&mut self, engine: &Engine, started: Instant, message: Message, quiet: bool) -> Called {
         let transform = &*self.transform;
-        let mut instance = match self.instance.take() {
-            Some(instance) => instance,
+        let (mut instance, started) = match self.instance.take() {
+            Some(instance) => (instance, started),
             None => match Instance::new(engine, transform, quiet) {
-                Ok(instance) => instance,
+                // A start has a limit of its own, which is longer than a call's.
+                Ok(instance) => (instance, Instant::now()),
                 Err(fault) => {
                     return Called {
                         result: Err(fault),

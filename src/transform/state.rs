@@ -107,12 +107,13 @@ pub(crate) struct LimitReached(pub(crate) String);
 #[error("the time limit passed inside a host function")]
 pub(crate) struct DeadlinePassed;
 
-/// Holds an instance to its memory limit, over all its memories together.
+/// Holds an instance to its limits, over all its memories and all its tables together.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     /// What the instance holds now.
     pub(crate) memory_bytes: usize,
     pub(crate) memory_bytes_max: usize,
+    table_elements: usize,
     table_elements_max: usize,
     instances_max: usize,
 }
@@ -122,6 +123,7 @@ impl Limiter {
         Self {
             memory_bytes: 0,
             memory_bytes_max: limits.memory_bytes_max,
+            table_elements: 0,
             table_elements_max: limits.table_elements_max,
             instances_max: limits.instances_max,
         }
@@ -152,18 +154,20 @@ impl ResourceLimiter for Limiter {
 
     fn table_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let max = self.table_elements_max;
-        if desired > max {
+        let total = self.table_elements.saturating_add(desired.saturating_sub(current));
+        if total > max {
             return Err(LimitReached(format!(
-                "it asked for a table of {desired} elements, and its limit is {max} \
+                "it asked for {total} elements of tables, and its limit is {max} \
                  (`limits.table_elements`)"
             ))
             .into());
         }
+        self.table_elements = total;
         Ok(true)
     }
 

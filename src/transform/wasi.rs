@@ -31,6 +31,10 @@ const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 const GRANTED: [&str; 5] =
     ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/"];
 
+/// Random bytes that a guest may ask for at once. The host makes them before the guest's own memory
+/// limit sees them.
+const RANDOM_BYTES_MAX: u64 = 1024 * 1024;
+
 /// Whether a component's import of this name is met.
 pub(crate) fn is_granted(import: &str) -> bool {
     GRANTED.iter().any(|package| import.starts_with(package))
@@ -74,6 +78,7 @@ impl Wasi {
             .envs(&variables)
             .stdout(output.clone())
             .stderr(output.clone())
+            .max_random_size(RANDOM_BYTES_MAX)
             .allow_tcp(false)
             .allow_udp(false)
             .build();

@@ -64,6 +64,8 @@ fn what_never_starts_does_not_go_live() {
     });
     let grown = changed(TRANSFORM, TRANSFORM, "(table 1000000 funcref)");
     assert!(start(grown).reason.contains("`limits.table_elements`"));
+    let many = changed(TRANSFORM, TRANSFORM, &"(table 60000 funcref)".repeat(2));
+    assert!(start(many).reason.contains("`limits.table_elements`"));
     let trapped = changed(TRANSFORM, TRANSFORM, "(func $s unreachable) (start $s)");
     assert_eq!(start(trapped).class, Class::Trap);
 }
