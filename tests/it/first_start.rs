@@ -32,19 +32,6 @@ async fn until_connected(running: &mut Running<'_>, world: &World<'_>) {
     .await;
 }
 
-async fn spilled(world: &World<'_>) -> Result<u64, String> {
-    let status = world.status().await?;
-    status["spilled_changes"].as_u64().ok_or_else(|| status.to_string())
-}
-
-async fn until_spilled(running: &mut Running<'_>, world: &World<'_>) {
-    until("changes to be spilled", async || {
-        running.assert_alive();
-        if spilled(world).await? > 0 { Ok(()) } else { Err(world.status().await?.to_string()) }
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_database_is_let_go_before_s2_was_ever_reached() {
     for round in 0..3 {
@@ -56,7 +43,7 @@ async fn the_database_is_let_go_before_s2_was_ever_reached() {
         running.unready("sink_unreachable").await;
         until_connected(&mut running, &world).await;
         let work = load.start();
-        until_spilled(&mut running, &world).await;
+        running.until_spilled().await;
         work.commits(60).await;
         // Nothing but the disk can have taken them.
         world.until_confirmed().await;
@@ -104,12 +91,12 @@ async fn a_slot_of_somebody_else_is_not_read_before_s2_was_reached() {
     assert!(text.contains(slot.as_str()) && text.contains("--abandon-parked"), "{text}");
     world.sql("insert into items values (1, 1, 'r0wv4lue', 'r0wv4lue')").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!((spilled(&world).await, confirmed().await), (Ok(0), before));
+    assert_eq!((world.spilled().await, confirmed().await), (Ok(0), before));
     running.kill().await;
 
     // An operator knows.
     let mut running = world.start_with(&["--abandon-parked"]);
-    until_spilled(&mut running, &world).await;
+    running.until_spilled().await;
     world.until_confirmed().await;
     running.kill().await;
     let running = world.start();
@@ -139,11 +126,11 @@ async fn what_piles_up_is_known_while_nothing_more_is_read() {
     })
     .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(spilled(&world).await, Ok(0));
+    assert_eq!(world.spilled().await, Ok(0));
     let much = "select pg_logical_emit_message(true, 'x', repeat('x', 1000000)) \
                 from generate_series(1, 90)";
     world.sql(much).await;
-    until_spilled(&mut running, &world).await;
+    running.until_spilled().await;
     world.until_confirmed().await;
     world.s2.up().await;
     running = running.ready().await;

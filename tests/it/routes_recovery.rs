@@ -35,16 +35,7 @@ async fn what_is_spilled_reaches_the_streams_that_it_is_routed_to() {
     for round in 0..3 {
         work.commits(100).await;
         world.s2.kill().await;
-        until("changes to be spilled", async || {
-            running.assert_alive();
-            let status = world.status().await?;
-            if status["spilled_changes"].as_u64() > Some(0) {
-                Ok(())
-            } else {
-                Err(status.to_string())
-            }
-        })
-        .await;
+        running.until_spilled().await;
         work.commits(100).await;
         // Dies with everything on disk, while it is read again, or not at all.
         if round == 0 {
@@ -78,26 +69,7 @@ async fn a_frozen_process_writes_to_no_routed_stream_when_it_wakes_up() {
     other.state = world.path("state").to_str().unwrap().to_owned();
     other.transforms = world.transforms().to_str().unwrap().to_owned();
     let second = Home::new(other);
-    let mut taken = None;
-    for _ in 0..20 {
-        first.signal("STOP");
-        let mut running = second.start_with(&["--take-over"]);
-        let began = until("the second process to begin or to end", async || {
-            if running.has_ended() {
-                return Ok(false);
-            }
-            second.readyz().await.map(|_| true)
-        })
-        .await;
-        if began {
-            taken = Some(running.ready().await);
-            break;
-        }
-        // It stood in the middle of a write to the store.
-        first.signal("CONT");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    let running = taken.expect("the first process was always in the middle of a write");
+    let running = second.take_over_from(&first).await;
     work.commits(50).await;
     first.signal("CONT");
     assert_eq!(first.ended().await.code(), Some(1), "the process that woke up");

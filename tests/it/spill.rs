@@ -9,7 +9,6 @@ use crate::support::oracle::{Order, TABLES, Workload, judge};
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{Relay, Wire};
 use crate::support::s2::Server;
-use crate::support::sluicebox::Running;
 use crate::support::world::{World, field};
 use crate::support::{Random, until};
 
@@ -27,24 +26,8 @@ fn workload(world: &World<'_>) -> Workload {
     Workload::new(world.database.url(), 3)
 }
 
-async fn spilled(world: &World<'_>) -> Result<u64, String> {
-    let status = world.status().await?;
-    status["spilled_changes"].as_u64().ok_or_else(|| status.to_string())
-}
-
-async fn until_spilled(running: &mut Running<'_>, world: &World<'_>) {
-    until("changes to be spilled", async || {
-        running.assert_alive();
-        match spilled(world).await? {
-            0 => Err("none is".to_owned()),
-            _ => Ok(()),
-        }
-    })
-    .await;
-}
-
 async fn until_nothing_is_spilled(world: &World<'_>) {
-    until("what was spilled to be delivered", async || match spilled(world).await? {
+    until("what was spilled to be delivered", async || match world.spilled().await? {
         0 => Ok(()),
         changes => Err(format!("{changes} changes are spilled")),
     })
@@ -61,7 +44,7 @@ async fn the_database_is_let_go_while_s2_is_away() {
         work.commits(100).await;
         world.s2.kill().await;
         running.unready("sink_unreachable").await;
-        until_spilled(&mut running, &world).await;
+        running.until_spilled().await;
         work.commits(200).await;
         // Nothing but the disk can have taken them.
         world.until_confirmed().await;
@@ -89,12 +72,12 @@ async fn what_is_spilled_survives_a_kill_at_any_moment() {
         // The kill falls before, into and after the first steps of spilling.
         tokio::time::sleep(Duration::from_millis(random.below(1_500))).await;
         if round > 0 {
-            until_spilled(&mut running, &world).await;
+            running.until_spilled().await;
             work.commits(random.below(200)).await;
         }
         running.kill().await;
         running = world.start();
-        until_spilled(&mut running, &world).await;
+        running.until_spilled().await;
         work.commits(100).await;
         world.s2.up().await;
         // And this one into reading it again.
@@ -119,7 +102,7 @@ async fn parked_rows_keep_their_order_among_spilled_ones() {
     for _ in 0..2 {
         work.commits(60).await;
         world.s2.kill().await;
-        until_spilled(&mut running, &world).await;
+        running.until_spilled().await;
         work.commits(150).await;
         world.s2.up().await;
         tokio::time::sleep(Duration::from_millis(random.below(1_000))).await;
@@ -163,7 +146,7 @@ async fn a_parked_row_that_is_let_through_waits_for_older_changes_that_are_spill
             } else {
                 // What is written is not published, and what Postgres keeps is still too much.
                 world.sql(write_much).await;
-                until_spilled(&mut running, &world).await;
+                running.until_spilled().await;
             }
         }
         world.s2.up().await;
@@ -264,7 +247,7 @@ async fn the_database_is_let_go_while_s2_is_slow() {
     let mut written = 0;
     until("changes to be spilled", async || {
         running.assert_alive();
-        if spilled(&world).await? > 0 {
+        if world.spilled().await? > 0 {
             return Ok(());
         }
         // Some three times of what gets through.

@@ -9,7 +9,7 @@ use crate::support::oracle::{Order, TABLES, Work, Workload, judge};
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{Relay, Wire};
 use crate::support::s2::{Record, Server};
-use crate::support::sluicebox::{Home, Running};
+use crate::support::sluicebox::Home;
 use crate::support::until;
 use crate::support::world::{BASIN, STREAM, World, field, settings};
 
@@ -97,7 +97,7 @@ async fn a_frozen_process_is_taken_over_and_writes_nothing_when_it_wakes_up() {
     let second = second(&world, &world.path("state"));
     let pid = format!("pid {}", first.pid());
     refused(&second, &[], &["--take-over", &pid, "state folder"]).await;
-    let running = take_over_frozen(&first, &second).await;
+    let running = second.take_over_from(&first).await;
     work.commits(50).await;
     first.signal("CONT");
     let status = first.ended().await;
@@ -112,31 +112,6 @@ async fn a_frozen_process_is_taken_over_and_writes_nothing_when_it_wakes_up() {
     running.stop().await;
     let running = second.start().ready().await;
     running.stop().await;
-}
-
-/// Stops the first one and starts the second. Where the first one stands in the middle of a write to
-/// the store, nobody gets in, which is said; then it goes on for a moment.
-async fn take_over_frozen<'a>(first: &Running<'_>, second: &'a Home) -> Running<'a> {
-    for _ in 0..20 {
-        first.signal("STOP");
-        let before = second.log().len();
-        let mut running = second.start_with(&["--take-over"]);
-        let began = until("the second process to begin or to end", async || {
-            if running.has_ended() {
-                return Ok(false);
-            }
-            second.readyz().await.map(|_| true)
-        })
-        .await;
-        if began {
-            return running.ready().await;
-        }
-        let log = second.log()[before..].to_owned();
-        assert!(log.contains("in the middle of a write"), "{log}");
-        first.signal("CONT");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    panic!("the first process was always in the middle of a write");
 }
 
 #[tokio::test(flavor = "multi_thread")]

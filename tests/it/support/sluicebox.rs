@@ -222,6 +222,37 @@ impl Home {
         Ok(body)
     }
 
+    /// How many changes are spilled now.
+    pub async fn spilled(&self) -> Result<u64, String> {
+        let status = self.status().await?;
+        status["spilled_changes"].as_u64().ok_or_else(|| status.to_string())
+    }
+
+    /// Freezes the process and starts this one on its state folder. Where that one stands in the middle
+    /// of a write to the store, nobody gets in, which is said; then it goes on for a moment.
+    pub async fn take_over_from(&self, first: &Running<'_>) -> Running<'_> {
+        for _ in 0..20 {
+            first.signal("STOP");
+            let before = self.log().len();
+            let mut running = self.start_with(&["--take-over"]);
+            let began = until("the second process to begin or to end", async || {
+                if running.has_ended() {
+                    return Ok(false);
+                }
+                self.readyz().await.map(|_| true)
+            })
+            .await;
+            if began {
+                return running.ready().await;
+            }
+            let log = self.log()[before..].to_owned();
+            assert!(log.contains("in the middle of a write"), "{log}");
+            first.signal("CONT");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("the first process was always in the middle of a write");
+    }
+
     /// What the process publishes of itself.
     pub async fn status(&self) -> Result<Value, String> {
         let answer = self.http.get(self.url("/api/v1/status")).send().await;
@@ -307,6 +338,18 @@ impl Running<'_> {
             text.map(str::to_owned).ok_or_else(|| body.to_string())
         })
         .await
+    }
+
+    /// Waits until changes are spilled.
+    pub async fn until_spilled(&mut self) {
+        until("changes to be spilled", async || {
+            self.assert_alive();
+            match self.home.spilled().await? {
+                0 => Err(self.home.status().await?.to_string()),
+                _ => Ok(()),
+            }
+        })
+        .await;
     }
 
     pub fn signal(&self, name: &str) {
