@@ -123,7 +123,7 @@ impl Driver {
         if begun.is_empty() || self.parts.known.is_empty() {
             return;
         }
-        let own = (lane == LaneId::OWN).then_some(());
+        let is_own = lane == LaneId::OWN;
         let name = self.lanes.get(lane).and_then(|lane| lane.name());
         let in_it: Vec<(MessageId, u64)> = self
             .parts
@@ -131,7 +131,7 @@ impl Driver {
             .iter()
             // A stream that a transform names may be the pipeline's own.
             .filter(|(_, known)| {
-                known.stream == name || own.is_some() && self.is_own(known.stream.as_ref())
+                known.stream == name || is_own && self.is_own(known.stream.as_ref())
             })
             .filter_map(|(id, _)| Some((*id, *begun.get(&self.holds.position(*id)?)?)))
             .collect();
