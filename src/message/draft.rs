@@ -12,6 +12,7 @@ use super::columns::{Column, EditedColumn, EditedOld};
 use super::encode::{EncodeError, Value};
 use super::envelope::{Envelope, TableParts, json_string};
 use super::record::Sizes;
+use super::weight::Makers;
 use crate::change::{Action, Change};
 use crate::pg_type::Kind;
 use crate::sink::record::Header;
@@ -63,6 +64,7 @@ pub(super) struct Extras {
     pub(super) body: Option<Bytes>,
     /// The transform that made `body`.
     replaced_by: Option<Arc<str>>,
+    pub(super) makers: Makers,
     /// Where the record goes, unless to the pipeline's own stream.
     stream: Option<Arc<str>>,
     /// Index and count, for a change that became several records.
@@ -260,6 +262,7 @@ impl Draft {
         if let Some(column) = self.edit()?.get_mut(index) {
             column.name = Some(to.to_owned());
         }
+        self.rename_maker(from, to);
         Ok(())
     }
 

@@ -25,6 +25,7 @@ mod string;
 mod tests;
 mod time;
 mod value;
+mod weight;
 
 pub use cut::cuts;
 pub use draft::{ColumnInfo, Draft, EditError};
@@ -32,6 +33,7 @@ pub use encode::EncodeError;
 pub use envelope::{Envelope, EnvelopeSettings, idempotency_key};
 pub use record::RecordError;
 pub use value::value_json;
+pub use weight::{Subject, Weight, shown};
 
 /// The names of Sluicebox's own record headers, in the order in which every record has them.
 pub mod header {

@@ -13,7 +13,7 @@ use super::control::{ColumnBytes, ErrorView, TraceStep};
 use super::item::{Item, Origin, Shaped};
 use super::size_gate;
 use crate::change::Change;
-use crate::message::{Draft, Envelope, RecordError};
+use crate::message::{Draft, Envelope, RecordError, Weight, shown};
 use crate::sink::record::RECORD_BYTES_MAX;
 use crate::store::Failure;
 use crate::transform::{Chain, Outcome, Runner};
@@ -232,19 +232,19 @@ fn oversize(draft: &Draft, bytes: u64, trace: Vec<TraceStep>) -> Box<Failure> {
     let columns: Vec<ColumnBytes> = draft
         .largest_columns(COLUMNS_NAMED)
         .into_iter()
-        .map(|(name, bytes)| ColumnBytes { name, bytes })
+        .map(|(name, bytes)| ColumnBytes { name: shown(&name), bytes })
         .collect();
     let table = draft.change().table.qualified_name();
-    let named = |column: &ColumnBytes| format!("{} ({} bytes)", column.name, column.bytes);
-    let largest = columns.iter().take(3).map(named).collect::<Vec<_>>().join(", ");
-    let because = match draft.replaced_by() {
-        Some(transform) => format!("`{transform}` made its body"),
-        None => format!("largest columns: {largest}"),
+    let named = |Weight { what, bytes, transform }: Weight| match transform {
+        Some(transform) => format!("{what} ({bytes} bytes, made by `{transform}`)"),
+        None => format!("{what} ({bytes} bytes)"),
     };
+    let largest = draft.heaviest(3).into_iter().map(named).collect::<Vec<_>>().join(", ");
     let text = format!(
-        "a record of {table} has {bytes} bytes, and S2 takes {RECORD_BYTES_MAX}; {because}"
+        "a record of {table} has {bytes} bytes, and S2 takes {RECORD_BYTES_MAX}; largest in it: \
+         {largest}"
     );
     let mut failure = failure("oversize", text, Some(bytes), columns, trace);
-    failure.error.transform = draft.replaced_by().map(str::to_owned);
+    failure.error.transform = draft.enlarged_by().map(|transform| transform.to_string());
     failure
 }

@@ -80,6 +80,7 @@
 //! | a batch that cannot be sent | the pipeline stops | no | `sink_batch` |
 //! | settings that cannot be right | the pipeline stops | no | `sink_settings` |
 //! | no HTTP client | the pipeline stops | no | `sink_http_client` |
+//! | the chain: `oversize` with a transform to blame | the message parks | no | |
 //! | the chain: `oversize` with a column to blame | the message parks | no | |
 //! | the chain: `oversize` | the message parks | no | |
 //! | the chain: `refused` | the message is retried | no | |
@@ -456,6 +457,11 @@ static CONDITIONS: &[ConditionRow] = &[
 
 #[rustfmt::skip]
 const MESSAGES: &[MessageRow] = &[
+    MessageRow {
+        class: "oversize", known: Known::Transform, happens: Happens::MessageParks, own: true,
+        sentence: "A transform made it too large: replace {transform} in the transforms folder by a \
+                    version that makes less of it, and it is delivered at once",
+    },
     MessageRow {
         class: "oversize", known: Known::Column, happens: Happens::MessageParks, own: true,
         sentence: "Remove or compress its largest column by a transform, and it is delivered at \

@@ -4,32 +4,7 @@
 //! refusal would send what it meant to hide, or send it to the wrong stream; so the refusal of
 //! what breaks a rule is kept here, and the verdict is refused for it. No WebAssembly in this file.
 
-/// What an edit was about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Subject {
-    /// A column's value, by its name.
-    Column(String),
-    /// What `changes` shows for a column.
-    Old(String),
-    /// A key of the metadata.
-    Metadata(String),
-    Header(String),
-    Stream,
-    /// The message as a whole.
-    Message,
-}
-
-impl Subject {
-    /// Whether an edit of this that goes through takes the place of a refused one of that.
-    fn covers(&self, other: &Self) -> bool {
-        match (self, other) {
-            // A new value hides the old one, too.
-            (Self::Column(name), Self::Old(other)) => name == other,
-            (Self::Message, Self::Column(_) | Self::Old(_) | Self::Metadata(_)) => true,
-            (this, other) => this == other,
-        }
-    }
-}
+use crate::message::Subject;
 
 /// The broken rules of one call, oldest first. The caller charges the guest for what they hold.
 #[derive(Clone, Debug, Default)]
@@ -44,12 +19,22 @@ impl Breaches {
 
     /// An edit went through that takes the place of refused ones.
     pub(crate) fn made_good(&mut self, by: &Subject) {
-        self.0.retain(|(subject, _)| !by.covers(subject));
+        self.0.retain(|(subject, _)| !covers(by, subject));
     }
 
     /// The reason of the first one that was not made good.
     pub(crate) fn first(&self) -> Option<&str> {
         self.0.first().map(|(_, reason)| reason.as_str())
+    }
+}
+
+/// Whether an edit of this that goes through takes the place of a refused one of that.
+fn covers(this: &Subject, other: &Subject) -> bool {
+    match (this, other) {
+        // A new value hides the old one, too.
+        (Subject::Column(name), Subject::Old(other)) => name == other,
+        (Subject::Message, Subject::Column(_) | Subject::Old(_) | Subject::Metadata(_)) => true,
+        (this, other) => this == other,
     }
 }
 

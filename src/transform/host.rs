@@ -8,11 +8,11 @@ use wasmtime::component::Resource;
 
 use super::bindings::logging::{self, Level};
 use super::bindings::types::{self, Action, Algorithm, Codec, Column};
-use super::breaches::Subject;
 use super::edits;
 use super::state::{ChangeHandle, GuestState, LimitReached, Message};
 use crate::change;
 use crate::error_chain::error_chain;
+use crate::message::Subject;
 use crate::sink::record::RECORD_BYTES_MAX;
 
 /// What an edit counts for beside its bytes, so that small ones without end are stopped too: 16,384
@@ -41,6 +41,23 @@ impl GuestState {
         let bytes: usize = bytes.iter().map(|text| text.len()).sum();
         self.charge(bytes)?;
         self.edit(handle)
+    }
+
+    /// As [`Self::settled`], for an edit that may make the message larger: should it become too large,
+    /// the operator is told by whom.
+    fn made<T>(
+        &mut self,
+        subject: Subject,
+        result: std::result::Result<T, edits::Error>,
+    ) -> Answer<T> {
+        self.note_maker(&subject, &result);
+        self.settled(subject, result)
+    }
+
+    fn note_maker<T>(&mut self, subject: &Subject, result: &std::result::Result<T, edits::Error>) {
+        if let (Ok(_), Some(message)) = (result, &mut self.message) {
+            message.draft.made_by(subject.clone(), self.logs.transform());
+        }
     }
 
     /// What the guest hears of an edit that gives its subject a new value, and so takes the place
@@ -160,7 +177,7 @@ impl types::HostChange for GuestState {
         let message = self.edit_with(&this, &[&column, &json])?;
         let set = message.draft.set_json(&column, json).map_err(Into::into);
         let set = set.and_then(|()| edits::forget(message, &column));
-        self.settled(Subject::Column(column), set)
+        self.made(Subject::Column(column), set)
     }
 
     fn set_text(
@@ -172,7 +189,7 @@ impl types::HostChange for GuestState {
         let message = self.edit_with(&this, &[&column, &text])?;
         let set = message.draft.set_text(&column, &text).map_err(Into::into);
         let set = set.and_then(|()| edits::forget(message, &column));
-        self.settled(Subject::Column(column), set)
+        self.made(Subject::Column(column), set)
     }
 
     fn set_old(
@@ -183,7 +200,7 @@ impl types::HostChange for GuestState {
     ) -> Answer<()> {
         let message = self.edit_with(&this, &[&column, &json])?;
         let set = message.draft.set_old_json(&column, json).map_err(Into::into);
-        self.settled(Subject::Old(column), set)
+        self.made(Subject::Old(column), set)
     }
 
     fn remove(&mut self, this: Resource<ChangeHandle>, column: String) -> Answer<bool> {
@@ -204,12 +221,14 @@ impl types::HostChange for GuestState {
     fn annotate(&mut self, this: Resource<ChangeHandle>, key: String, json: String) -> Answer<()> {
         let message = self.edit_with(&this, &[&key, &json])?;
         let annotated = message.draft.annotate(&key, json).map_err(Into::into);
-        self.settled(Subject::Metadata(key), annotated)
+        self.made(Subject::Metadata(key), annotated)
     }
 
     fn append(&mut self, this: Resource<ChangeHandle>, key: String, json: String) -> Answer<()> {
         let appended = edits::append(self.edit_with(&this, &[&key, &json])?, &key, &json);
-        self.heard(Subject::Metadata(key), appended)
+        let subject = Subject::Metadata(key);
+        self.note_maker(&subject, &appended);
+        self.heard(subject, appended)
     }
 
     fn annotation(&mut self, this: Resource<ChangeHandle>, key: String) -> Result<Option<String>> {
@@ -224,7 +243,7 @@ impl types::HostChange for GuestState {
     ) -> Answer<()> {
         self.charge(name.len() + value.len())?;
         let added = self.edit(&this)?.draft.add_header(&name, &value).map_err(Into::into);
-        self.settled(Subject::Header(name), added)
+        self.made(Subject::Header(name), added)
     }
 
     fn route_to(&mut self, this: Resource<ChangeHandle>, stream: Option<String>) -> Answer<()> {
@@ -276,7 +295,12 @@ impl types::HostChange for GuestState {
             Codec::Gzip => sluicebox_edits::Codec::Gzip,
         };
         let compressed = edits::compress(self.edit(&this)?, &column, codec, level, deadline);
-        self.heard(Subject::Column(column), compressed)
+        let subject = Subject::Column(column);
+        // One that packed nothing is not charged, and could note as much as it likes.
+        if matches!(compressed, Ok(true)) {
+            self.note_maker(&subject, &compressed);
+        }
+        self.heard(subject, compressed)
     }
 
     fn hash(

@@ -134,7 +134,7 @@ async fn the_story(test: &str, place: &str) {
     assert!(letter["change"]["new"]["body"] == body, "the row is as it was");
     let facts = &letter["dead_letter"];
     assert_eq!((&facts["class"], &facts["attempts"]), (&"oversize".into(), &3.into()), "{facts}");
-    assert!(facts["reason"].as_str().unwrap().contains("largest columns: body"), "{facts}");
+    assert!(facts["reason"].as_str().unwrap().contains("largest in it: column `body`"), "{facts}");
     // Its group goes on behind it.
     let records = world.until_records(2).await;
     assert_eq!(told(&records), ["2 1", "1 2"]);

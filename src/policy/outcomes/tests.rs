@@ -88,6 +88,7 @@ fn each_fault_and_each_class_has_its_row() {
         assert_eq!(text, row.sentence.replace("{id}", "7"));
     }
     assert!(hint("oversize", "7", Some("body"), None).contains("--column body"));
+    assert!(hint("oversize", "7", Some("body"), Some("10-x.wasm")).contains("10-x.wasm"));
     assert!(hint("trap", "7", Some("body"), Some("10-x.wasm")).contains("10-x.wasm"));
     assert!(hint("refused", "7", None, Some("10-x.wasm")).contains("retry 7"));
 }

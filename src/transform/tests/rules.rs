@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::message::RecordError;
+use crate::pipeline::{item, workers};
 
 fn act(act: &str, number: u64, text: &str) -> Outcome {
     let settings = format!("text = {}", toml::Value::from(text));
@@ -90,18 +90,82 @@ fn what_was_made_good_or_depends_on_the_row_does_not() {
     assert!(kept(act("overlook-missing", 0, "")).stream().is_none());
 }
 
+/// What an operator reads of a message that transforms made, or left, too large.
+fn oversize(chain: &Arc<Chain>, body: &str) -> crate::store::Failure {
+    let mut runner = runner();
+    let outcome = runner.run(chain, draft(body));
+    match workers::measured(outcome, || runner.trace()) {
+        item::Shaped::Failed(failure) => {
+            assert_eq!(failure.error.class, "oversize", "{}", failure.error.text);
+            *failure
+        }
+        other @ (item::Shaped::Records(_) | item::Shaped::Dropped | item::Shaped::Halt(_)) => {
+            panic!("{other:?}")
+        }
+    }
+}
+
 #[test]
-fn a_body_over_the_limit_is_measured_and_put_down_to_its_maker() {
-    let oversize = |draft: &Draft| match draft.record() {
-        Err(RecordError::Oversize { bytes }) => bytes > 2_000_000,
-        other => panic!("{other:?}"),
+fn who_makes_a_record_too_large_is_named_with_the_piece_the_size_and_the_limit() {
+    let check = |form: &str, body: &str, largest: &str| {
+        let settings = format!("[config]\nact = \"enlarge\"\nnumber = 2000000\ntext = \"{form}\"");
+        let chain = chain(vec![
+            transform("10-chaos.wasm", chaos(), &settings),
+            transform("20-keep.wasm", chaos(), "[config]\nact = \"keep\""),
+        ]);
+        let failure = oversize(&chain, body);
+        let text = &failure.error.text;
+        let bytes = failure.bytes.unwrap();
+        let expected = format!(
+            "a record of public.documents has {bytes} bytes, and S2 takes 1048576; largest in it: \
+             {largest}"
+        );
+        assert!(text.starts_with(&expected), "{form}: {text}\n{expected}");
+        assert_eq!(failure.error.transform.as_deref(), Some("10-chaos.wasm"), "{form}");
+        let hint = crate::policy::hint("7", Some(&failure));
+        assert!(hint.contains("replace 10-chaos.wasm in the transforms folder"), "{form}: {hint}");
     };
-    let replaced = kept(act("replace-large", 2_000_000, ""));
-    assert!(oversize(&replaced));
-    assert_eq!(replaced.replaced_by(), Some("10-chaos.wasm"));
-    let parts = several(act("split-large", 2_000_000, ""));
-    assert!(oversize(&parts[0]));
-    assert_eq!(parts[0].replaced_by(), Some("10-chaos.wasm"));
+    let by = "bytes, made by `10-chaos.wasm`)";
+    check("set", "text", &format!("column `body` (2000000 {by}"));
+    check("set-text", "text", &format!("column `note` (2000006 {by}"));
+    check("set-old", "text", &format!("`changes.body` (2000000 {by}"));
+    check("renamed", "text", &format!("column `text` (2000004 {by}"));
+    check("name", "text", &format!("column `{}…` (2000001 {by}", "x".repeat(100)));
+    check("annotate", "text", &format!("`metadata.note` (2000004 {by}"));
+    check("append", "text", &format!("`metadata.list` (2000006 {by}"));
+    check("header", "text", &format!("header `trail` (2000007 {by}"));
+    check("headers", "text", &format!("1000 headers (2005890 {by}"));
+    check("message", "text", &format!("its body (2000000 {by}"));
+    check("split", "text", &format!("its body (2000000 {by}"));
+    check("parts", &"x".repeat(3_000_000), &format!("its body (2000000 {by}"));
+    // What does not compress grows by base64.
+    let mut random = 1_u64;
+    let incompressible: String = std::iter::repeat_with(|| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b' ' + u8::try_from(random >> 57).unwrap() % 95)
+    })
+    .filter(|character| !matches!(character, '"' | '\\'))
+    .take(1_000_000)
+    .collect();
+    check("compress", &incompressible, "column `body` (1");
+}
+
+#[test]
+fn a_row_that_was_too_large_before_is_put_down_to_nobody() {
+    let chain = chain(vec![
+        transform("10-chaos.wasm", chaos(), "[config]\nact = \"rename\""),
+        transform("20-a.wasm", chaos(), "[config]\nact = \"append\""),
+    ]);
+    let failure = oversize(&chain, &"x".repeat(2_000_000));
+    let text = &failure.error.text;
+    assert!(text.contains("largest in it: column `body` (2000002 bytes), "), "{text}");
+    assert_eq!(failure.error.transform, None);
+    let hint = crate::policy::hint("7", Some(&failure));
+    assert!(hint.contains("strip-columns --column body"), "{hint}");
+}
+
+#[test]
+fn a_message_that_is_too_large_to_hand_over_ends_at_the_limit_of_a_call() {
     check(
         act("replace-large", 20_000_000, ""),
         Class::Limit,

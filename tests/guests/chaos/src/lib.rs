@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 
 use serde::Deserialize;
-use sluicebox_transform::{Algorithm, Change, Level, Transform, Verdict, export, log};
+use sluicebox_transform::{Algorithm, Change, Codec, Level, Transform, Verdict, export, log};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +33,10 @@ impl Transform for Chaos {
         match config.act.as_str() {
             "init-error" => Err("`config.act` asks for an error".into()),
             "init-panic" => panic!("init panics"),
+            "init-log" => {
+                log(Level::Info, "about to refuse");
+                Err("`config.act` asks for an error after a line".into())
+            }
             _ => Ok(Self(config)),
         }
     }
@@ -47,6 +51,26 @@ impl Transform for Chaos {
             "keep" => {}
             "drop" => return Ok(Verdict::Drop),
             "count" => change.annotate("calls", &CALLS.get().to_string())?,
+            // Counts its calls, and fails at a table of the name `bad`.
+            "count-until-bad" => {
+                change.annotate("calls", &CALLS.get().to_string())?;
+                if change.table_name() == "bad" {
+                    match self.0.text.as_str() {
+                        "guest" => return Err("a bad table".into()),
+                        "trap" => outer(0),
+                        "invalid" => return Ok(Verdict::Split(Vec::new())),
+                        "timeout" => loop {
+                            black_box(number);
+                        },
+                        "memory" => loop {
+                            black_box(vec![1_u8; 1 << 20]).leak();
+                        },
+                        "depth" => _ = black_box(recurse(number)),
+                        "call" => change.set_text("body", &"x".repeat(20 << 20))?,
+                        other => return Err(format!("`config.text`: there is no {other}")),
+                    }
+                }
+            }
             "remove" => _ = change.remove("body")?,
             "set" => change.set("body", "{\"masked\": true}")?,
             "set-not-json" => change.set("body", "{masked}")?,
@@ -78,6 +102,36 @@ impl Transform for Chaos {
             "host-edits" => {
                 for index in 0_u64.. {
                     change.annotate(&format!("k{index}"), "1")?;
+                }
+            }
+            "enlarge" => {
+                let large = "x".repeat(number as usize);
+                let json = json_of(number);
+                match self.0.text.as_str() {
+                    "set" => change.set("body", &json)?,
+                    "set-text" => change.set_text("note", &large)?,
+                    "set-old" => change.set_old("body", &json)?,
+                    "renamed" => {
+                        change.set("body", &json)?;
+                        change.rename("body", "text")?;
+                    }
+                    "name" => change.set(&large, "1")?,
+                    "annotate" => change.annotate("note", &json)?,
+                    "append" => change.append("list", &json)?,
+                    "header" => change.add_header("trail", large.as_bytes())?,
+                    "headers" => {
+                        for index in 0..1000 {
+                            change.add_header(
+                                &format!("h{index}"),
+                                &large.as_bytes()[..number as usize / 1000],
+                            )?;
+                        }
+                    }
+                    "message" => change.set_message(&json)?,
+                    "split" => return Ok(Verdict::Split(vec!["1".into(), json])),
+                    "parts" => return Ok(Verdict::Parts(number)),
+                    "compress" => _ = change.compress("body", Codec::Gzip, 0)?,
+                    other => return Err(format!("`config.text`: there is no {other}")),
                 }
             }
             "large-call" => change.set_text("body", &"x".repeat(20 << 20))?,
@@ -201,6 +255,7 @@ impl Transform for Chaos {
             "hmac" => _ = change.hash("title", Algorithm::Sha256, Some(b"key"))?,
             "truncate" => _ = change.truncate("body", number)?,
             "truncate-id" => _ = change.truncate("id", number)?,
+            "everything" => everything(change, &self.0.text)?,
             "columns" => {
                 let columns: Vec<String> = change
                     .columns()
@@ -228,6 +283,44 @@ impl Transform for Chaos {
         }
         Ok(Verdict::Keep)
     }
+}
+
+/// Calls every function of a change's handle, and writes down what it hears.
+fn everything(change: &Change, text: &str) -> Result<(), String> {
+    let note = |key: &str, text: String| change.annotate(key, &format!("{text:?}"));
+    note("action", format!("{:?}", change.action()))?;
+    note("table", format!("{}.{}", change.table_schema(), change.table_name()))?;
+    note("position", format!("{}/{}", change.commit_lsn(), change.commit_index()))?;
+    note("timestamp", change.commit_timestamp().to_string())?;
+    let shown = |column: &sluicebox_transform::Column| {
+        let sluicebox_transform::Column { name, type_name, key, unchanged, size } = column;
+        format!("{name}:{type_name}:{key}:{unchanged}:{size}")
+    };
+    note("column", change.column("id").as_ref().map(shown).unwrap_or_default())?;
+    note("columns", change.columns().iter().map(shown).collect::<Vec<_>>().join(" "))?;
+    note("names", change.column_names().join(" "))?;
+    note("title", format!("{:?} {:?}", change.get("title")?, change.get_text("title")?))?;
+    note("old", format!("{:?}", change.get_old("title")?))?;
+    note("annotation", format!("{:?}", change.annotation("old")))?;
+
+    change.set_text("title", "a much longer title")?;
+    note("truncated", change.truncate("title", 13)?.to_string())?;
+    change.set_old("title", "\"the old one\"")?;
+    note("compressed", change.compress("tags", Codec::Gzip, 0)?.to_string())?;
+    change.rename("tags", "labels")?;
+    note("hashed", change.hash("body", Algorithm::Sha256, Some(b"key"))?.to_string())?;
+    change.set("added", "[1, 2]")?;
+    change.set("gone", "1")?;
+    note("removed", change.remove("gone")?.to_string())?;
+    change.append("list", "1")?;
+    change.add_header("name", b"value")?;
+    change.route_to(Some("orders"))?;
+    note("stream", change.routed_to().unwrap_or_default())?;
+    note("fits", (change.size()? < change.limit()).to_string())?;
+    note("replaced", change.is_replaced().to_string())?;
+    log(Level::Warn, "everything was called");
+    let message = change.message()?;
+    change.set_message(&format!("{{\"{text}\":{message}}}"))
 }
 
 /// A JSON string of that many bytes.
