@@ -86,8 +86,9 @@ pub enum Error {
     )]
     OtherVersion { found: String },
     #[error(
-        "the module imports {imports}, which a transform is not given: there is no network and \
-         nothing beyond WASI's clocks, random numbers and output; build it without (in Python: \
+        "the module imports {imports}, which a transform is not given: there are no files, there is \
+         no network, and nothing beyond the clocks, random numbers, output and environment of WASI \
+         0.2; build it without (in Python: \
          `componentize-py componentize --stub-wasi`; in JavaScript: `disableFeatures: [\"http\", \
          \"fetch-event\"]` for `componentize`; in AssemblyScript: `asc --use abort=`)"
     )]
@@ -253,7 +254,7 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
                 for import in imports.clone().into_imports() {
                     let import = import.map_err(|error| unreadable(&error, bytes.len()))?;
                     wasip1 |= import.module == WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
-                    if is_foreign(import.module) {
+                    if is_foreign(import.module, import.name) {
                         foreign.insert(format!("{}.{}", import.module, import.name));
                     }
                 }
@@ -282,11 +283,14 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
     }
 }
 
-/// Whether a core module imports something under this name that no interface can have, such as `env`.
-/// Interfaces have a colon, and what binding generators write for themselves a sign in front.
-fn is_foreign(module: &str) -> bool {
-    let is_wasip1 = module == WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
-    !is_wasip1 && !module.contains(':') && !module.starts_with(['$', '[', '_'])
+/// Whether a core module imports something that no interface can have, such as `env.abort`, or that
+/// the adapter of wasip1 would link without anything behind it. Interfaces have a colon, and what
+/// binding generators write for themselves a sign in front.
+fn is_foreign(module: &str, name: &str) -> bool {
+    if module == WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME {
+        return !wasi::is_granted_of_wasip1(name);
+    }
+    !module.contains(':') && !module.starts_with(['$', '[', '_'])
 }
 
 fn unreadable(error: &wasmparser::BinaryReaderError, bytes: usize) -> Error {

@@ -1,9 +1,14 @@
 //! What a module that imports WASI is given: as little as its language's runtime can live with.
 //!
-//! There are no files, no arguments and no standard input, and no environment variables but those
-//! that the module's settings name. Clocks and random numbers work. What is written to stdout and stderr becomes log lines. Sockets and
-//! everything else are not linked, so that the loader refuses them by name. Waiting ends at the
-//! call's deadline: epochs cannot stop a guest that sleeps in a host function.
+//! There are no arguments and no standard input, and no environment variables but those that the
+//! module's settings name. Clocks and random numbers work. What is written to stdout and stderr
+//! becomes log lines. Waiting ends at the call's deadline: epochs cannot stop a guest that sleeps in a
+//! host function.
+//!
+//! Everything else is not linked, so that the loader refuses it by name: sockets, HTTP, signals. The
+//! one exception are files. Standard libraries import `wasi:filesystem` whether or not a program ever
+//! opens one, the adapter of wasip1 for every module, so it is linked, and empty: no folder is given,
+//! nothing can be opened without one, and each attempt is answered by an error inside the module.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,9 +32,33 @@ use super::state::{DeadlinePassed, GuestState};
 /// How much of what a call writes to stdout and stderr is kept: an exception and its stack.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 
-/// The packages and interfaces of WASI that a module may import.
-const GRANTED: [&str; 5] =
-    ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/"];
+/// The interfaces of WASI 0.2 that a module may import: those that [`add_to_linker`] defines.
+pub(crate) const GRANTED: [&str; 20] = [
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+];
+
+/// What wasip1 has and a transform is not given. Its files are there as those of WASI 0.2 are.
+const NOT_GRANTED_OF_WASIP1: [&str; 5] =
+    ["proc_raise", "sock_accept", "sock_recv", "sock_send", "sock_shutdown"];
 
 /// Random bytes that a guest may ask for at once. The host makes them before the guest's own memory
 /// limit sees them.
@@ -37,9 +66,13 @@ const RANDOM_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Whether a component's import of this name is met.
 pub(crate) fn is_granted(import: &str) -> bool {
-    GRANTED.iter().any(|package| import.starts_with(package))
-        // `run` is what a command exports; nothing can import it here.
-        && !import.starts_with("wasi:cli/run")
+    let Some((interface, version)) = import.split_once('@') else { return false };
+    version.starts_with("0.2.") && GRANTED.contains(&interface)
+}
+
+/// Whether a core module's import of this name from wasip1 is met.
+pub(crate) fn is_granted_of_wasip1(function: &str) -> bool {
+    !NOT_GRANTED_OF_WASIP1.contains(&function)
 }
 
 /// One instance's view of WASI.

@@ -161,6 +161,21 @@ fn a_panic_in_init_is_told_with_its_text() {
     assert!(fault.reason.ends_with("(while it was starting)"), "{}", fault.reason);
 }
 
+/// An instance that starts in the middle of the traffic, and does not.
+#[test]
+fn what_an_instance_logs_before_it_fails_to_start_is_kept() {
+    for (act, class, line) in [
+        ("init-log", Class::Guest, "info: about to refuse"),
+        ("init-panic", Class::Trap, "error: "),
+    ] {
+        let failure = failed(self::act(act, 0, "text"));
+        assert_eq!((failure.class, failure.trace.len()), (class, 1), "{}", failure.text);
+        let step = &failure.trace[0];
+        assert_eq!(step.verdict, class.as_str());
+        assert!(step.logs.iter().any(|known| known.starts_with(line)), "{act}: {:?}", step.logs);
+    }
+}
+
 #[test]
 fn the_guest_sees_the_change() {
     let columns = message(&kept(act("columns", 0, "text")));
@@ -253,6 +268,28 @@ fn after_a_failure_the_next_message_gets_a_fresh_instance() {
     };
     assert_eq!(calls("a"), 1);
     assert_eq!(calls("a"), 2);
+
+    for (how, class) in [
+        ("guest", Class::Guest),
+        ("trap", Class::Trap),
+        ("invalid", Class::Invalid),
+        ("timeout", Class::Timeout),
+        ("memory", Class::Limit),
+        ("depth", Class::Limit),
+        ("call", Class::Limit),
+    ] {
+        let settings = format!(
+            "[limits]\ntime_ms = 1000\n[config]\nact = \"count-until-bad\"\ntext = \"{how}\""
+        );
+        let chain = chain(vec![transform("10-count.wasm", chaos(), &settings)]);
+        let mut runner = self::runner();
+        let mut run = |name: &str| runner.run(&chain, Draft::new(change_of(name, "x"), envelope()));
+        let calls = |outcome| message(&kept(outcome))["metadata"]["calls"].clone();
+        assert_eq!([calls(run("a")), calls(run("a"))], [1, 2], "{how}");
+        let failure = failed(run("bad"));
+        assert_eq!(failure.class, class, "{how}: {}", failure.text);
+        assert_eq!([calls(run("a")), calls(run("a"))], [1, 2], "{how}: a fresh instance");
+    }
 
     let trapping = acting("trap", 0, "");
     let mut runner = self::runner();
@@ -469,7 +506,18 @@ fn settings_decide_what_an_error_means() {
     assert!(failed(runner().run(&with("halt"), draft("text"))).halt);
     assert!(several(runner().run(&with("drop"), draft("text"))).is_empty());
 
+    let dropping = with("drop");
     let mut runner = runner();
+    for dropped in 1..=3 {
+        assert!(several(runner.run(&dropping, draft("text"))).is_empty());
+        let counters = &dropping.transforms()[0].counters;
+        assert_eq!((counters.errors(), counters.drops()), (dropped, dropped));
+    }
+    // What is only tried is not counted.
+    let mut quiet = Runner::quiet(Arc::clone(engine()));
+    assert!(several(quiet.run(&dropping, draft("text"))).is_empty());
+    assert_eq!(dropping.transforms()[0].counters.drops(), 3);
+
     let passed = kept(runner.run(&with("pass"), draft("text")));
     // The edit before the trap is undone.
     assert_eq!(message(&passed), message(&draft("text")));

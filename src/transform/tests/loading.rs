@@ -90,10 +90,10 @@ fn other_interfaces_and_versions_are_named() {
             "wasi:sockets/ip-name-lookup@0.2.0",
         ),
         "the module imports `wasi:sockets/ip-name-lookup@0.2.0`, which a transform is not given: \
-         there is no network and nothing beyond WASI's clocks, random numbers and output; build \
-         it without (in Python: `componentize-py componentize --stub-wasi`; in JavaScript: \
-         `disableFeatures: [\"http\", \"fetch-event\"]` for `componentize`; in AssemblyScript: \
-         `asc --use abort=`)",
+         there are no files, there is no network, and nothing beyond the clocks, random numbers, \
+         output and environment of WASI 0.2; build it without (in Python: `componentize-py \
+         componentize --stub-wasi`; in JavaScript: `disableFeatures: [\"http\", \"fetch-event\"]` \
+         for `componentize`; in AssemblyScript: `asc --use abort=`)",
     );
     let odd = patched(&component(), "[method]change.append", "[method]change.apqend");
     let error = load(engine(), &odd, None).unwrap_err();

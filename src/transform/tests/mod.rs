@@ -12,6 +12,7 @@ mod loading;
 mod rules;
 mod soak;
 mod vetting;
+mod wasi;
 mod written_by_hand;
 
 use std::path::PathBuf;
