@@ -278,6 +278,12 @@ fn chain<'a>(out: &mut Exposition, transforms: &'a Value) {
     };
     each("transform_calls_total", "Calls of a live transform.", "calls", 1.0);
     each("transform_errors_total", "Calls of a live transform that failed.", "errors", 1.0);
+    each(
+        "transform_dropped_total",
+        "Messages that a live transform failed and its `on_error = \"drop\"` dropped.",
+        "dropped",
+        1.0,
+    );
     each("transform_seconds_total", "What a live transform's calls took together.", "micros", 1e6);
 }
 
@@ -484,7 +490,7 @@ mod tests {
         status.measures.latency.observe(0, SystemTime::UNIX_EPOCH);
         let odd = "1\"0\\\n{}.wasm";
         let transforms = json!({"generation": 7, "transforms": [
-            {"file": odd, "state": "live", "calls": 10, "errors": 2, "micros": 1_500_000},
+            {"file": odd, "state": "live", "calls": 10, "errors": 2, "dropped": 1, "micros": 1_500_000},
             {"file": "2.wasm", "state": "rejected", "calls": 0, "errors": 0, "micros": 0},
         ]});
         let scraped = text(&status, &transforms);
@@ -512,6 +518,7 @@ mod tests {
         check("transforms", &[("state", "rejected")], 1.0);
         check("transform_calls_total", &[("file", odd)], 10.0);
         check("transform_errors_total", &[("file", odd)], 2.0);
+        check("transform_dropped_total", &[("file", odd)], 1.0);
         check("transform_seconds_total", &[("file", odd)], 1.5);
         assert_eq!(get(&samples, "transform_calls_total", &[("file", "2.wasm")]), None);
     }

@@ -125,6 +125,7 @@ mod tests {
             since: "2026-01-01T00:00:00Z".to_owned(),
             calls: 12,
             errors: 1,
+            dropped: 0,
             micros: 0,
             vet: Some(VetReport {
                 result: VetResult::Passed,
@@ -150,6 +151,7 @@ mod tests {
             reason: Some("not\nWebAssembly".to_owned()),
             calls: 0,
             errors: 0,
+            dropped: 0,
             micros: 0,
             vet: None,
             ..live.clone()

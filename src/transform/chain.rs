@@ -35,7 +35,13 @@ pub(crate) struct Counters {
     nanos: AtomicU64,
     /// Of the lines that it writes.
     pub(crate) logs: Arc<LogQuota>,
+    /// Messages that it failed and that its settings dropped for it.
+    dropped: AtomicU64,
+    drop_lines: LogQuota,
 }
+
+/// How many dropped messages of one transform are logged in a second.
+pub(crate) const DROPS_LOGGED_MAX: u32 = 10;
 
 impl Counters {
     pub(crate) fn called(&self) {
@@ -49,6 +55,17 @@ impl Counters {
 
     pub(crate) fn failed(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a message that was dropped for an error. Answers whether it is to be logged, and how many
+    /// of the second that has just ended were not.
+    pub(crate) fn dropped(&self, now: Instant) -> (bool, u32) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.drop_lines.count(now, DROPS_LOGGED_MAX)
+    }
+
+    pub(crate) fn drops(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     pub(crate) fn calls(&self) -> u64 {
@@ -176,6 +193,16 @@ pub(crate) fn digest(transforms: &[Arc<Transform>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dropped_messages_are_all_counted_and_few_of_a_second_are_logged() {
+        let counters = Counters::default();
+        let start = Instant::now();
+        let logged = (0..1000).filter(|_| counters.dropped(start).0).count();
+        assert_eq!((logged, counters.drops()), (DROPS_LOGGED_MAX as usize, 1000));
+        let later = counters.dropped(start + Duration::from_secs(1));
+        assert_eq!(later, (true, 1000 - DROPS_LOGGED_MAX));
+    }
 
     #[test]
     fn the_empty_chain_has_a_tag() {

@@ -64,11 +64,14 @@ pub(crate) struct Fault {
     pub(crate) reason: String,
     /// The guest's functions, innermost first.
     pub(crate) backtrace: Vec<String>,
+    /// What it logged, where it failed while it was starting: its instance is gone, and nobody else has
+    /// them.
+    pub(crate) logs: Vec<String>,
 }
 
 impl Fault {
     pub(crate) fn new(class: Class, reason: impl Into<String>) -> Self {
-        Self { class, reason: reason.into(), backtrace: Vec::new() }
+        Self { class, reason: reason.into(), backtrace: Vec::new(), logs: Vec::new() }
     }
 
     /// A trap says little by itself; what the guest logged last is usually its panic message, and what it
@@ -145,7 +148,7 @@ impl Fault {
                 (Class::Invalid, format!("broke the interface's rules: {text}"))
             }
         };
-        Self { class, reason, backtrace: backtrace(error) }
+        Self { backtrace: backtrace(error), ..Self::new(class, reason) }
     }
 }
 
@@ -276,10 +279,12 @@ impl Instance {
         let (guest, answer) = started.map_err(|error| {
             let logs = store.data_mut().take_logs();
             let fault = Fault::of(&error, limits, time_max).with_last_words(&logs, module);
-            Fault { reason: format!("{} (while it was starting)", fault.reason), ..fault }
+            Fault { reason: format!("{} (while it was starting)", fault.reason), logs, ..fault }
         })?;
         answer.map_err(|text| {
-            Fault::new(Class::Guest, format!("refused its settings: {}", shortened(&text)))
+            let reason = format!("refused its settings: {}", shortened(&text));
+            let logs = store.data_mut().take_logs();
+            Fault { logs, ..Fault::new(Class::Guest, reason) }
         })?;
         let memory_at_start = store.data().limiter.memory_bytes;
         Ok(Self { store, guest, calls: 0, memory_at_start })

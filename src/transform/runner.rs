@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::chain::{Chain, Transform};
+use super::chain::{Chain, DROPS_LOGGED_MAX, Transform};
 use super::engine::Engine;
 use super::instance::{Class, Fault, Instance};
 use super::settings::OnError;
 use super::state::Message;
 use super::verdict::{Shaped, apply};
+use crate::change::Change;
 use crate::message::Draft;
 use crate::pipeline::control::TraceStep;
 
@@ -251,17 +252,32 @@ impl Runner {
             (OnError::Drop, _) if quiet => Ok(Shaped::Drop),
             (OnError::Drop, _) => {
                 let change = failed.as_ref().map(|message| message.draft.change());
-                tracing::warn!(
-                    transform = &*transform.file,
-                    table = change.map(|change| change.table.qualified_name()),
-                    position = change.map(|change| change.position.to_string()),
-                    "dropped a message, as the transform's settings say: it {}",
-                    fault.reason
-                );
+                log_dropped(transform, change, &fault);
                 Ok(Shaped::Drop)
             }
             (OnError::Park | OnError::Halt | OnError::Pass, _) => Err(fault),
         }
+    }
+}
+
+/// Each is counted; only so many are logged, since a transform may fail every message.
+fn log_dropped(transform: &Transform, change: Option<&Change>, fault: &Fault) {
+    let (may_write, left_out) = transform.counters.dropped(Instant::now());
+    if left_out > 0 {
+        tracing::warn!(
+            transform = &*transform.file,
+            "{left_out} more messages were dropped and not logged each: at most \
+             {DROPS_LOGGED_MAX} are in a second; `transform_dropped_total` counts all of them"
+        );
+    }
+    if may_write {
+        tracing::warn!(
+            transform = &*transform.file,
+            table = change.map(|change| change.table.qualified_name()),
+            position = change.map(|change| change.position.to_string()),
+            "dropped a message, as the transform's settings say: it {}",
+            fault.reason
+        );
     }
 }
 
@@ -285,13 +301,10 @@ impl Slot {
             None => match Instance::new(engine, transform, quiet) {
                 // A start has a limit of its own, which is longer than a call's.
                 Ok(instance) => (instance, Instant::now()),
-                Err(fault) => {
-                    return Called {
-                        result: Err(fault),
-                        failed: Some(message),
-                        measured: None,
-                        logs: Vec::new(),
-                    };
+                Err(mut fault) => {
+                    let logs = std::mem::take(&mut fault.logs);
+                    let failed = Some(message);
+                    return Called { result: Err(fault), failed, measured: None, logs };
                 }
             },
         };

@@ -204,7 +204,7 @@ pub(crate) struct LogQuota(Mutex<(Option<Instant>, u32)>);
 impl LogQuota {
     /// Counts a line. Answers whether it may be written, and how many were left out of the second that
     /// has just ended.
-    fn count(&self, now: Instant, max: u32) -> (bool, u32) {
+    pub(super) fn count(&self, now: Instant, max: u32) -> (bool, u32) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (second, written) = &mut *state;
         let began = *second.get_or_insert(now);

@@ -36,6 +36,8 @@ pub struct TransformView {
     pub since: String,
     pub calls: u64,
     pub errors: u64,
+    /// Messages that it failed and that its settings dropped (`on_error = "drop"`).
+    pub dropped: u64,
     /// What all calls took together, in microseconds.
     pub micros: u64,
     /// What vetting said, where it was asked.
@@ -65,6 +67,7 @@ pub(super) fn live_view(transform: &Transform, vet: Option<VetReport>) -> Transf
         since: transform.since.clone(),
         calls: transform.counters.calls(),
         errors: transform.counters.errors(),
+        dropped: transform.counters.drops(),
         micros: u64::try_from(transform.counters.time().as_micros()).unwrap_or(u64::MAX),
         vet,
     }
@@ -122,6 +125,7 @@ impl Watcher {
             since: refused.since.clone(),
             calls: 0,
             errors: 0,
+            dropped: 0,
             micros: 0,
             vet: refused.vet.clone(),
         });
@@ -133,6 +137,7 @@ impl Watcher {
             since: now(),
             calls: 0,
             errors: 0,
+            dropped: 0,
             micros: 0,
             vet: None,
         });
@@ -145,6 +150,7 @@ impl Watcher {
             since: transform.since.clone(),
             calls: 0,
             errors: 0,
+            dropped: 0,
             micros: 0,
             vet: None,
         });
