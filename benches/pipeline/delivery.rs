@@ -183,7 +183,8 @@ async fn latency(cluster: &Cluster, options: &Options) {
         };
         let records = [size_gate::check(record).unwrap()];
         let appended = Instant::now();
-        let append = Append { records: &records, match_seq_num: None, fencing_token: None };
+        let records = &records.each_ref();
+        let append = Append { records, match_seq_num: None, fencing_token: None };
         session.send(append).unwrap();
         session.next_ack().await.unwrap();
         sinks.push(appended.elapsed().as_secs_f64() * 1e3);

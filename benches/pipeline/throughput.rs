@@ -270,7 +270,8 @@ async fn sink_alone(records: u64) -> Measured {
     let server = server().await;
     let client = client(&server, STREAM);
     let batch = batch();
-    let batch_bytes: u64 = batch.iter().map(SizedRecord::metered_bytes).sum();
+    let batch: Vec<&SizedRecord> = batch.iter().collect();
+    let batch_bytes: u64 = batch.iter().map(|record| record.metered_bytes()).sum();
     let mut session = Session::open(&client);
     let (mut sent, mut acknowledged, mut under_way) = (0, 0, 0);
     let started = Instant::now();

@@ -35,6 +35,8 @@ pub struct Envelope {
     settings: EnvelopeSettings,
     /// The header that begins every record.
     pub(super) head: Headers,
+    /// The part of a change that is one record.
+    pub(super) whole: Headers,
     /// The members of `metadata` that never change, each after a comma.
     pub(super) metadata_tail: Box<[u8]>,
     /// By the address of the table's description, which the entry keeps alive.
@@ -44,9 +46,11 @@ pub struct Envelope {
 impl Envelope {
     #[must_use]
     pub fn new(settings: EnvelopeSettings) -> Self {
-        let mut head = Headers::default();
+        let (mut head, mut whole) = (Headers::default(), Headers::default());
         head.push(header::PIPELINE.as_bytes(), settings.pipeline_id.as_bytes());
-        Self { head, metadata_tail: metadata_tail(&settings), settings, tables: RwLock::default() }
+        whole.push(header::PART.as_bytes(), b"0/1");
+        let metadata_tail = metadata_tail(&settings);
+        Self { head, whole, metadata_tail, settings, tables: RwLock::default() }
     }
 
     #[must_use]

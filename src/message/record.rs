@@ -140,7 +140,7 @@ impl Draft {
             let key = IdempotencyKey::new(self.change.position);
             headers.push(header::KEY.as_bytes(), key.as_bytes());
             match extras.part {
-                None => headers.push(header::PART.as_bytes(), b"0/1"),
+                None => headers.extend_from(&self.envelope.whole),
                 Some((index, count)) => {
                     headers.push(header::PART.as_bytes(), format!("{index}/{count}").as_bytes());
                 }

@@ -269,7 +269,7 @@ impl Line {
     /// # Errors
     ///
     /// When the batch is not one that S2 could take, which is a defect.
-    pub fn send(&mut self, records: &[SizedRecord]) -> Result<(), crate::sink::error::Error> {
+    pub fn send(&mut self, records: &[&SizedRecord]) -> Result<(), crate::sink::error::Error> {
         self.session.send(Append {
             records,
             match_seq_num: self.next_seq,

@@ -253,12 +253,12 @@ impl Outbox {
 
     /// Packs the next batch and counts it as on its way: at once where nothing else is, otherwise
     /// when it is full or has waited long enough. `None`: not now.
-    pub fn next_batch(&mut self, now: Instant) -> Option<Vec<SizedRecord>> {
+    pub fn next_batch(&mut self, now: Instant) -> Option<Vec<&SizedRecord>> {
         if self.queue.is_empty() || self.is_blocked() {
             return None;
         }
-        if let Some(portion) = self.next_portion(now) {
-            return Some(portion);
+        if self.queue.front()?.portions.is_some() {
+            return self.next_portion(now);
         }
         let waited = self.lingered().is_some_and(|due| due <= now);
         let full = self.queued_bytes >= FULL_BYTES || self.queued_records >= FULL_RECORDS;
@@ -267,7 +267,6 @@ impl Outbox {
         }
         let mut meter = BatchMeter::default();
         let mut batch = Batch { parcels: Vec::new(), records: 0, metered_bytes: 0 };
-        let mut records = Vec::with_capacity(self.queued_records.min(FULL_RECORDS));
         while let Some(parcel) = self.queue.front() {
             let apart = parcel.alone || parcel.portions.is_some();
             if !parcel.behind.is_empty() || (apart && !batch.parcels.is_empty()) {
@@ -279,7 +278,6 @@ impl Outbox {
             }
             meter = with;
             let Some(parcel) = self.queue.pop_front() else { break };
-            records.extend(parcel.records.iter().cloned());
             let alone = parcel.alone;
             batch.parcels.push(parcel);
             if alone {
@@ -287,31 +285,33 @@ impl Outbox {
             }
         }
         batch.metered_bytes = meter.metered_bytes();
-        self.depart(batch, &records, now);
+        self.depart(batch, meter.records(), now);
+        let mut records = Vec::with_capacity(meter.records());
+        records.extend(self.in_flight.back()?.parcels.iter().flat_map(|parcel| &parcel.records));
         Some(records)
     }
 
     /// As many records of the first parcel as a batch holds, where that takes more than one. It does
     /// not wait for company: it gets none.
-    fn next_portion(&mut self, now: Instant) -> Option<Vec<SizedRecord>> {
+    fn next_portion(&mut self, now: Instant) -> Option<Vec<&SizedRecord>> {
         let parcel = self.queue.front_mut()?;
-        parcel.portions?;
         let mut meter = BatchMeter::default();
-        let fits = |record: &&SizedRecord| meter.try_add(record);
-        let records: Vec<SizedRecord> = parcel.unsent().iter().take_while(fits).cloned().collect();
+        let count = parcel.unsent().iter().take_while(|record| meter.try_add(record)).count();
         let portions = parcel.portions.as_mut()?;
-        portions.sent += records.len();
+        let first = portions.sent;
+        portions.sent += count;
         let is_last = portions.sent == parcel.records.len();
         let parcels = if is_last { self.queue.pop_front() } else { None };
         let metered_bytes = meter.metered_bytes();
         let batch = Batch { parcels: parcels.into_iter().collect(), records: 0, metered_bytes };
-        self.depart(batch, &records, now);
-        Some(records)
+        self.depart(batch, count, now);
+        let sent = self.in_flight.back()?.parcels.first().or(self.queue.front())?;
+        Some(sent.records.get(first..first + count)?.iter().collect())
     }
 
-    fn depart(&mut self, mut batch: Batch, records: &[SizedRecord], now: Instant) {
-        batch.records = records.len() as u64;
-        self.queued_records -= records.len();
+    fn depart(&mut self, mut batch: Batch, records: usize, now: Instant) {
+        batch.records = records as u64;
+        self.queued_records -= records;
         self.queued_bytes -= batch.metered_bytes;
         self.since = (!self.queue.is_empty()).then_some(now);
         self.in_flight_bytes += batch.metered_bytes;

@@ -183,9 +183,18 @@ pub(super) fn optional_bytes_len(bytes: &[u8]) -> usize {
     if bytes.is_empty() { 0 } else { bytes_len(bytes) }
 }
 
+/// A header has three of these, nearly all of them short: those take two bytes in one write.
+#[inline]
 pub(super) fn put_head(frame: &mut impl BufMut, tag: u32, payload: usize) {
-    encode_key(tag, WireType::LengthDelimited, frame);
-    encode_varint(payload as u64, frame);
+    match (u8::try_from(tag), u8::try_from(payload)) {
+        (Ok(tag @ ..16), Ok(length @ ..0x80)) => {
+            frame.put_slice(&[tag << 3 | WireType::LengthDelimited as u8, length]);
+        }
+        _ => {
+            encode_key(tag, WireType::LengthDelimited, frame);
+            encode_varint(payload as u64, frame);
+        }
+    }
 }
 
 /// The tag of a field whose key was read.

@@ -51,7 +51,7 @@ const PIECE_BYTES: usize = 64 * 1024;
 pub struct Append<'a> {
     /// At least one, at most [`BATCH_RECORDS_MAX`], together at most [`RECORD_BYTES_MAX`] metered
     /// bytes. They land together or not at all.
-    pub records: &'a [SizedRecord],
+    pub records: &'a [&'a SizedRecord],
     /// The number that the first record must get.
     pub match_seq_num: Option<u64>,
     /// The token that the stream must have.
@@ -198,7 +198,7 @@ impl Session {
     /// then, and the session goes on.
     pub fn send(&mut self, batch: Append<'_>) -> Result<(), Error> {
         let Append { records, match_seq_num, fencing_token } = batch;
-        let metered_bytes: u64 = records.iter().map(SizedRecord::metered_bytes).sum();
+        let metered_bytes: u64 = records.iter().map(|record| record.metered_bytes()).sum();
         let wrong = if records.is_empty() {
             Some("it has no records".to_owned())
         } else if records.len() > BATCH_RECORDS_MAX {
@@ -211,7 +211,7 @@ impl Session {
         if let Some(what) = wrong {
             return Err(Error::Batch { what });
         }
-        let records_of = records.iter().map(SizedRecord::record);
+        let records_of = records.iter().map(|record| record.record());
         self.send_records(records_of, records.len() as u64, match_seq_num, fencing_token)
     }
 

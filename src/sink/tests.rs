@@ -70,6 +70,7 @@ fn batch(name: &str, count: usize) -> Vec<SizedRecord> {
 }
 
 fn send(session: &mut Session, records: &[SizedRecord], number: Option<u64>, token: Option<&str>) {
+    let records = &records.iter().collect::<Vec<_>>();
     session.send(Append { records, match_seq_num: number, fencing_token: token }).unwrap();
 }
 
@@ -221,7 +222,8 @@ async fn batches_beyond_the_limits_are_not_sent() {
     let mut session = Session::open(&client);
     let large = sized(600_000);
     for records in [vec![], batch("a", 1001), vec![large.clone(), large.clone()]] {
-        let append = Append { records: &records, match_seq_num: None, fencing_token: None };
+        let records = &records.iter().collect::<Vec<_>>();
+        let append = Append { records, match_seq_num: None, fencing_token: None };
         let error = session.send(append).unwrap_err();
         assert!(matches!(error.class(), Class::Fatal { .. }), "{error}");
     }

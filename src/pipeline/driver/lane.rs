@@ -17,7 +17,6 @@ use crate::pipeline::grants::Grants;
 use crate::pipeline::link::{self, Established, Line, Opening, establish};
 use crate::pipeline::measures::Measures;
 use crate::pipeline::outbox::{Outbox, Parcel, Window};
-use crate::pipeline::size_gate::SizedRecord;
 use crate::sink::Guarantee;
 use crate::sink::client::Client;
 use crate::store::{Failure, Store, Tokens};
@@ -204,7 +203,7 @@ impl Lane {
         }
         while let Some(records) = self.outbox.next_batch(now) {
             measures.sent_records += records.len() as u64;
-            measures.sent_bytes += records.iter().map(SizedRecord::metered_bytes).sum::<u64>();
+            measures.sent_bytes += records.iter().map(|record| record.metered_bytes()).sum::<u64>();
             line.send(&records)?;
         }
         Ok(())
