@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::oracle::{Order, TABLES, Workload, judge};
-use crate::support::postgres::Cluster;
+use crate::support::postgres::{Cluster, Database};
 use crate::support::s2::Server;
 use crate::support::sluicebox::Running;
 use crate::support::world::World;
@@ -13,7 +13,10 @@ use crate::support::{Random, until};
 
 /// A world whose S2 is away, with basin and stream on its disk.
 async fn world(test: &str, dir: &Path, delivery: &str) -> World<'static> {
-    let database = Cluster::shared().await.database(test).await;
+    world_of(Cluster::shared().await.database(test).await, dir, delivery).await
+}
+
+async fn world_of<'a>(database: Database<'a>, dir: &Path, delivery: &str) -> World<'a> {
     let s2 = Server::on_disk(dir).await;
     let mut world = World::of(database, s2, TABLES, &["public.items"]).await;
     world.s2.kill().await;
@@ -110,8 +113,11 @@ async fn a_slot_of_somebody_else_is_not_read_before_s2_was_reached() {
 /// behind that is known all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_piles_up_is_known_while_nothing_more_is_read() {
+    // What other databases of the same server write counts as well.
+    let cluster = Cluster::start(&[]).await;
     let dir = tempfile::tempdir().unwrap();
-    let world = world("piles_up", dir.path(), "spill_after = \"64MiB\"").await;
+    let database = cluster.database("piles_up").await;
+    let world = world_of(database, dir.path(), "spill_after = \"64MiB\"").await;
     world.s2.up().await;
     let mut running = world.start().ready().await;
     world.s2.kill().await;
