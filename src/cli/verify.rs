@@ -16,7 +16,8 @@ use crate::change::{Lsn, Position};
 use crate::config::{Config, Endpoint, TableName};
 use crate::pipeline::control::{MessageDetail, MessageList, MessageView, Status};
 use crate::store::look::Look;
-use crate::verify::{Held, Settings, Verifier};
+use crate::transform::{live_modules, read_modules};
+use crate::verify::{Drops, Held, Settings, Verifier};
 
 /// Messages that one request asks for.
 const PAGE: &str = "1000";
@@ -32,8 +33,10 @@ const AFTER_HELP: &str = "\
 The text names each kind of fault with its number, `ok` in front where there are none and `NO` where there \
 are, with the first five of each; then what was read and what was compared, table by table. Rows are named \
 by their keys. Not faults, and named with their numbers, are rows of which a change is parked or waits \
-behind one, and those of which an operator gave a change up. What a transform drops is written down nowhere: \
-its rows are missing from the stream, and are named so.
+behind one, those of which an operator gave a change up, and those that a transform drops. What was dropped \
+is written down nowhere: the modules that are live are tried on a row that is not in the stream as it is in the \
+table, and what they would drop now counts as dropped. What another version of them dropped is missing; so are \
+rows of a table without a key, which cannot be told from each other.
 
 The pipeline may run or not. While it runs, the comparison waits until it has passed the moment at which the \
 tables are read. Where it does not, changes that are still in the slot count as held back. The store is read \
@@ -63,7 +66,8 @@ pub(super) struct Arguments {
     /// `schema.table.column` (can be given more than once).
     #[arg(long = "ignore-column", value_name = "COLUMN")]
     ignore_columns: Vec<String>,
-    /// Rows that no record names were there before the slot, and are not missing.
+    /// Rows that no record names were there before the slot, and are not missing. Nor are inserts whose
+    /// updates are in the stream: a transform may have dropped them.
     #[arg(long)]
     allow_older: bool,
     /// Show the values that differ. Keys are always shown.
@@ -137,6 +141,9 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
         ..Settings::new(app::source_settings(&config, dsn))
     };
     let mut verifier = Verifier::open(settings, client).await?;
+    if reads_tables {
+        verifier.ask(live_chain(&config));
+    }
     let mut told = 0;
     let mut progress = |next: u64, end: u64| {
         // A line for each so many records, for who wonders whether it moves.
@@ -181,6 +188,23 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
         print(&lines.collect::<String>())?;
     }
     Ok(if report.holds { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
+}
+
+/// What asks the live transforms. Where they cannot be asked, what they drop is missing, which is said.
+fn live_chain(config: &Config) -> Option<Drops> {
+    let modules = match live_modules(&config.state.dir) {
+        // Another machine's pipeline may have the same folder of modules.
+        Ok(None) if config.transforms.dir.is_dir() => read_modules(&config.transforms.dir),
+        Ok(modules) => Ok(modules.unwrap_or_default()),
+        Err(error) => Err(error),
+    };
+    let drops = modules.map_err(|error| error.to_string()).and_then(Drops::of);
+    drops.unwrap_or_else(|reason| {
+        to_stderr(&format!(
+            "what the transforms drop is not known, and counts as missing: {reason}"
+        ));
+        None
+    })
 }
 
 /// The streams that messages were routed to, as far as the store and the running process know.

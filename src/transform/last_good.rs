@@ -15,6 +15,7 @@ use super::folder::{Content, create_private, write_atomically};
 use super::health::Tally;
 use super::loader;
 use super::vet::VetReport;
+use super::workbench::ModuleFiles;
 
 /// The folder's name in the state folder.
 const FOLDER: &str = "last-good-transforms";
@@ -198,6 +199,25 @@ impl LastGood {
         }
         Ok(())
     }
+}
+
+/// The modules that are live, or were last, in their order; nothing where no pipeline ever had this
+/// state folder. Changes nothing, so that a running pipeline may own it.
+///
+/// # Errors
+///
+/// When a file cannot be read, or is not what it was when it was kept.
+pub fn live_modules(state_dir: &Path) -> io::Result<Option<Vec<ModuleFiles>>> {
+    let dir = state_dir.join(FOLDER);
+    let Some(entries) = read_json(&dir.join(MANIFEST))? else { return Ok(None) };
+    let kept = LastGood { dir, entries, unproven: None };
+    let module = |file: &str| {
+        let Content { module, settings } = kept
+            .get(file)
+            .ok_or_else(|| io::Error::other(format!("the copy of `{file}` is gone or damaged")))?;
+        Ok(ModuleFiles { file: file.to_owned(), module, settings })
+    };
+    kept.files().map(module).collect::<io::Result<_>>().map(Some)
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {

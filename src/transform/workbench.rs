@@ -120,6 +120,13 @@ impl Workbench {
         Runner::new(Arc::clone(&self.engine))
     }
 
+    /// The same for messages that are only tried: nothing is counted, and nothing is logged as if it
+    /// had happened.
+    #[must_use]
+    pub fn quiet_runner(&self) -> Runner {
+        Runner::quiet(Arc::clone(&self.engine))
+    }
+
     /// What the bytes are, and whether they would be loaded.
     #[must_use]
     pub fn inspect(&self, bytes: &[u8]) -> super::inspect::Inspection {

@@ -1,13 +1,13 @@
 //! The folded stream against the tables as they are at one moment.
 
-use std::borrow::Cow;
-
 use super::canon::{canonical, digest};
+use super::drops::SourceRow;
 use super::fault::Fault;
 use super::fold::{Fold, row_digest};
 use super::report::TableReport;
 use super::scratch::{Cell, Row, State};
 use super::{Error, shorten};
+use crate::change::Action;
 
 /// Characters of a value that is shown.
 const VALUE_CHARS_MAX: usize = 60;
@@ -34,8 +34,9 @@ impl Comparison {
         Self { table, rules, report: TableReport { table: name, ..TableReport::default() } }
     }
 
-    /// Takes a row of the source: the JSON of each column, in the order of the fold's.
-    pub(super) fn row(&mut self, fold: &mut Fold<'_>, row: &[Cow<'_, str>]) -> Result<(), Error> {
+    /// Takes a row of the source, its columns in the order of the fold's.
+    pub(super) fn row(&mut self, fold: &mut Fold<'_>, source: SourceRow<'_>) -> Result<(), Error> {
+        let row = source.json;
         self.report.rows += 1;
         let table = &fold.tables[self.table];
         let value = |name: &str| {
@@ -89,6 +90,9 @@ impl Comparison {
         }
         let shown = fold.tables[self.table].show(&key);
         let Some(found) = found else {
+            if self.is_dropped(source, Action::Insert)? {
+                return Ok(());
+            }
             if self.rules.allow_unmentioned {
                 self.report.unmentioned += 1;
             } else {
@@ -96,6 +100,11 @@ impl Comparison {
             }
             return Ok(());
         };
+        // It came back; or what changed it since was dropped.
+        let last = if found.state == State::Deleted { Action::Insert } else { Action::Update };
+        if self.is_dropped(source, last)? {
+            return Ok(());
+        }
         if found.state == State::Deleted {
             let text = format!("{shown}: in the table, but deleted in the stream");
             fold.faults.add(Fault::Different, || text);
@@ -128,6 +137,13 @@ impl Comparison {
         let text = different.iter().map(show).collect::<Vec<_>>().join(", ");
         fold.faults.add(Fault::Different, || format!("{shown}: {text}"));
         Ok(())
+    }
+
+    /// Counts a row that a transform drops, if one does.
+    fn is_dropped(&mut self, source: SourceRow<'_>, action: Action) -> Result<bool, Error> {
+        let Some(file) = source.dropped_by(action)? else { return Ok(false) };
+        *self.report.dropped.entry(file).or_default() += 1;
+        Ok(true)
     }
 
     /// Counts a row that is as it has to be, and what of it could be compared.

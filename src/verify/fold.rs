@@ -404,7 +404,10 @@ impl<'a> Fold<'a> {
             });
         } else {
             self.faults.add(Fault::Missing, || {
-                format!("before {record}: the insert of {row}, of which this is the {action}")
+                format!(
+                    "before {record}: the insert of {row}, of which this is the {action} \
+                     (--allow-older, where it is older than the slot or a transform dropped it)"
+                )
             });
         }
     }

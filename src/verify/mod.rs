@@ -24,8 +24,8 @@
 //! as held, too ([`Verifier::choose_moment_without_pipeline`]). What an operator gave up the store
 //! remembers, so that such rows are named as that. Where a
 //! transform has altered a value it says so in the metadata, in a list or object whose name ends in
-//! `_columns`, or the operator names the column. Nobody writes down what a transform dropped: such rows
-//! show as missing.
+//! `_columns`, or the operator names the column. Nobody writes down what a transform dropped: the chain
+//! that is live is asked whether it would drop the row as it is now, see [`drops`].
 //!
 //! **Several streams**, to which transforms route, are compared as one: see [`fold`].
 //!
@@ -34,6 +34,7 @@
 
 mod canon;
 mod compare;
+mod drops;
 mod fault;
 mod fold;
 mod message;
@@ -48,6 +49,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use self::compare::{Comparison, Rules};
+use self::drops::{Question, SourceRow};
 use self::fold::Fold;
 use crate::change::{Action, Change, Column, Lsn, Position};
 use crate::message::value_json;
@@ -59,6 +61,7 @@ use crate::store;
 use crate::store::given_up::GivenUp;
 use crate::table_name::TableName;
 
+pub use drops::Drops;
 pub use fault::{Fault, Faults, Found};
 pub use fold::{Applied, Moment, Observer};
 pub use report::{Counts, Report, StreamReport, TableReport};
@@ -94,6 +97,8 @@ pub enum Error {
     NotPublished { table: TableName },
     #[error("`{column}` is no column of a table that is compared")]
     NoColumn { column: String },
+    #[error("the thread that asks the transforms broke off, a defect of Sluicebox")]
+    Chain,
 }
 
 /// What to compare, and how.
@@ -192,6 +197,7 @@ pub struct Verifier<'a> {
     inspector: Inspector,
     published: Vec<Published>,
     fold: Fold<'a>,
+    drops: Option<Drops>,
 }
 
 impl std::fmt::Debug for Verifier<'_> {
@@ -246,7 +252,12 @@ impl<'a> Verifier<'a> {
         fold.partial = settings.from.is_some() || settings.allow_unmentioned;
         fold.keep_values = settings.show_values;
         fold.pipeline.clone_from(&settings.pipeline_id);
-        Ok(Self { settings, streams, inspector, published, fold })
+        Ok(Self { settings, streams, inspector, published, fold, drops: None })
+    }
+
+    /// Has a chain asked about rows that are not in the stream.
+    pub fn ask(&mut self, drops: Option<Drops>) {
+        self.drops = drops;
     }
 
     /// Also tells each change to somebody else, in the stream's order.
@@ -462,7 +473,11 @@ impl<'a> Verifier<'a> {
                     (Some(text), None) => Cow::Owned(value_json(&column.kind, text)),
                 })
                 .collect();
-            comparison.row(&mut self.fold, &values)?;
+            let texts: Vec<Option<&str>> = (0..columns.len()).map(|at| row.get(at)).collect();
+            let table = &published.table;
+            let ask = |drops| Question { drops, table, values: &texts };
+            let question = self.drops.as_ref().map(ask);
+            comparison.row(&mut self.fold, SourceRow { json: &values, question })?;
         }
         comparison.finish(&mut self.fold)
     }

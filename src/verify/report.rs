@@ -37,6 +37,9 @@ pub struct TableReport {
     pub held: u64,
     /// Rows of which an operator has given a change up: not as in the table, and not lost unseen.
     pub given_up: u64,
+    /// Rows that are not in the stream as they are in the table, and that a transform drops, by its
+    /// file.
+    pub dropped: BTreeMap<String, u64>,
     /// Rows that no record names, where that is allowed.
     pub unmentioned: u64,
     /// Rows whose last record does not say what the row is: split, or replaced by a transform.
@@ -145,6 +148,13 @@ impl fmt::Display for Report {
                 if count > 0 {
                     write!(f, "\n    {count:>9}   {text}")?;
                 }
+            }
+            for (file, count) in &table.dropped {
+                write!(
+                    f,
+                    "\n    {count:>9}   rows that `{file}`, as it is now, drops: not in the stream, \
+                     or in it as they were before"
+                )?;
             }
             if table.opaque > 0 {
                 write!(

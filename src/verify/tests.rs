@@ -89,7 +89,8 @@ fn compared(
 ) -> (Vec<(Fault, u64)>, TableReport) {
     let mut comparison = Comparison::new(fold, 0, rules);
     for row in rows {
-        comparison.row(fold, &row.map(Cow::Borrowed)).unwrap();
+        let json = &row.map(Cow::Borrowed);
+        comparison.row(fold, SourceRow { json, question: None }).unwrap();
     }
     let report = comparison.finish(fold).unwrap();
     let faults = Fault::ALL.into_iter();

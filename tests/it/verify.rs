@@ -308,3 +308,70 @@ async fn columns_that_a_transform_alters_are_told_and_left_out() {
     assert_eq!(usage.status.code(), Some(2), "{}", String::from_utf8_lossy(&usage.stderr));
     running.stop().await;
 }
+
+/// Nobody writes down what was dropped; the modules that are live are tried on what is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_transform_drops_is_told_from_what_is_missing() {
+    let sql = format!("{TABLES}{MORE_TABLES}");
+    let world = World::new("verify_drops", &sql, &["public.items", "public.pair"]).await;
+    let filter = "drop=[{column=\"label\",starts_with=\"r0wv4lue hidden\"}]";
+    world.ok(&["transforms", "add", "filter", "--set", filter]).await;
+    let running = world.start().ready().await;
+    world
+        .sql(
+            "insert into items select n, n, 'r0wv4lue', 'b' from generate_series(1, 6) n; \
+             insert into items values (7, 7, 'r0wv4lue hidden', 'b'), (8, 8, 'r0wv4lue hidden', 'b'); \
+             update items set label = 'r0wv4lue hidden', op = 9 where id = 1; \
+             insert into pair values ('k', md5('k')::uuid, 'r0wv4lue');",
+        )
+        .await;
+    let found = verify(&world, &[]).await;
+    assert_holds(&found);
+    let table = &found.0["tables"][0];
+    // 7 and 8, which never came, and 1, which the stream has as it was before.
+    assert_eq!(table["dropped"], serde_json::json!({"10-filter.wasm": 3}), "{table:#}");
+    assert_eq!((&table["rows"], &table["compared"]), (&8.into(), &5.into()), "{table:#}");
+    let text = world.ok(&["verify"]).await;
+    assert!(text.contains("3   rows that `10-filter.wasm`, as it is now, drops"), "{text}");
+    // It is let through from now on; that its insert was dropped only an operator can know.
+    world.sql("update items set label = 'r0wv4lue', op = 10 where id = 8").await;
+    let (report, code) = verify(&world, &[]).await;
+    assert_eq!((faults(&report, "missing"), code), (1, Some(1)), "{report:#}");
+    assert!(report["faults"].to_string().contains("--allow-older"), "{report:#}");
+    world.until_confirmed().await;
+    running.stop().await;
+    let found = verify(&world, &["--allow-older"]).await;
+    assert_holds(&found);
+    assert_eq!(found.0["tables"][0]["dropped"]["10-filter.wasm"], 2, "{:#}", found.0);
+
+    // What was committed while nobody watched is missing, and no transform is blamed for it.
+    let slot = &world.settings.slot;
+    world
+        .sql(
+            "insert into items values (9, 9, 'r0wv4lue', 'b'); \
+             insert into items values (10, 10, 'r0wv4lue hidden', 'b'); \
+             update items set op = 11 where id = 2; delete from items where id = 3;",
+        )
+        .await;
+    let advance = format!("select pg_replication_slot_advance('{slot}', pg_current_wal_lsn())");
+    world.sql(&advance).await;
+    let (report, code) = verify(&world, &[]).await;
+    let (missing, different) = (faults(&report, "missing"), faults(&report, "different"));
+    assert_eq!((missing, different, code), (2, 2, Some(1)), "{report:#}");
+    assert_eq!(report["tables"][0]["dropped"]["10-filter.wasm"], 3, "{report:#}");
+    let named = report["faults"].to_string();
+    assert!(named.contains("id=9") && !named.contains("id=10"), "{report:#}");
+
+    // Modules that cannot be asked are said, and hide nothing.
+    let live = world.path("state/last-good-transforms");
+    for entry in std::fs::read_dir(&live).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none() {
+            std::fs::write(path, "no module").unwrap();
+        }
+    }
+    let output = world.cli(&["verify"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("counts as missing") && text.contains("10-filter.wasm"), "{text}");
+}
