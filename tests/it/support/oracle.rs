@@ -381,7 +381,7 @@ pub async fn judge_streams_without(
 
 /// Puts the parts of each message together that a transform has cut, as a consumer does; the message has
 /// the number of its first part.
-fn whole(records: &[&Record]) -> Vec<Record> {
+pub fn whole(records: &[&Record]) -> Vec<Record> {
     let mut whole: Vec<Record> = Vec::with_capacity(records.len());
     // What was found of a message, and where it begins in `whole`.
     let mut open: HashMap<&str, (usize, BTreeMap<usize, &str>)> = HashMap::new();
@@ -505,7 +505,7 @@ async fn judge_records(
 }
 
 /// No record twice, and none over the limit.
-fn check_records(records: &[&Record]) {
+pub fn check_records(records: &[&Record]) {
     let mut seen: HashMap<(String, String), u64> = HashMap::new();
     let mut pipelines = BTreeSet::new();
     for record in records {

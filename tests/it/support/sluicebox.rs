@@ -167,15 +167,20 @@ impl Home {
         .await
     }
 
-    /// Waits until nothing failed or waits any more.
+    /// Waits until nothing failed or waits any more, for as long as there is less and less of it.
     pub async fn until_no_messages(&self) {
-        until("an empty list of messages", async || {
-            let output = self.cli(&["messages", "list", "--json"]).await;
-            let list: Value = serde_json::from_slice(&output.stdout)
-                .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&output.stderr)))?;
-            if list["total"] == 0 { Ok(()) } else { Err(format!("{list:#}")) }
-        })
-        .await;
+        let mut least = u64::MAX;
+        while least > 0 {
+            least = until(&format!("fewer messages than {least}"), async || {
+                let output = self.cli(&["messages", "list", "--json"]).await;
+                let list: Value = serde_json::from_slice(&output.stdout).map_err(|error| {
+                    format!("{error}: {}", String::from_utf8_lossy(&output.stderr))
+                })?;
+                let total = list["total"].as_u64().filter(|total| *total < least);
+                total.ok_or_else(|| format!("{list:#}"))
+            })
+            .await;
+        }
     }
 
     /// The entry of a file in `transforms list`, once the answer is there and `good` likes it.
@@ -306,6 +311,13 @@ impl Running<'_> {
 
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Whether it has written itself into the lock of its state folder.
+    pub fn has_the_state(&self) -> bool {
+        let lock = self.home.path(&self.home.settings.state).join("lock");
+        let lock = fs::read_to_string(lock).unwrap_or_default();
+        lock.split_whitespace().next() == Some(self.pid().to_string().as_str())
     }
 
     /// Fails the test if the process has ended.

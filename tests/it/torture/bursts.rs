@@ -211,6 +211,8 @@ pub struct Bursts {
     under_way: JoinSet<()>,
     /// Those that change tables wait for each other.
     turn: Arc<Mutex<()>>,
+    /// Operations in the ledger that a module fails on.
+    failing: Vec<u64>,
 }
 
 /// How many tables [`Burst::ManyTables`] writes.
@@ -231,12 +233,16 @@ const FIRST: u64 = 1_000_000_000_000;
 
 impl Bursts {
     pub fn new(url: String) -> Self {
-        Self { url, begun: 0, under_way: JoinSet::new(), turn: Arc::default() }
+        Self { url, begun: 0, under_way: JoinSet::new(), turn: Arc::default(), failing: Vec::new() }
     }
 
     pub fn begin(&mut self, burst: Burst) {
-        let transactions = burst.transactions(FIRST + self.begun * 10_000);
+        let first = FIRST + self.begun * 10_000;
+        let transactions = burst.transactions(first);
         self.begun += 1;
+        if burst == Burst::Traps {
+            self.failing.extend([first, first + 1]);
+        }
         let (url, turn) = (self.url.clone(), Arc::clone(&self.turn));
         self.under_way.spawn(async move {
             let _turn = turn.lock().await;
@@ -250,10 +256,12 @@ impl Bursts {
         });
     }
 
-    pub async fn ended(mut self) {
+    /// Waits for all of them, and says which operations a module failed on while it was there.
+    pub async fn ended(mut self) -> Vec<u64> {
         while let Some(burst) = self.under_way.join_next().await {
             burst.unwrap();
         }
+        self.failing
     }
 }
 

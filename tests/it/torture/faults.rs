@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use super::bursts::{Burst, Bursts};
 use super::operator::{Chain, Operator};
 use crate::support::disk::SmallDisk;
+use crate::support::oracle::GivenUp;
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{self, Front, Relay, Wire};
 use crate::support::s2::Server;
@@ -374,9 +375,11 @@ impl<'a> Stage<'a> {
         any
     }
 
-    /// As long as the first one is there, frozen or not.
+    /// As long as the first one is there, frozen or not, and has the folder: of two that have only just
+    /// begun, either may be the first.
     async fn turn_away_a_second(&mut self) -> bool {
-        if self.running.as_mut().is_none_or(Running::has_ended) {
+        let Some(running) = &mut self.running else { return false };
+        if running.has_ended() || !running.has_the_state() {
             return false;
         }
         let home = self.around.homes[1 - self.here];
@@ -488,13 +491,17 @@ impl<'a> Stage<'a> {
     pub async fn healed(mut self) -> Healed<'a> {
         self.heal().await;
         self.zombies_ended().await;
-        self.bursts.ended().await;
+        let failing = self.bursts.ended().await;
         let mut running = self.running.take().expect("it was just started").ready().await;
         if self.here != 0 {
             running.stop().await;
             running = self.around.homes[0].start().ready().await;
         }
-        let Self { operator, tally, around, .. } = self;
+        let Self { mut operator, tally, around, .. } = self;
+        if operator.has_dropped {
+            let perhaps = failing.into_iter().map(|op| (op, GivenUp::Perhaps));
+            operator.given_up.extend(perhaps);
+        }
         Healed { running, operator, tally, disk: around.disk }
     }
 }

@@ -3,7 +3,8 @@
 //! state folder, and faults drawn from a seed. Transforms route part of the changes to other streams, a
 //! row's own changes to one after the other. Then everything is healed and drained, and all streams are
 //! judged: every committed change once in all of them, none that was rolled back or given up, each group
-//! in its order in each, and the streams, folded, equal the tables.
+//! in its order in each, and the streams, folded, equal the tables. With every other seed attempts have
+//! an end: what has spent them is a dead letter, once, and is in no stream.
 //!
 //! `make torture ARGS='--seed N --minutes M'` runs it for long; without that, as in `make test`, every
 //! kind of fault comes once, in an order that is always the same. The seed fixes what is done and in
@@ -15,15 +16,19 @@ mod operator;
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use self::bursts::{Bursts, MANY, MORE_TABLES};
 use self::faults::{DISK_SIZE, Deck, Fault, Healed, Stage, Surroundings};
 use self::operator::{Chain, LANES, Operator};
 use crate::support::Random;
 use crate::support::disk::SmallDisk;
-use crate::support::oracle::{TABLES, Workload, judge_streams_without};
+use crate::support::oracle::{
+    GivenUp, TABLES, Workload, check_records, judge_streams_without, whole,
+};
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{Front, Relay};
-use crate::support::s2::Server;
+use crate::support::s2::{Record, Server, data};
 use crate::support::sluicebox::Home;
 use crate::support::world::{BASIN, World};
 
@@ -59,7 +64,15 @@ const SECTIONS: &str = "[delivery]
 retry_min = \"100ms\"
 retry_max = \"2s\"
 spill_after = \"1s\"
-[delivery.group_by]
+";
+
+/// After [`SECTIONS`], for whoever wants an end of attempts.
+const DEAD_LETTERS: &str = "max_attempts = 3
+[dead_letters]
+stream = \"dead\"
+";
+
+const GROUPS: &str = "[delivery.group_by]
 \"public.orders\" = [\"customer\"]";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +99,9 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     let settings = &mut world.home.settings;
     settings.url = settings.url.replace(&direct, &relayed);
     settings.endpoint = to_s2.endpoint();
-    settings.sections = SECTIONS.to_owned();
+    let has_dead_letters = seed.is_multiple_of(2);
+    let letters = if has_dead_letters { DEAD_LETTERS } else { "" };
+    settings.sections = format!("{SECTIONS}{letters}{GROUPS}");
     settings.sink = "create = true".to_owned();
     settings.state = state.to_str().unwrap().to_owned();
     world.home.write_config();
@@ -147,13 +162,17 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     }
     work.stop().await;
 
-    let Healed { running, operator, tally, disk: _disk } = stage.healed().await;
+    let Healed { running, mut operator, tally, disk: _disk } = stage.healed().await;
     let parked = world.messages(Some("failed")).await.len();
     operator.change_chain(&world.home, Chain::Empty);
     operator.change_chain(&world.home, Chain::Strips);
     world.until_confirmed().await;
     world.until_no_messages().await;
-    let streams = world.s2.streams(BASIN).await;
+    let mut streams = world.s2.streams(BASIN).await;
+    let dead = if has_dead_letters { dead_letters(&world).await } else { Vec::new() };
+    let in_ledger = dead.iter().filter_map(operation);
+    operator.given_up.extend(in_ledger.map(|op| (op, GivenUp::Surely)));
+    streams.retain(|stream| stream != DEAD);
     let names: Vec<&str> = streams.iter().map(String::as_str).collect();
     let counts = judge_streams_without(&world, &names, &operator.given_up).await;
     let records: usize = counts.iter().sum();
@@ -176,12 +195,35 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     }
     println!(
         "torture: {rounds} rounds in {} s, {records} records in {} streams, {parked} parked at the end, \
-         {} given up; \
+         {} given up, {} dead letters; \
          {tally}\n{verdict}\ntorture: --seed {seed} holds",
         begun.elapsed().as_secs(),
         streams.len(),
         operator.given_up.len(),
+        dead.len(),
     );
+}
+
+/// The stream of dead letters.
+const DEAD: &str = "dead";
+
+/// All dead letters, each of which is there once.
+async fn dead_letters(world: &World<'_>) -> Vec<Value> {
+    if world.s2.tail(BASIN, DEAD).await.is_err() {
+        return Vec::new();
+    }
+    let records = world.s2.read(BASIN, DEAD).await;
+    let records = data(&records);
+    check_records(&records);
+    whole(&records).iter().map(Record::json).collect()
+}
+
+/// The operation in the ledger of a row of `items`.
+fn operation(letter: &Value) -> Option<u64> {
+    let change = &letter["change"];
+    let table = change["table"]["name"].as_str().expect("a change has a table");
+    let op = change["new"]["op"].as_str().filter(|_| table == "items")?;
+    Some(op.parse().expect("an op is a number"))
 }
 
 /// Keeps what the processes have printed, for whoever looks for the cause of a failure.

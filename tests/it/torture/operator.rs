@@ -21,13 +21,21 @@ pub enum Chain {
     Traps,
     /// The same, and lets those pass as they are.
     TrapsAndPasses,
+    /// The same, and leaves those out.
+    TrapsAndDrops,
     /// Cuts what is too large into parts.
     Splits,
 }
 
 impl Chain {
-    pub const ALL: [Self; 5] =
-        [Self::Empty, Self::Strips, Self::Traps, Self::TrapsAndPasses, Self::Splits];
+    pub const ALL: [Self; 6] = [
+        Self::Empty,
+        Self::Strips,
+        Self::Traps,
+        Self::TrapsAndPasses,
+        Self::TrapsAndDrops,
+        Self::Splits,
+    ];
 }
 
 /// Names of the files.
@@ -95,6 +103,8 @@ pub struct Operator {
     split: Files,
     /// By their operation in the ledger.
     pub given_up: BTreeMap<u64, GivenUp>,
+    /// Whether [`Chain::TrapsAndDrops`] was ever there.
+    pub has_dropped: bool,
 }
 
 impl Operator {
@@ -107,14 +117,15 @@ impl Operator {
             route.settings = settings.into();
             route.put(home, name);
         }
-        Self { strip, split, given_up: BTreeMap::new() }
+        Self { strip, split, given_up: BTreeMap::new(), has_dropped: false }
     }
 
-    pub fn change_chain(&self, home: &Home, chain: Chain) {
+    pub fn change_chain(&mut self, home: &Home, chain: Chain) {
+        self.has_dropped |= chain == Chain::TrapsAndDrops;
         let gone: &[&str] = match chain {
             Chain::Empty => &[STRIP, TRAP, SPLIT],
             Chain::Strips => &[TRAP, SPLIT],
-            Chain::Traps | Chain::TrapsAndPasses => &[],
+            Chain::Traps | Chain::TrapsAndPasses | Chain::TrapsAndDrops => &[],
             // Otherwise nothing would be too large.
             Chain::Splits => &[STRIP],
         };
@@ -130,6 +141,7 @@ impl Operator {
             Chain::Splits => self.split.put(home, SPLIT),
             Chain::Traps => trap("on_error = \"park\"\n"),
             Chain::TrapsAndPasses => trap("on_error = \"pass\"\n"),
+            Chain::TrapsAndDrops => trap("on_error = \"drop\"\nmay_drop = true\n"),
         }
     }
 
