@@ -422,32 +422,19 @@ impl<'a> Stage<'a> {
     async fn take_over(&mut self) -> bool {
         let first = self.running.take().expect("it was healed");
         let there = 1 - self.here;
-        let home = self.around.homes[there];
-        for _ in 0..20 {
-            first.signal("STOP");
-            let before = home.log().len();
-            let mut second = home.start_with(&["--take-over"]);
-            let began = until("the second process to begin or to end", async || {
-                if second.has_ended() {
-                    return Ok(false);
-                }
-                home.readyz().await.map(|_| true)
-            })
-            .await;
-            if began {
+        match self.around.homes[there].try_take_over_from(&first).await {
+            Some(second) => {
                 self.frozen.push(first.pid());
                 self.zombies.push(first);
                 self.running = Some(second);
                 self.here = there;
-                return true;
+                true
             }
-            let log = home.log()[before..].to_owned();
-            assert!(log.contains("in the middle of a write"), "{log}");
-            first.signal("CONT");
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            None => {
+                self.running = Some(first);
+                false
+            }
         }
-        self.running = Some(first);
-        false
     }
 
     /// Undoes everything, and waits for nothing but the servers' own start.
