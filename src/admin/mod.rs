@@ -10,6 +10,7 @@ mod error;
 mod guard;
 mod messages;
 mod metrics;
+mod openapi;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::serve::ListenerExt;
 use axum::{Json, Router, middleware};
 use serde::Serialize;
@@ -46,6 +47,7 @@ const ROOT_TEXT: &str = "\
 Sluicebox
 
 GET  /                               this, and in a browser the console
+GET  /api/v1/openapi.json            all of this for programs, as OpenAPI 3.1
 GET  /api/v1/status                  what the pipeline is doing
 GET  /api/v1/messages                messages in the store: state, table, class, transform, after, limit
 GET  /api/v1/messages/ID             one message with its trace and payload: payload=false
@@ -177,23 +179,32 @@ struct App {
     names: Arc<[String]>,
 }
 
+/// Every path that there is; `openapi.json` describes each.
+fn routes() -> [(&'static str, MethodRouter<App>); 16] {
+    [
+        ("/", get(console::root)),
+        ("/console.css", get(console::style)),
+        ("/console.js", get(console::script)),
+        ("/healthz", get(healthz)),
+        ("/readyz", get(readyz)),
+        ("/metrics", get(metrics)),
+        ("/api/v1/openapi.json", get(openapi::document)),
+        ("/api/v1/status", get(status)),
+        ("/api/v1/transforms", get(transforms)),
+        ("/api/v1/messages", get(messages::list)),
+        ("/api/v1/messages/retry", post(messages::retry_many)),
+        ("/api/v1/messages/ack", post(messages::acknowledge_many)),
+        ("/api/v1/messages/{id}", get(messages::show)),
+        ("/api/v1/messages/{id}/case", get(messages::export)),
+        ("/api/v1/messages/{id}/retry", post(messages::retry_one)),
+        ("/api/v1/messages/{id}/ack", post(messages::acknowledge_one)),
+    ]
+}
+
 fn router(app: App) -> Router {
-    Router::new()
-        .route("/", get(console::root))
-        .route("/console.css", get(console::style))
-        .route("/console.js", get(console::script))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/transforms", get(transforms))
-        .route("/api/v1/messages", get(messages::list))
-        .route("/api/v1/messages/retry", post(messages::retry_many))
-        .route("/api/v1/messages/ack", post(messages::acknowledge_many))
-        .route("/api/v1/messages/{id}", get(messages::show))
-        .route("/api/v1/messages/{id}/case", get(messages::export))
-        .route("/api/v1/messages/{id}/retry", post(messages::retry_one))
-        .route("/api/v1/messages/{id}/ack", post(messages::acknowledge_one))
+    let routes = routes().into_iter();
+    routes
+        .fold(Router::new(), |router, (path, handlers)| router.route(path, handlers))
         .fallback(|| async { ApiError::no_route() })
         .method_not_allowed_fallback(|| async { ApiError::no_method() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

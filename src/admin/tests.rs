@@ -358,3 +358,155 @@ async fn a_browser_gets_the_console() {
         "{kind} {text}"
     );
 }
+
+/// What the document says of a path's method.
+fn documented<'a>(document: &'a Value, path: &str, method: &Method) -> Option<&'a Value> {
+    document["paths"][path].get(method.as_str().to_lowercase())
+}
+
+#[tokio::test]
+async fn the_document_has_every_route_and_no_other() {
+    let scripted = start().await;
+    let (status, body) = scripted.request(Method::GET, "/api/v1/openapi.json", None).await;
+    let document = json(&body);
+    assert_eq!((status, &document), (200, &openapi::parsed()));
+    let paths = document["paths"].as_object().unwrap();
+    let routes: Vec<&str> = routes().iter().map(|(path, _)| *path).collect();
+    for path in paths.keys() {
+        assert!(routes.contains(&path.as_str()), "{path} is documented, and there is none");
+    }
+    for path in routes {
+        for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
+            let has_body = method != Method::GET;
+            let asked = path.replace("{id}", "1");
+            let body = has_body.then_some(r#"{"all":true}"#);
+            let (status, _) = scripted.request(method.clone(), &asked, body).await;
+            let said = documented(&document, path, &method);
+            assert_eq!(said.is_some(), status != 405, "{method} {path} answers {status}");
+        }
+    }
+}
+
+/// Follows a reference within the document.
+fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    let Some(reference) = schema["$ref"].as_str() else { return schema };
+    let name = reference.strip_prefix("#/components/schemas/").expect("a schema of the document");
+    let found = &document["components"]["schemas"][name];
+    assert!(found.is_object(), "{reference} is not in the document");
+    found
+}
+
+/// The fields that a schema names, by their schemas.
+fn properties<'a>(document: &'a Value, schema: &'a Value) -> Vec<(&'a String, &'a Value)> {
+    let schema = resolved(document, schema);
+    let own = schema["properties"].as_object().into_iter().flatten();
+    let parts = schema["allOf"].as_array().into_iter().flatten();
+    own.chain(parts.flat_map(|part| properties(document, part))).collect()
+}
+
+/// That a value has the fields of its schema, and no others, all the way down.
+#[track_caller]
+fn assert_fits(document: &Value, schema: &Value, value: &Value, at: &str) {
+    let schema = match schema["oneOf"].as_array() {
+        Some(_) if value.is_null() => return,
+        Some(either) => resolved(document, &either[0]),
+        None => resolved(document, schema),
+    };
+    match value {
+        Value::Object(fields) => {
+            let named = properties(document, schema);
+            // A schema without fields says nothing of them.
+            for (name, field) in fields.iter().filter(|_| !named.is_empty()) {
+                let known = named.iter().find(|(known, _)| *known == name);
+                let (_, schema) = known.unwrap_or_else(|| panic!("{at}.{name} is not documented"));
+                assert_fits(document, schema, field, &format!("{at}.{name}"));
+            }
+            for (name, _) in named {
+                assert!(fields.contains_key(name), "{at} has no {name}: {value}");
+            }
+        }
+        Value::Array(items) => {
+            let each = &schema["items"];
+            items.iter().for_each(|item| assert_fits(document, each, item, &format!("{at}[]")));
+        }
+        Value::Null => assert_kind(schema, "null", at),
+        Value::Bool(_) => assert_kind(schema, "boolean", at),
+        Value::Number(_) => assert_kind(schema, "integer", at),
+        Value::String(_) => assert_kind(schema, "string", at),
+    }
+}
+
+#[track_caller]
+fn assert_kind(schema: &Value, kind: &str, at: &str) {
+    let kinds = &schema["type"];
+    let is_one_of = |kinds: &Vec<Value>| kinds.iter().any(|one| one == kind);
+    let fits = kinds.is_null() || kinds == kind || kinds.as_array().is_some_and(is_one_of);
+    assert!(fits, "{at} is a {kind}, and documented as {kinds}");
+}
+
+#[tokio::test]
+async fn answers_have_the_fields_that_the_document_names() {
+    let scripted = start().await;
+    let document = openapi::parsed();
+    let reason = control::Reason {
+        part: "sink".to_owned(),
+        code: "sink_401".to_owned(),
+        text: "no".to_owned(),
+    };
+    let stream = control::StreamView {
+        name: "s".to_owned(),
+        state: "shut".to_owned(),
+        reason: Some(reason.clone()),
+        queued: 1,
+        queued_bytes: 1,
+        parked: 1,
+        tail: Some(1),
+    };
+    let keeper = control::KeeperView { code: "halted".to_owned(), text: "no".to_owned() };
+    let letters = control::DeadLettersView {
+        place: "stream `dead`".to_owned(),
+        written: 1,
+        waiting: 1,
+        reason: Some("no".to_owned()),
+    };
+    scripted.status.send_replace(Status {
+        reasons: vec![reason],
+        streams: vec![stream],
+        wal_kept_by: Some(keeper),
+        dead_letters: Some(letters),
+        stuck: vec![control::StuckView { part: "sink".to_owned(), seconds: 1 }],
+        ..Status::default()
+    });
+    let all = r#"{"all":true}"#;
+    for (method, path, asked, body, expected) in [
+        (Method::GET, "/readyz", "/readyz", None, 503),
+        (Method::GET, "/api/v1/status", "/api/v1/status", None, 200),
+        (Method::GET, "/api/v1/messages", "/api/v1/messages", None, 200),
+        (Method::GET, "/api/v1/messages", "/api/v1/messages?limit=0", None, 400),
+        (Method::GET, "/api/v1/messages/{id}", "/api/v1/messages/1", None, 200),
+        (Method::GET, "/api/v1/messages/{id}", "/api/v1/messages/9", None, 404),
+        (Method::POST, "/api/v1/messages/retry", "/api/v1/messages/retry", Some(all), 200),
+        (Method::POST, "/api/v1/messages/{id}/ack", "/api/v1/messages/2/ack", Some("{}"), 409),
+    ] {
+        let (status, text) = scripted.request(method.clone(), asked, body).await;
+        assert_eq!(status, expected, "{method} {asked}: {text}");
+        let said = documented(&document, path, &method).expect("it is documented");
+        let answer = &said["responses"][status.to_string()];
+        let schema = &answer["content"]["application/json"]["schema"];
+        assert!(schema.is_object(), "{method} {path} documents no {status}");
+        assert_fits(&document, schema, &json(&text), asked);
+    }
+    let transform = json!({
+        "file": "10-x.wasm", "digest": "", "state": "live", "reason": null, "since": "",
+        "calls": 0, "errors": 0, "dropped": 0, "micros": 0, "vet": null,
+    });
+    let view: crate::transform::TransformView = serde_json::from_value(transform).unwrap();
+    let list = crate::transform::TransformList {
+        generation: 1,
+        digest: String::new(),
+        transforms: vec![view],
+        warnings: vec![String::new()],
+    };
+    let schema = &document["components"]["schemas"]["TransformList"];
+    assert_fits(&document, schema, &serde_json::to_value(list).unwrap(), "transforms");
+}
