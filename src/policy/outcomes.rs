@@ -367,8 +367,9 @@ const FAULTS: &[FaultRow] = &[
     },
     FaultRow {
         fault: Fault::Tls, code: "sink_tls",
-        sentence: "the TLS handshake failed; check that the certificate is valid for this name \
-                    and signed by an authority that this machine knows",
+        sentence: "the TLS handshake failed; check that the certificate is valid for this name and \
+                    time, and signed by an authority that this machine knows; where the server has \
+                    no TLS, write http:// in `sink.endpoint`",
     },
     FaultRow {
         fault: Fault::TimeOut, code: "sink_timeout",
@@ -378,7 +379,9 @@ const FAULTS: &[FaultRow] = &[
     },
     FaultRow {
         fault: Fault::Cut, code: "sink_cut",
-        sentence: "the connection broke; it is tried again",
+        sentence: "the connection broke; it is tried again. If it never holds, something else than \
+                    S2 may listen there: check host, port and http:// or https:// in \
+                    `sink.endpoint`",
     },
 ];
 

@@ -422,8 +422,7 @@ pub(super) fn fault_of(error: &(dyn StdError + 'static)) -> Fault {
             if kind == io::ErrorKind::TimedOut && fault.is_none() {
                 fault = Some(Fault::TimeOut);
             }
-            // An I/O error hides a cause of another type from `source`.
-            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            if hides_tls(error) {
                 return Fault::Tls;
             }
         }
@@ -439,6 +438,14 @@ pub(super) fn fault_of(error: &(dyn StdError + 'static)) -> Fault {
         Some(fault) => fault,
         None => Fault::Cut,
     }
+}
+
+/// An I/O error hides the cause that it was made of from `source`, and may be one of several, each in the
+/// other.
+fn hides_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| {
+        inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(hides_tls)
+    })
 }
 
 #[cfg(test)]

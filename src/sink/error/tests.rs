@@ -260,3 +260,24 @@ fn each_condition_has_its_row_and_its_class() {
     let settings = Error::Settings { text: what.clone() };
     assert_eq!(settings.to_string(), what, "a value is no template");
 }
+
+/// What listens there is not what the endpoint says.
+#[tokio::test]
+async fn a_server_of_another_kind_is_told_by_the_wire() {
+    async fn check(scheme: &str, answer: &'static [u8], expected: Fault) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("{scheme}://127.0.0.1:{}/", listener.local_addr().unwrap().port());
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            drop(stream.read(&mut [0; 1024]).await);
+            drop(stream.write_all(answer).await);
+        });
+        let error = reqwest::Client::new().get(url).send().await.unwrap_err();
+        served.await.unwrap();
+        assert_eq!(fault_of(&error), expected, "{scheme}: {error:?}");
+    }
+    check("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", Fault::Tls).await;
+    // As Postgres does, and a server that wants TLS.
+    check("http", b"", Fault::Cut).await;
+}
