@@ -178,9 +178,20 @@ impl Driver {
         let failure = message.failure()?;
         let Message { id, change, parts, .. } = message;
         let item = Item { change, origin: Origin::Store { id } };
+        if let Some(landed) = self.found_landed(&item) {
+            self.on_found(&item, landed);
+            return Ok(());
+        }
         match parts {
             Some(parts) if self.dead.is_stream(parts.stream.as_ref()) => {
                 self.forward_parts(item, parts)
+            }
+            // It may be delivered. What goes to a stream is looked up once more on its way there.
+            _ if self.dead.stream().is_none()
+                && let Some((lane, failure)) = self.doubtful(&item) =>
+            {
+                self.letter_waits(&item, lane, &failure);
+                Ok(())
             }
             _ => {
                 let attempts = self.attempts.get(&id).copied().unwrap_or_default().all;

@@ -43,6 +43,8 @@ mod routed;
 mod shape;
 mod skip;
 mod spill;
+#[cfg(test)]
+mod tests;
 
 pub use portions::Portions;
 pub use spill::Bounds;

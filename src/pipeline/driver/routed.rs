@@ -226,21 +226,28 @@ impl Driver {
         self.new_lane(Arc::clone(name))
     }
 
+    /// The stream that may have a message already, and what to say of it meanwhile.
+    pub(super) fn doubtful(&self, item: &Item) -> Option<(LaneId, Failure)> {
+        let lane = *self.doubts.open.get(&item.change.position)?;
+        let name = self.lanes.get(lane).map(|lane| lane.client.place().stream.clone());
+        let failure = route_failure(format!(
+            "an earlier attempt to send it to stream `{}` got no answer, and that stream cannot be read \
+             to find out; it goes nowhere else before that",
+            name.unwrap_or_default()
+        ));
+        Some((lane, failure))
+    }
+
     /// What keeps a message from going to the stream that transforms chose for it: the failure that it
     /// parks with.
     pub(super) fn obstacle(&mut self, id: LaneId, item: &Item) -> Option<Failure> {
         if id == LaneId::OWN && self.doubts.open.is_empty() {
             return None;
         }
-        if let Some(doubtful) = self.doubts.open.get(&item.change.position)
-            && *doubtful != id
+        if let Some((doubtful, failure)) = self.doubtful(item)
+            && doubtful != id
         {
-            let name = self.lanes.get(*doubtful).map(|lane| lane.client.place().stream.clone());
-            return Some(route_failure(format!(
-                "an earlier attempt to send it to stream `{}` got no answer, and that stream cannot be \
-                 read to find out; it goes nowhere else before that",
-                name.unwrap_or_default()
-            )));
+            return Some(failure);
         }
         let now = self.clock.now();
         let lane = self.lanes.get_mut(id)?;

@@ -1,0 +1,223 @@
+//! Moments that a seed of the [simulation](crate::simulation) seldom or never draws: the driver is put
+//! into them by hand, on a real store, with an S2 that does not answer.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::SeedableRng as _;
+use reqwest::Request;
+
+use super::*;
+use crate::change::{Action, Cell, Change, Column, Grouping, Lsn, Table, Tuple};
+use crate::config::{LetterPlace, SpillAfter};
+use crate::pg_type::Kind;
+use crate::pipeline::heartbeat::heartbeat;
+use crate::pipeline::item::Item;
+use crate::pipeline::place::LaneId;
+use crate::pipeline::sample::Sample;
+use crate::sink::transport::{self, Answering, Transport};
+use crate::sink::{Endpoint, Settings as SinkSettings};
+use crate::source::{self, SourceStatus};
+use crate::store::{Failure, Task};
+
+/// An S2 that never answers.
+#[derive(Debug)]
+struct Silent;
+
+impl Transport for Silent {
+    fn execute(&self, _: transport::Lane, _: Request) -> Answering {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// A driver, and what it would have outside.
+struct Bench {
+    driver: Driver,
+    tasks: Arc<Mutex<Vec<Task>>>,
+    database: store::Database,
+    _outside: (watch::Receiver<Status>, mpsc::Sender<source::Batch>, watch::Sender<SourceStatus>),
+}
+
+impl Bench {
+    fn new(dead_letters: Option<DeadLetters>) -> Self {
+        let mut database = store::Database::shared("").unwrap();
+        let loaded = database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+        let tasks = Arc::<Mutex<Vec<Task>>>::default();
+        let queue = Arc::clone(&tasks);
+        let store = Store::over(&database, move |task| queue.lock().unwrap().push(task));
+        let (batches_in, batches) = mpsc::channel(8);
+        let (status_in, source_status) = watch::channel(SourceStatus::default());
+        let source = Source {
+            batches,
+            confirm: watch::channel(Lsn(0)).0,
+            status: source_status,
+            reconnect: watch::channel(()).0,
+            task: tokio::spawn(async {}),
+        };
+        let (status, published) = watch::channel(Status::default());
+        let settings = SinkSettings {
+            endpoint: Endpoint::Url("http://s2.silent".to_owned()),
+            ..SinkSettings::new("the-basin", "changes")
+        };
+        let parts = Parts {
+            settings: Settings {
+                window: Window { linger: Duration::ZERO, bytes_max: 1 << 20 },
+                retry: Backoff { min: Duration::from_secs(1), max: Duration::from_secs(5) },
+                dead_letters,
+                bounds: Bounds {
+                    spill_after: SpillAfter::Bytes(1 << 30),
+                    spill_bytes_max: 0,
+                    store_bytes_max: 1 << 30,
+                },
+                portions: Portions::default(),
+                stuck_after: Duration::from_secs(60),
+                guarantee: None,
+                grants: Grants::default(),
+                pipeline_name: "bench".to_owned(),
+                database_name: "bench".to_owned(),
+                hostname: "bench".to_owned(),
+                unguarded: false,
+            },
+            store,
+            loaded,
+            source,
+            budget: Arc::new(ByteBudget::new(1 << 20)),
+            chains: watch::channel(Arc::new(Chain::empty(0))).1,
+            sampler: Sampler::new(Sample::default()),
+            workers: Workers::over(1, |_| true),
+            client: Client::over(Arc::new(Silent), settings).unwrap(),
+            clock: Clock::starting_at(std::time::UNIX_EPOCH + Duration::from_secs(1_764_000_000)),
+            rng: SmallRng::seed_from_u64(2),
+            status,
+            heart: heartbeat().0,
+            shutdown: CancellationToken::new(),
+        };
+        let driver = Driver::new(parts, mpsc::unbounded_channel().0).unwrap();
+        Self { driver, tasks, database, _outside: (published, batches_in, status_in) }
+    }
+
+    /// Has everything written that is due.
+    async fn written(&mut self) {
+        self.driver.delivered = true;
+        self.driver.saved_at -= IDLE_CHECKPOINT_INTERVAL;
+        self.driver.write(self.driver.clock.now());
+        // What is asked for is handed over when it is waited for.
+        if let Some(writing) = &mut self.driver.writing {
+            assert!(futures_util::poll!(&mut writing.done).is_pending());
+        }
+        let tasks: Vec<Task> = self.tasks.lock().unwrap().drain(..).collect();
+        for task in tasks {
+            assert!(task.carry_out(&mut self.database));
+        }
+        assert!(self.driver.writing.is_some(), "there is something to write");
+        let result = done(&mut self.driver.writing).await;
+        self.driver.on_written(result).unwrap();
+    }
+
+    fn routed(&mut self, name: &str) -> LaneId {
+        self.driver.adopt_streams(vec![(name.to_owned(), 0)]).unwrap();
+        self.driver.lanes.id(name).unwrap()
+    }
+
+    /// A message that has failed so often that it is to become a dead letter, just read from the store.
+    async fn spent(&mut self, at: Position) -> store::Message {
+        let change = insert(at);
+        self.driver.holds.pass(at);
+        self.driver.budget.acquire(change.bytes()).await;
+        let entry = self.driver.tracker.read(at);
+        let item = Item { change: change.clone(), origin: Origin::Source { entry } };
+        let failure = failure("oversize");
+        let id = self.driver.park(item, failure.clone(), keep::MadeBy::Current);
+        self.written().await;
+        self.driver.holds.request(id);
+        let due = self.driver.holds.next_due(self.driver.clock.now(), self.driver.stored);
+        assert_eq!(due, Some(id));
+        self.driver.dead.spend(id);
+        let failure = Some(serde_json::to_string(&failure).unwrap());
+        store::Message { id, change, parts: None, failure }
+    }
+}
+
+fn insert(position: Position) -> Change {
+    let id = position.index.to_string().into_bytes();
+    let end = u32::try_from(id.len()).unwrap();
+    let cells = [Cell::Text { start: 0, end }].into();
+    let column = Column {
+        name: "id".to_owned(),
+        type_name: "int8".to_owned(),
+        kind: Kind::Integer,
+        identity: true,
+        primary_key: true,
+    };
+    Change {
+        position,
+        commit_timestamp_us: 0,
+        action: Action::Insert,
+        table: Arc::new(Table {
+            oid: 1,
+            schema: "public".to_owned(),
+            name: "items".to_owned(),
+            columns: vec![column],
+            grouping: Grouping::Key,
+        }),
+        new: Some(Tuple { data: Bytes::from(id), cells }),
+        old: None,
+    }
+}
+
+fn failure(class: &str) -> Failure {
+    let mut failure = routed::route_failure("of the test".to_owned());
+    failure.error.class = class.to_owned();
+    failure
+}
+
+fn at(index: u64) -> Position {
+    Position { commit_lsn: Lsn(100), index }
+}
+
+fn into_a_file(dir: &std::path::Path) -> Option<DeadLetters> {
+    let place = LetterPlace::File(dir.join("dead.jsonl"));
+    Some(DeadLetters { max_attempts: 1, place })
+}
+
+/// Runs what writes letters, and says what came of it.
+async fn letters_written(bench: &mut Bench) {
+    if !bench.driver.dead.is_idle() {
+        let done = dead::written(&mut bench.driver.dead).await;
+        bench.driver.on_letters(done);
+    }
+}
+
+#[tokio::test]
+async fn a_spent_message_that_is_found_in_its_stream_becomes_no_dead_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(into_a_file(dir.path()));
+    let lane = bench.routed("orders");
+    let message = bench.spent(at(1)).await;
+    bench.driver.doubts.add([(at(1), lane)]);
+    bench.driver.end_doubts(lane, &HashMap::from([(at(1), 7)]));
+    bench.driver.on_spent_read(message).unwrap();
+    letters_written(&mut bench).await;
+    bench.written().await;
+    assert!(!dir.path().join("dead.jsonl").exists(), "it is delivered");
+    assert!(bench.driver.holds.is_empty());
+}
+
+#[tokio::test]
+async fn a_spent_message_that_may_be_in_a_stream_waits_until_that_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(into_a_file(dir.path()));
+    let lane = bench.routed("orders");
+    let message = bench.spent(at(1)).await;
+    let id = message.id;
+    bench.driver.doubts.add([(at(1), lane)]);
+    bench.driver.on_spent_read(message).unwrap();
+    letters_written(&mut bench).await;
+    assert!(!dir.path().join("dead.jsonl").exists(), "nobody knows whether it is delivered");
+    assert!(bench.driver.holds.is_idle(id));
+    // It is there.
+    bench.driver.end_doubts(lane, &HashMap::from([(at(1), 7)]));
+    bench.written().await;
+    assert!(bench.driver.holds.is_empty());
+}
