@@ -159,9 +159,14 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
         used += 1;
         let error = match opened {
             Ok(Opened { next_seq, fencing_token, guarantee, session }) => {
+                let mut writes = Vec::new();
                 // Before anything is sent, so that no later start takes less for as good.
                 if routed.is_none() && promised != Some(guarantee) {
-                    store.write(vec![Write::Promise(guarantee)].into()).await?;
+                    writes.push(Write::Promise(guarantee));
+                }
+                // However many are drawn from now on, this one is not forgotten.
+                if let Some(token) = fencing_token.clone() {
+                    writes.push(Write::InForce { stream: routed.clone(), token });
                 }
                 let known_to = next_seq.unwrap_or(read_from);
                 let guarded = numbers || fencing_token.is_none();
@@ -171,8 +176,10 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                 if let Some(name) = routed.as_ref().filter(|_| row_is_due) {
                     // Before its first record the store has to know that one may be there.
                     let name = Arc::clone(name);
-                    let row = Write::Stream { name, seq: Some(read_from) };
-                    store.write(vec![row].into()).await?;
+                    writes.push(Write::Stream { name, seq: Some(read_from) });
+                }
+                if !writes.is_empty() {
+                    store.write(writes.into()).await?;
                 }
                 landed.retain(|position, _| !begun.contains_key(position));
                 return Ok(Established { line, landed, begun, letters, known_to, lost });

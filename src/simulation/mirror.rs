@@ -82,6 +82,7 @@ impl Mirror {
                 | Write::PartsSent { .. }
                 | Write::LetterFile(_)
                 | Write::Chain { .. }
+                | Write::InForce { .. }
                 | Write::SourceIdentity { .. }
                 | Write::SlotMade { .. } => {}
             }

@@ -78,7 +78,7 @@ impl Look {
     ///
     /// When the file cannot be read.
     pub fn streams(&self) -> Result<BTreeSet<String>, Error> {
-        let prefix = token_fact("");
+        let prefix = token_fact(Some(""));
         let mut select = self.connection.prepare(
             "SELECT stream FROM checkpoints WHERE stream <> ''
              UNION SELECT substr(name, length(?1) + 1) FROM facts

@@ -248,6 +248,8 @@ pub enum Write {
     Chain { generation: u64, digest: String },
     /// What is promised of the stream from now on.
     Promise(Guarantee),
+    /// A stream has this fencing token, which takes the place of all that were drawn before it.
+    InForce { stream: Option<Arc<str>>, token: String },
     /// Which Postgres is read, by its `system_identifier`.
     SourceIdentity { system_identifier: String },
     /// The slot of this name was made for this store, so that no other can have read from it.
@@ -340,8 +342,8 @@ pub struct Tokens {
     pub known: Vec<String>,
 }
 
-/// How many tokens are remembered. Each start draws one, and so does each lost connection until the
-/// stream is known to have a newer one.
+/// How many tokens of a stream are remembered: the one that is known to be in force, and the newest of
+/// those that were drawn since. Each start draws one, and so does each lost connection.
 const TOKENS_MAX: usize = 1000;
 
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
@@ -350,7 +352,7 @@ enum Request {
     Write(Arc<[Write]>, Answer<()>),
     Read(Vec<u64>, usize, Answer<Vec<Message>>),
     ReadSpill(u64, Answer<Option<(u64, Vec<Change>)>>),
-    DrawToken(Option<Arc<str>>, u32, Option<String>, Answer<Tokens>),
+    DrawToken(Option<Arc<str>>, u32, Answer<Tokens>),
     List(PageQuery, HashSet<u64>, oneshot::Sender<Result<MessageList, control::Error>>),
     Show(u64, HashSet<u64>, oneshot::Sender<Result<view::Stored, control::Error>>),
     Select(control::Filter, oneshot::Sender<Result<Vec<u64>, control::Error>>),
@@ -417,7 +419,7 @@ impl Task {
         // A caller that no longer waits does not matter.
         match self.0 {
             Request::Write(_, answer) => drop(answer.send(Err(error))),
-            Request::DrawToken(_, _, _, answer) => drop(answer.send(Err(error))),
+            Request::DrawToken(_, _, answer) => drop(answer.send(Err(error))),
             Request::Read(_, _, answer) => drop(answer.send(Err(error))),
             Request::ReadSpill(_, answer) => drop(answer.send(Err(error))),
             Request::List(..)
@@ -532,20 +534,14 @@ impl Store {
     }
 
     /// Draws a fencing token that was never drawn before, and remembers it for a stream that transforms
-    /// route messages to, or the pipeline's own. `nonce` keeps a process on
-    /// a copy of this store from drawing the same one; those from before `in_force`, the one that the
-    /// stream is known to have, are forgotten.
+    /// route messages to, or the pipeline's own. `nonce` keeps a process on a copy of this store from
+    /// drawing the same one.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
-    pub async fn draw_token(
-        &self,
-        stream: Option<Arc<str>>,
-        nonce: u32,
-        in_force: Option<String>,
-    ) -> Result<Tokens, Error> {
-        self.ask(|answer| Request::DrawToken(stream, nonce, in_force, answer)).await
+    pub async fn draw_token(&self, stream: Option<Arc<str>>, nonce: u32) -> Result<Tokens, Error> {
+        self.ask(|answer| Request::DrawToken(stream, nonce, answer)).await
     }
 
     /// A page of messages; `moving` are those on their way at this moment.
@@ -672,8 +668,8 @@ impl Database {
             Request::ReadSpill(after, answer) => {
                 drop(answer.send(spill::read(&self.connection, after)));
             }
-            Request::DrawToken(stream, nonce, in_force, answer) => {
-                let result = self.draw_token(stream.as_deref(), nonce, in_force.as_deref());
+            Request::DrawToken(stream, nonce, answer) => {
+                let result = self.draw_token(stream.as_deref(), nonce);
                 let written = result.is_ok();
                 drop(answer.send(result));
                 return written;
@@ -859,19 +855,13 @@ impl Database {
         Ok(messages)
     }
 
-    fn draw_token(
-        &mut self,
-        stream: Option<&str>,
-        nonce: u32,
-        in_force: Option<&str>,
-    ) -> Result<Tokens, Error> {
+    fn draw_token(&mut self, stream: Option<&str>, nonce: u32) -> Result<Tokens, Error> {
         let id = self.fact("pipeline_id")?.unwrap_or_default();
         let transaction = owner::begin(&mut self.connection, &self.owner)?;
         let drawn = fact(&transaction, "epoch")?.and_then(|text| text.parse::<u64>().ok());
         let epoch = drawn.unwrap_or(0) + 1;
-        let kept = stream.map_or_else(|| "tokens".to_owned(), token_fact);
-        let mut known: Vec<String> = match fact(&transaction, &kept)? {
-            Some(tokens) => tokens.split_whitespace().map(str::to_owned).collect(),
+        let mut known = match known_tokens(&transaction, stream)? {
+            Some(tokens) => tokens,
             None if stream.is_some() => Vec::new(),
             // Stores of earlier releases numbered them only.
             None => {
@@ -879,12 +869,15 @@ impl Database {
                 (first..epoch).map(|number| format!("sb-{id}-{number}")).collect()
             }
         };
-        let place = in_force.and_then(|in_force| known.iter().position(|token| token == in_force));
-        known.drain(..place.unwrap_or(0).max((known.len() + 1).saturating_sub(TOKENS_MAX)));
+        // The oldest is the one in force, unless a fence behind it has landed that nobody heard of.
+        let excess = (known.len() + 1).saturating_sub(TOKENS_MAX);
+        if excess > 0 {
+            known.drain(1..=excess);
+        }
         let next = format!("sb-{id}-{epoch:x}-{nonce:08x}");
         known.push(next.clone());
         set_fact(&transaction, "epoch", &epoch.to_string())?;
-        set_fact(&transaction, &kept, &known.join(" "))?;
+        set_fact(&transaction, &token_fact(stream), &known.join(" "))?;
         transaction.commit()?;
         Ok(Tokens { next, known })
     }
@@ -898,9 +891,19 @@ impl Database {
     }
 }
 
-/// The fact that keeps the fencing tokens of a stream that transforms route messages to.
-fn token_fact(stream: &str) -> String {
-    format!("tokens of {stream}")
+/// The fact that keeps the fencing tokens of a stream that transforms route messages to, or of the
+/// pipeline's own.
+fn token_fact(stream: Option<&str>) -> String {
+    stream.map_or_else(|| "tokens".to_owned(), |stream| format!("tokens of {stream}"))
+}
+
+/// A stream's tokens, oldest first; nothing before one was drawn.
+fn known_tokens(
+    connection: &Connection,
+    stream: Option<&str>,
+) -> Result<Option<Vec<String>>, Error> {
+    let tokens = fact(connection, &token_fact(stream))?;
+    Ok(tokens.map(|tokens| tokens.split_whitespace().map(str::to_owned).collect()))
 }
 
 /// A promise that a later release has made is not taken for less.
@@ -1021,6 +1024,12 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
             );
             connection.prepare_cached(&sum)?.execute([])?;
             Ok(())
+        }
+        Write::InForce { stream, token } => {
+            let stream = stream.as_deref();
+            let known = known_tokens(connection, stream)?.unwrap_or_default();
+            let place = known.iter().position(|known| known == token).unwrap_or_default();
+            set_fact(connection, &token_fact(stream), &known[place..].join(" "))
         }
         Write::Promise(guarantee) => set_fact(connection, "promised", guarantee.word()),
         Write::SourceIdentity { system_identifier } => {

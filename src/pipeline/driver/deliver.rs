@@ -148,7 +148,6 @@ impl Driver {
         // Everything in front of the fence was read: what of it is ours is settled below, with its
         // numbers.
         lane.acknowledged = Some(known_to);
-        lane.in_force = line.fencing_token().map(str::to_owned).or(lane.in_force.take());
         lane.grants = Grants::default();
         let place = lane.client.place();
         if lane.guarantee.is_none() || lane.reason.is_some() {

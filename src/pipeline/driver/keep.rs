@@ -404,6 +404,7 @@ impl Driver {
                 | Write::Unspill { .. }
                 | Write::Chain { .. }
                 | Write::Promise(_)
+                | Write::InForce { .. }
                 | Write::SourceIdentity { .. }
                 | Write::SlotMade { .. } => {}
             }

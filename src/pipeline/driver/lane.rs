@@ -72,8 +72,6 @@ pub(super) struct Lane {
     pub(super) failures: u64,
     /// Drawn for an opening that failed.
     pub(super) tokens: Option<Tokens>,
-    /// The newest token that the stream is known to have had.
-    pub(super) in_force: Option<String>,
     /// Used up by the first line.
     pub(super) grants: Grants,
     pub(super) others: OtherWriters,
@@ -111,7 +109,6 @@ impl Lane {
             reason: None,
             failures: 0,
             tokens: None,
-            in_force: None,
             grants,
             others: OtherWriters::default(),
             acknowledged,
@@ -154,7 +151,6 @@ impl Lane {
         let (store, client) = (tools.store.clone(), self.client.clone());
         let (pipeline_id, read_from) = (tools.pipeline_id.to_owned(), self.acknowledged);
         let tokens = drawn.or_else(|| self.tokens.take());
-        let in_force = self.in_force.clone();
         let (nonce, grants) = (tools.nonce, self.grants);
         let numbers = self.others.leave_numbers(now);
         let (least, promised) = (self.least(tools.guarantee), self.promised);
@@ -162,7 +158,7 @@ impl Lane {
         self.sink = Sink::Opening(Box::pin(async move {
             let tokens = match tokens {
                 Some(tokens) => tokens,
-                None => match store.draw_token(name.clone(), nonce, in_force).await {
+                None => match store.draw_token(name.clone(), nonce).await {
                     Ok(tokens) => tokens,
                     Err(error) => return (None, Err(error.into())),
                 },

@@ -21,7 +21,7 @@ async fn a_file_of_version_1_is_read_and_goes_on() {
             assert_eq!(loaded.checkpoint, Some(checkpoint));
             assert_eq!((loaded.generation, loaded.next_id), (3, 5));
             // The token of its one epoch is still known.
-            let tokens = store.draw_token(None, 7, None).await.unwrap();
+            let tokens = store.draw_token(None, 7).await.unwrap();
             assert_eq!(tokens.known.first().unwrap(), "sb-c4a0e4e29213b682-1");
             assert!(tokens.next.ends_with("-00000007") && tokens.next.len() <= 36);
             assert_eq!(loaded.chain_digest.as_deref(), Some("0b990b8ef8361330"));

@@ -44,6 +44,7 @@ impl Model {
                 | Write::LetterFile(_)
                 | Write::Chain { .. }
                 | Write::Promise(_)
+                | Write::InForce { .. }
                 | Write::SourceIdentity { .. }
                 | Write::SlotMade { .. } => {}
             }

@@ -324,7 +324,7 @@ fn another_process_sees_what_is_held_and_where_it_was_routed_to() {
         ])
         .unwrap();
     // Its row leaves when all of it is settled.
-    database.draw_token(Some("cdc/b"), 1, None).unwrap();
+    database.draw_token(Some("cdc/b"), 1).unwrap();
     database.write(&[stream("cdc/b", Some(1)), stream("cdc/b", None)]).unwrap();
     let look = Look::open(dir.path()).unwrap().unwrap();
     let mut held = Vec::new();
@@ -454,4 +454,26 @@ fn a_new_chain_makes_what_is_parked_due_in_its_own_transaction() {
     assert!(loaded.messages[..2].iter().all(is_due), "{:?}", loaded.messages);
     // Their checksums, too.
     schema::prepare(&mut database.connection).unwrap();
+}
+
+#[test]
+fn the_token_in_force_is_never_forgotten() {
+    let mut database = Database::shared("token_in_force").unwrap();
+    database.load(&mut rand::rng()).unwrap();
+    for stream in [None, Some("cdc/a")] {
+        let before = database.draw_token(stream, 1).unwrap();
+        let Tokens { next: token, known } = database.draw_token(stream, 1).unwrap();
+        assert_eq!(known, [before.next, token.clone()], "either may be in force");
+        let name = stream.map(Arc::from);
+        database.write(&[Write::InForce { stream: name, token: token.clone() }]).unwrap();
+        let mut drawn = Vec::new();
+        // As many starts that die before S2 has answered.
+        for _ in 0..TOKENS_MAX + 7 {
+            let tokens = database.draw_token(stream, 1).unwrap();
+            assert_eq!(tokens.known[0], token);
+            drawn.push(tokens.next);
+            let newest = drawn.len().min(TOKENS_MAX - 1);
+            assert_eq!(tokens.known[1..], drawn[drawn.len() - newest..]);
+        }
+    }
 }
