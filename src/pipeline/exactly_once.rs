@@ -87,7 +87,12 @@
 //!
 //! What an operator decides is on disk before anything more is sent: that messages are given up, or up to
 //! where changes are skipped. A restart before that would send them, behind what had waited for them
-//! (`SkipOnDisk`).
+//! (`SkipOnDisk`). What is skipped of a routed stream leaves a mark for each change, since only the chain
+//! tells which they are.
+//!
+//! Which token a stream has is in the store before anything is sent with it, and is never forgotten,
+//! however many are drawn in vain after it
+//! (`the_token_in_force_is_never_forgotten`).
 //!
 //! Parts of one change that one batch holds travel in it, and land together or not at all; so finding one
 //! is finding all. Where several batches are needed, the records themselves are in the store before the
@@ -97,7 +102,8 @@
 //! (`parts::each_part_is_once_in_the_stream_…`).
 //!
 //! A *dead letter* in a stream is a record like any other, with the identity of its change: it is found by
-//! it, and its message leaves with the checkpoint behind it. In a file it is synced before its message
+//! it, and its message leaves with the checkpoint behind it. A message that may be in a stream becomes none
+//! before that was read. In a file it is synced before its message
 //! leaves, and found by its identity behind the place up to which the store knows the file
 //! (`dead_letters::each_dead_letter_is_once_…`).
 //!

@@ -188,8 +188,7 @@ impl State {
         let keys = &workload.planned(position).filter(|_| !self.landed.contains(&position))?.keys;
         let is_settled = |planned: &Planned| {
             let at = planned.change.position;
-            let is_skipped = self.excused.contains(&at)
-                && (at <= self.store.checkpoint.position || planned.route.leaves());
+            let is_skipped = self.excused.contains(&at) && at <= self.store.checkpoint.position;
             self.landed.contains(&at)
                 || self.dropped.contains(&at)
                 || self.store.given_up.contains_key(&at)

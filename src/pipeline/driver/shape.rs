@@ -257,7 +257,7 @@ impl Driver {
             }
         };
         if obstacle.is_none() && self.skips_in(lane, item) {
-            self.settle(item.origin, item.change.bytes(), None);
+            self.skip(parcel.item);
             return;
         }
         let is_letter = is_letter(&parcel);

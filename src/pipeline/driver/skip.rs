@@ -8,6 +8,7 @@ use crate::mutation::{self, Rule};
 use crate::pipeline::grants::LostRecords;
 use crate::pipeline::item::{Item, Origin};
 use crate::pipeline::place::LaneId;
+use crate::store::{Attempts, StoredState, Write};
 
 /// How far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,27 @@ impl Driver {
             routed.skips = None;
         }
         skips
+    }
+
+    /// Takes a change that is routed to a stream as delivered. Another one before it may keep the
+    /// checkpoint, and a restart is not told to skip: it would send this one behind what follows it. So
+    /// its mark is in the store before anything follows.
+    pub(super) fn skip(&mut self, item: Item) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let Item { change, origin } = item;
+        self.effects.settled.push((origin, change.bytes()));
+        self.writes.push(Write::Insert {
+            id,
+            groups: self.holds.groups_of(&change),
+            change: Box::new(change),
+            state: StoredState::Waiting,
+            attempts: Attempts::default(),
+            next_attempt: None,
+            failure: None,
+        });
+        self.writes.push(Write::Acknowledge { id });
+        self.write_down_first();
     }
 
     /// Whether a change from the source is taken as delivered.

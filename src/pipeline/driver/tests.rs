@@ -14,8 +14,11 @@ use crate::config::{LetterPlace, SpillAfter};
 use crate::pg_type::Kind;
 use crate::pipeline::heartbeat::heartbeat;
 use crate::pipeline::item::Item;
+use crate::pipeline::outbox::Parcel;
 use crate::pipeline::place::LaneId;
 use crate::pipeline::sample::Sample;
+use crate::pipeline::size_gate;
+use crate::sink::record::Record;
 use crate::sink::transport::{self, Answering, Transport};
 use crate::sink::{Endpoint, Settings as SinkSettings};
 use crate::source::{self, SourceStatus};
@@ -120,13 +123,18 @@ impl Bench {
         self.driver.lanes.id(name).unwrap()
     }
 
+    /// A change that comes from the source.
+    async fn read(&mut self, at: Position) -> Item {
+        let change = insert(at);
+        self.driver.budget.acquire(change.bytes()).await;
+        self.driver.holds.pass(at);
+        Item { origin: Origin::Source { entry: self.driver.tracker.read(at) }, change }
+    }
+
     /// A message that has failed so often that it is to become a dead letter, just read from the store.
     async fn spent(&mut self, at: Position) -> store::Message {
-        let change = insert(at);
-        self.driver.holds.pass(at);
-        self.driver.budget.acquire(change.bytes()).await;
-        let entry = self.driver.tracker.read(at);
-        let item = Item { change: change.clone(), origin: Origin::Source { entry } };
+        let item = self.read(at).await;
+        let change = item.change.clone();
         let failure = failure("oversize");
         let id = self.driver.park(item, failure.clone(), keep::MadeBy::Current);
         self.written().await;
@@ -187,6 +195,32 @@ async fn letters_written(bench: &mut Bench) {
         let done = dead::written(&mut bench.driver.dead).await;
         bench.driver.on_letters(done);
     }
+}
+
+#[tokio::test]
+async fn what_is_skipped_of_a_routed_stream_is_on_disk_before_anything_follows() {
+    let mut bench = Bench::new(None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    let lane = bench.routed("orders");
+    let grant = crate::pipeline::grants::LostRecords::Skip;
+    bench.driver.on_lost_records(lane, grant, &HashMap::from([(at(2), 7)]));
+    bench.written().await;
+    assert!(!bench.driver.begins_elsewhere);
+    // The first is for another stream, and on its way.
+    bench.read(at(1)).await;
+    let skipped = bench.read(at(2)).await;
+    let record =
+        Record { timestamp_ms: None, headers: [].into_iter().collect(), body: Bytes::new() };
+    let record = size_gate::check(record).unwrap().routed_to(Some("orders".into()));
+    bench.driver.forward_parcel(Parcel::new(skipped, vec![record]));
+    assert!(bench.driver.begins_elsewhere, "nothing follows before it is written down");
+    bench.written().await;
+    assert!(!bench.driver.begins_elsewhere);
+    // A restart knows it, and that it has to read the one before it.
+    let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+    assert!(loaded.checkpoint.unwrap().position < at(1));
+    let known: Vec<_> = loaded.messages.iter().map(|known| (known.position, known.state)).collect();
+    assert_eq!(known, [(at(2), StoredState::Acknowledged)]);
 }
 
 #[tokio::test]
