@@ -203,7 +203,7 @@ pub(crate) fn compile_for_parent(component: &[u8]) -> Result<Vec<u8>, String> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
     let engine = Engine::new().map_err(|error| chain(&error))?;
     let compile = || Component::from_binary(engine.wasm(), component)?.serialize();
-    super::watch::beside_the_traffic(true, compile).map_err(|error| chain(&error))
+    super::watch::politely(compile).map_err(|error| chain(&error))
 }
 
 #[cfg(test)]

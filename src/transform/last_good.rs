@@ -40,6 +40,7 @@ struct Unproven {
 pub(crate) struct Probationers {
     /// By file.
     pub(crate) good: BTreeMap<String, Content>,
+    pub(crate) reports: BTreeMap<String, VetReport>,
     pub(crate) changed: BTreeSet<String>,
     pub(crate) baseline: Tally,
 }
@@ -145,13 +146,14 @@ impl LastGood {
     pub(crate) fn set_probation<'a>(
         &mut self,
         good: impl Iterator<Item = &'a Transform>,
+        reports: &BTreeMap<String, VetReport>,
         changed: &BTreeSet<String>,
         baseline: Tally,
     ) -> io::Result<()> {
         let entry = |transform: &Transform| Entry {
             digest: transform.module.digest.clone(),
             settings: transform.settings_text.clone(),
-            vet: None,
+            vet: reports.get(&*transform.file).cloned(),
         };
         let good = good.map(|transform| (transform.file.to_string(), entry(transform))).collect();
         let unproven = Unproven { good, changed: changed.clone(), baseline };
@@ -179,9 +181,11 @@ impl LastGood {
     /// The probation that the last run left, as far as its copies are intact.
     pub(crate) fn probation(&self) -> Option<Probationers> {
         let Unproven { good, changed, baseline } = self.unproven.as_ref()?;
+        let reports = good.iter().filter_map(|(file, it)| Some((file.clone(), it.vet.clone()?)));
+        let reports = reports.collect();
         let good = good.iter().map(|(file, entry)| Some((file.clone(), self.content(entry)?)));
         let good = good.collect::<Option<_>>()?;
-        Some(Probationers { good, changed: changed.clone(), baseline: *baseline })
+        Some(Probationers { good, reports, changed: changed.clone(), baseline: *baseline })
     }
 
     /// Deletes copies that neither the manifest nor `others` name.

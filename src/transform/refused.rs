@@ -1,12 +1,17 @@
 //! Versions of files that must not go live: they do not load, a trial showed that they break what
 //! worked, or they failed after they had gone live. Kept in the state folder, so that a restart does not
 //! take them for new.
+//!
+//! What a file holds is refused as long as it holds it. What was rolled back is refused by its content,
+//! the module and its settings, whatever it is called and however often it is taken away and put back;
+//! it is a new version once either of both says something else.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::chain::Transform;
@@ -15,6 +20,10 @@ use super::vet::VetReport;
 use super::watch::TransformState;
 
 const FILE: &str = "refused-transforms.json";
+const ROLLED_BACK_FILE: &str = "rolled-back-transforms.json";
+
+/// How many contents that were rolled back are remembered, the newest.
+const ROLLED_BACK_MAX: usize = 200;
 
 /// One version of a file, and why it is not live.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,55 +52,105 @@ impl Refused {
     }
 }
 
-/// The refused versions, one for each file.
+/// A content that was rolled back, under whichever name it stands in the folder now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct RolledBack {
+    /// What it was called when it failed.
+    file: String,
+    refused: Refused,
+}
+
+/// The refused versions, one for each file, and the contents that were rolled back.
 #[derive(Debug)]
 pub(crate) struct Refusals {
-    path: PathBuf,
-    entries: BTreeMap<String, Refused>,
-    /// What the file holds.
-    written: BTreeMap<String, Refused>,
+    entries: Kept<BTreeMap<String, Refused>>,
+    rolled_back: Kept<Vec<RolledBack>>,
 }
 
 impl Refusals {
     /// Reads what an earlier run refused.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
-        let path = state_dir.join(FILE);
-        let entries: BTreeMap<String, Refused> = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(error),
-        };
-        Ok(Self { path, written: entries.clone(), entries })
+        let entries = Kept::open(state_dir.join(FILE))?;
+        let rolled_back = Kept::open(state_dir.join(ROLLED_BACK_FILE))?;
+        Ok(Self { entries, rolled_back })
     }
 
     pub(crate) fn get(&self, file: &str) -> Option<&Refused> {
-        self.entries.get(file)
+        self.entries.now.get(file)
+    }
+
+    /// Whether this very content was refused under this name, or rolled back under whichever.
+    pub(crate) fn of(&self, transform: &Transform) -> Option<Refused> {
+        let file = &*transform.file;
+        let here = self.get(file).filter(|refused| refused.is_of(transform));
+        here.cloned().or_else(|| {
+            let is_it = |back: &&RolledBack| back.refused.is_of(transform);
+            let RolledBack { file: name, refused } = self.rolled_back.now.iter().find(is_it)?;
+            let mut refused = refused.clone();
+            if name != file {
+                refused.reason = format!("it is what `{name}` was: {}", refused.reason);
+            }
+            Some(refused)
+        })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Refused)> {
-        self.entries.iter()
+        self.entries.now.iter()
     }
 
     pub(crate) fn insert(&mut self, file: &str, refused: Refused) {
-        self.entries.insert(file.to_owned(), refused);
-        self.save();
+        self.entries.now.insert(file.to_owned(), refused);
+        self.entries.save();
     }
 
+    /// Refuses a content from now on that was live under this name.
+    pub(crate) fn insert_rolled_back(&mut self, file: &str, refused: Refused) {
+        let known = &mut self.rolled_back.now;
+        known.retain(|back| {
+            (&back.refused.digest, &back.refused.settings) != (&refused.digest, &refused.settings)
+        });
+        known.drain(..(known.len() + 1).saturating_sub(ROLLED_BACK_MAX));
+        known.push(RolledBack { file: file.to_owned(), refused: refused.clone() });
+        self.rolled_back.save();
+        self.insert(file, refused);
+    }
+
+    /// Nothing of this name is refused any more. What was rolled back goes on to be, should it come back.
     pub(crate) fn remove(&mut self, file: &str) {
-        if self.entries.remove(file).is_some() {
-            self.save();
+        if self.entries.now.remove(file).is_some() {
+            self.entries.save();
         }
+    }
+}
+
+/// A value, and the file that keeps it over a restart.
+#[derive(Debug)]
+struct Kept<T> {
+    path: PathBuf,
+    now: T,
+    /// What the file holds.
+    written: T,
+}
+
+impl<T: Clone + Default + PartialEq + Serialize + DeserializeOwned> Kept<T> {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let now: T = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => T::default(),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path, written: now.clone(), now })
     }
 
     fn save(&mut self) {
-        if self.entries == self.written {
+        if self.now == self.written {
             return;
         }
-        let saved = serde_json::to_vec_pretty(&self.entries)
+        let saved = serde_json::to_vec_pretty(&self.now)
             .map_err(io::Error::other)
             .and_then(|text| write_atomically(&self.path, |file| file.write_all(&text)));
         match saved {
-            Ok(()) => self.written.clone_from(&self.entries),
+            Ok(()) => self.written.clone_from(&self.now),
             Err(error) => tracing::warn!(
                 file = %self.path.display(),
                 "could not keep which transforms are refused, and a restart will try them again: \

@@ -160,6 +160,13 @@ pub struct VetReport {
     pub fixes: u64,
     /// Failed messages that were tried.
     pub of: u64,
+    /// Failed messages that there were. More than were tried where there are very many, or where they
+    /// take long.
+    #[serde(default)]
+    pub parked: u64,
+    /// Failed messages that were fixed as this version and the ones before it of the same file went live.
+    #[serde(default)]
+    pub mended: u64,
     /// Messages that the chain before handles and that fail with it.
     pub breaks: u64,
     /// Recent changes that were tried.
@@ -194,11 +201,13 @@ pub struct VetReport {
 impl VetReport {
     pub(crate) fn of(comparison: &Comparison) -> Self {
         let Comparison { fixes, of, breaks, sample, drops, empties, reroutes, .. } = *comparison;
-        let Comparison { left_out_most, keyless, misnamed, unrecognised, .. } = *comparison;
+        let Comparison { left_out_most, keyless, misnamed, unrecognised, parked, .. } = *comparison;
         Self {
             result: if of + sample == 0 { VetResult::Unvetted } else { VetResult::Passed },
             fixes,
             of,
+            parked,
+            mended: fixes,
             breaks,
             sample,
             drops,
@@ -251,8 +260,12 @@ impl VetReport {
             VetResult::Passed | VetResult::Refused => {}
         }
         let tried = self.of + self.sample;
-        let mut text =
-            format!("fixes {} of {}, breaks {} of {tried}", self.fixes, self.of, self.breaks);
+        let mut text = format!("fixes {} of {}", self.fixes, self.of);
+        if self.parked > self.of {
+            write!(text, " (tried {} of {})", self.of, self.parked)
+                .expect("a String takes everything");
+        }
+        write!(text, ", breaks {} of {tried}", self.breaks).expect("a String takes everything");
         let mut add = |part: std::fmt::Arguments<'_>| {
             text.write_fmt(part).expect("a String takes everything");
         };
@@ -334,6 +347,10 @@ mod tests {
         check(
             Comparison { slower_percent: Some(-3), breaks: 1, ..some.clone() },
             "fixes 37 of 40, breaks 1 of 540, faster by 3 %",
+        );
+        check(
+            Comparison { parked: 41_000, ..some.clone() },
+            "fixes 37 of 40 (tried 40 of 41000), breaks 0 of 540",
         );
         check(
             Comparison { empties: 1, reroutes: 2, ..some.clone() },

@@ -128,24 +128,13 @@ function showStatus(status) {
     el("td", { class: "number" }, stream.tail ?? "–"))));
 }
 
-function vetting(vet) {
-  if (!vet) return el("span", { class: "quiet" }, "–");
-  const parts = [
-    `fixes ${count(vet.fixes)} of ${count(vet.of)}`,
-    `breaks ${count(vet.breaks)}`,
-    `tried on ${count(vet.sample)}`,
-    vet.slower_percent > 0 && `slower by ${vet.slower_percent} %`,
-  ].filter(Boolean);
-  return parts.join(", ");
-}
-
 function showTransforms(list) {
   $("chain").textContent = list.digest ? `generation ${list.generation}, ${list.digest.slice(0, 16)}` : "";
   $("chain-warnings").replaceChildren(...(list.warnings ?? []).map((text) => notice("warn", "", text)));
   const rows = (list.transforms ?? []).map((file) => el("tr", {},
     el("td", {}, el("span", { class: "mono" }, file.file), el("div", { class: "mono quiet" }, file.digest.slice(0, 16))),
     el("td", {}, badge(file.state), file.reason && el("p", { class: "small" }, file.reason)),
-    el("td", {}, vetting(file.vet)),
+    el("td", {}, file.vet_text ?? el("span", { class: "quiet" }, "–")),
     el("td", { class: "number" }, count(file.calls)),
     el("td", { class: "number" }, count(file.errors)),
     el("td", { class: "number" }, file.calls ? micros(file.micros / file.calls) : "–"),

@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::transform::{Host, HostSettings, TransformState, Vet};
 
-const STRIP_BODY: &str = "[config]\ncolumns = [\"body\"]\n";
-const STRIP_TITLE: &str = "[config]\ncolumns = [\"title\"]\n";
+pub(super) const STRIP_BODY: &str = "[config]\ncolumns = [\"body\"]\n";
+pub(super) const STRIP_TITLE: &str = "[config]\ncolumns = [\"title\"]\n";
 
 /// A transforms folder, its state, and the host that watches it.
-struct World {
-    dir: tempfile::TempDir,
-    state: tempfile::TempDir,
-    host: Option<Host>,
-    last: (u64, Option<String>),
-    vet: Option<Arc<dyn Vet>>,
+pub(super) struct World {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) state: tempfile::TempDir,
+    pub(super) host: Option<Host>,
+    pub(super) last: (u64, Option<String>),
+    pub(super) vet: Option<Arc<dyn Vet>>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let temporary = || tempfile::tempdir().unwrap();
         Self { dir: temporary(), state: temporary(), host: None, last: (0, None), vet: None }
     }
 
-    fn start(&mut self) -> Result<(), super::super::Error> {
+    pub(super) fn start(&mut self) -> Result<(), super::super::Error> {
         self.host = None;
         let host = Host::start(HostSettings {
             dir: self.dir.path().into(),
@@ -40,40 +40,40 @@ impl World {
         Ok(())
     }
 
-    fn host(&self) -> &Host {
+    pub(super) fn host(&self) -> &Host {
         self.host.as_ref().unwrap()
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(super) fn path(&self, name: &str) -> std::path::PathBuf {
         self.dir.path().join(name)
     }
 
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+    pub(super) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         fs::write(self.path(name), bytes).unwrap();
     }
 
-    fn rename_into_place(&self, name: &str, bytes: impl AsRef<[u8]>) {
+    pub(super) fn rename_into_place(&self, name: &str, bytes: impl AsRef<[u8]>) {
         self.write(".new.tmp", bytes);
         fs::rename(self.path(".new.tmp"), self.path(name)).unwrap();
     }
 
-    fn generation(&self) -> u64 {
+    pub(super) fn generation(&self) -> u64 {
         self.host().chain().borrow().generation
     }
 
-    fn files(&self) -> Vec<String> {
+    pub(super) fn files(&self) -> Vec<String> {
         self.host().chain().borrow().files().map(str::to_owned).collect()
     }
 
     /// What the live chain leaves of a row's columns.
-    fn columns(&self) -> Vec<String> {
+    pub(super) fn columns(&self) -> Vec<String> {
         let chain = self.host().chain().borrow().clone();
         let message = message(&kept(self.host().runner().run(&chain, draft("text"))));
         message["record"].as_object().unwrap().keys().cloned().collect()
     }
 
     /// State and reason of every entry of the list.
-    fn list(&self) -> Vec<(String, TransformState, String)> {
+    pub(super) fn list(&self) -> Vec<(String, TransformState, String)> {
         let list = self.host().list();
         let entry = |view: super::super::TransformView| {
             (view.file, view.state, view.reason.unwrap_or_default())
@@ -81,7 +81,7 @@ impl World {
         list.transforms.into_iter().map(entry).collect()
     }
 
-    fn wait(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
+    pub(super) fn wait(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let started = Instant::now();
         while !is_so(self) {
             assert!(started.elapsed() < Duration::from_secs(30), "{what}: {:?}", self.list());
@@ -89,11 +89,11 @@ impl World {
         }
     }
 
-    fn wait_for_files(&self, files: &[&str]) {
+    pub(super) fn wait_for_files(&self, files: &[&str]) {
         self.wait("the chain", |world| world.files() == files);
     }
 
-    fn wait_for_rejection(&self, file: &str) -> String {
+    pub(super) fn wait_for_rejection(&self, file: &str) -> String {
         let mut reason = String::new();
         self.wait("a rejection", |world| {
             let list = world.list();

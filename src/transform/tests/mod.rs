@@ -11,6 +11,7 @@ mod limits;
 mod loading;
 mod rules;
 mod soak;
+mod trials;
 mod vetting;
 mod wasi;
 mod written_by_hand;

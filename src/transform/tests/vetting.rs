@@ -11,12 +11,12 @@ use crate::store::{Attempts, Database, Store, StoredState, Write};
 use crate::transform::{Comparison, Trial, Vet as _, VetReport};
 
 /// A store with rows in it that no record can hold, and a sample of rows that one can.
-struct Messages {
-    runtime: tokio::runtime::Runtime,
-    vetting: Vetting,
+pub(super) struct Messages {
+    pub(super) runtime: tokio::runtime::Runtime,
+    pub(super) vetting: Arc<Vetting>,
 }
 
-fn row(index: u64, body: &str) -> Change {
+pub(super) fn row(index: u64, body: &str) -> Change {
     let mut change = change_of("documents", body);
     change.position.index = index;
     let number = index.to_string();
@@ -25,7 +25,7 @@ fn row(index: u64, body: &str) -> Change {
 }
 
 impl Messages {
-    fn new(parked: u64, recent: u64) -> Self {
+    pub(super) fn new(parked: u64, recent: u64) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let guard = runtime.enter();
         static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -57,7 +57,7 @@ impl Messages {
             now += std::time::Duration::from_secs(1);
             sampler.look(now, 1, |_| &change);
         }
-        let vetting = Vetting::new(store, sample, EnvelopeSettings::default());
+        let vetting = Arc::new(Vetting::new(store, sample, EnvelopeSettings::default()));
         drop(guard);
         Self { runtime, vetting }
     }

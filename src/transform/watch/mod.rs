@@ -11,8 +11,11 @@
 //! takes long: files are compiled, instantiated and initialised on others, beside the traffic, and so
 //! is a chain tried before it goes live. Then it is published whole.
 
+mod answer;
+mod notes;
 mod probation;
 mod promote;
+mod replaced;
 mod reporter;
 mod settle;
 mod start;
@@ -41,13 +44,14 @@ use super::refused::Refusals;
 use super::runner::Runner;
 use super::vet::{Comparison, Vet, VetReport};
 use probation::Probation;
-use promote::{Changes, UnderTrial};
+use promote::{Change, Changes, UnderTrial};
+use replaced::Replaced;
 use reporter::Reporter;
 use settle::{SETTLE, Settler};
 use view::{View, live_view};
 use workshop::{Lanes, Made, Unusable, Workshop};
 
-pub(crate) use workshop::beside_the_traffic;
+pub(super) use workshop::politely;
 
 pub use view::{TransformList, TransformState, TransformView};
 
@@ -145,8 +149,8 @@ impl Host {
             making: BTreeMap::new(),
             stops: BTreeMap::new(),
             ready: Changes::new(),
-            ready_since: None,
-            seen_since: None,
+            ready_since: BTreeMap::new(),
+            replaced: BTreeMap::new(),
             trial: None,
             next_trial: 0,
             probation: None,
@@ -222,6 +226,7 @@ enum Wake {
     /// into place.
     Report {
         moved: Option<String>,
+        at: Instant,
     },
     /// A file was made into a transform, or cannot be.
     Made {
@@ -230,21 +235,21 @@ enum Wake {
         made: Result<Made, Unusable>,
         took: Duration,
     },
-    /// A chain was tried.
+    /// A chain was tried; without a comparison, that failed.
     Tried {
         number: u64,
-        comparison: Comparison,
+        comparison: Option<Comparison>,
     },
     /// Chains were compared that differ by files that are gone.
     LookedBack {
         gone: Vec<String>,
         comparison: Comparison,
     },
-    /// Failed changes were tried with the last good versions.
+    /// Failed changes were tried with the last good versions: how many of how many they handle. With
+    /// nothing, that failed.
     Checked {
         number: u64,
-        handled: usize,
-        tried: usize,
+        handled: Option<(usize, usize)>,
         culprits: BTreeSet<String>,
         tally: Tally,
     },
@@ -272,9 +277,10 @@ struct Watcher {
     stops: BTreeMap<String, (Instant, Stop)>,
     /// What the folder shows and the published chain does not.
     ready: Changes,
-    ready_since: Option<Instant>,
-    /// When the first of what is ready was seen in the folder.
-    seen_since: Option<Instant>,
+    /// Since when each of that is ready, and since when it is in the folder.
+    ready_since: BTreeMap<String, (Instant, Instant)>,
+    /// Live files that are gone, and what came with that.
+    replaced: BTreeMap<String, Replaced>,
     trial: Option<UnderTrial>,
     next_trial: u64,
     probation: Option<Probation>,
@@ -312,16 +318,17 @@ impl Watcher {
     /// Answers whether to go on.
     fn on_wake(&mut self, wake: Wake) -> bool {
         match wake {
-            Wake::Report { moved } => {
+            Wake::Report { moved, at } => {
+                self.settler.note_reported(at);
                 if let Some(name) = moved {
                     self.settler.note_moved(name);
                 }
             }
             Wake::Made { file, seen, made, took } => self.on_made(&file, seen, made, took),
-            Wake::Tried { number, comparison } => self.on_tried(number, &comparison),
+            Wake::Tried { number, comparison } => self.on_tried(number, comparison),
             Wake::LookedBack { gone, comparison } => self.on_looked_back(&gone, &comparison),
-            Wake::Checked { number, handled, tried, culprits, tally } => {
-                self.on_checked(number, (handled, tried), &culprits, tally);
+            Wake::Checked { number, handled, culprits, tally } => {
+                self.on_checked(number, handled, &culprits, tally);
             }
             Wake::Stop => return false,
         }
@@ -353,9 +360,13 @@ impl Watcher {
             .collect();
         let mut settled =
             self.settler.settle(&look, known.into_iter(), &self.making, Instant::now());
-        for file in &settled.gone {
-            self.on_gone(file);
+        for (file, since) in &settled.gone {
+            self.on_gone(file, *since);
         }
+        // What is back is not gone, whatever becomes of it.
+        self.ready.retain(|file, change| {
+            !(matches!(change, Change::Gone) && look.modules.contains_key(file))
+        });
         for (file, seen) in std::mem::take(&mut settled.changed) {
             self.begin(file, seen);
         }

@@ -10,6 +10,8 @@ use super::super::compiler::Stop;
 use super::super::health::Tally;
 use super::super::refused::Refused;
 use super::super::settings::Judgement;
+use super::super::vet::VetReport;
+use super::answer::Answer;
 use super::promote::{Change, Changes, is_same};
 use super::view::TransformState;
 use super::{Wake, Watcher, now};
@@ -22,12 +24,17 @@ pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// well.
 const RECENT: Duration = Duration::from_secs(10);
 
+/// Transforms by file, and what vetting said of them.
+pub(super) type Versions = (BTreeMap<String, Arc<Transform>>, BTreeMap<String, VetReport>);
+
 /// A chain that has to prove itself.
 #[derive(Debug)]
 pub(super) struct Probation {
     chain: Arc<Chain>,
     /// The last versions that proved themselves.
     good: BTreeMap<String, Arc<Transform>>,
+    /// What vetting said of them.
+    reports: BTreeMap<String, VetReport>,
     /// How messages fared with them.
     baseline: Tally,
     /// The files that changed since, as far as they may be taken back.
@@ -43,13 +50,23 @@ pub(super) struct Probation {
 impl Probation {
     fn new(
         chain: Arc<Chain>,
-        good: BTreeMap<String, Arc<Transform>>,
+        (good, reports): Versions,
         baseline: Tally,
         changed: BTreeSet<String>,
     ) -> Self {
         let now = Instant::now();
         let (excused, recent) = (Tally::default(), (now, Tally::default()));
-        Self { chain, good, baseline, changed, since: now, excused, recent, checking: None }
+        Self {
+            chain,
+            good,
+            reports,
+            baseline,
+            changed,
+            since: now,
+            excused,
+            recent,
+            checking: None,
+        }
     }
 
     /// The modules that may be needed again.
@@ -63,14 +80,16 @@ impl Watcher {
     pub(super) fn begin_probation(
         &mut self,
         chain: &Arc<Chain>,
-        live: &BTreeMap<String, Arc<Transform>>,
+        live: Versions,
         last: &Chain,
         changes: &Changes,
     ) {
         // What did not prove itself yet is no better.
-        let (mut good, baseline, mut changed) = match self.probation.take() {
-            Some(probation) => (probation.good, probation.baseline, probation.changed),
-            None => (live.clone(), last.health().tally(), BTreeSet::new()),
+        let ((mut good, mut reports), baseline, mut changed) = match self.probation.take() {
+            Some(Probation { good, reports, baseline, changed, .. }) => {
+                ((good, reports), baseline, changed)
+            }
+            None => (live, last.health().tally(), BTreeSet::new()),
         };
         for (file, change) in changes {
             match change {
@@ -80,6 +99,7 @@ impl Watcher {
                 Change::To(transform) => {
                     changed.remove(file);
                     good.insert(file.clone(), Arc::clone(transform));
+                    reports.extend(self.reports.get(file).map(|it| (file.clone(), it.clone())));
                 }
                 // It must not come back with the others.
                 Change::Gone => {
@@ -92,9 +112,11 @@ impl Watcher {
             return self.end_probation();
         }
         let good_ones = good.values().map(|transform| &**transform);
-        if let Err(error) = self.last_good.set_probation(good_ones, &changed, baseline) {
+        let kept = self.last_good.set_probation(good_ones, &reports, &changed, baseline);
+        if let Err(error) = kept {
             tracing::warn!("could not keep what the chain is on probation against: {error}");
         }
+        let good = (good, reports);
         self.probation = Some(Probation::new(Arc::clone(chain), good, baseline, changed));
     }
 
@@ -116,6 +138,7 @@ impl Watcher {
             }
         }
         tracing::info!(chain = chain.tag(), "the chain is still on probation");
+        let good = (good, left.reports);
         self.probation = Some(Probation::new(Arc::clone(chain), good, left.baseline, left.changed));
     }
 
@@ -170,19 +193,20 @@ impl Watcher {
         let good = probation.good.values().cloned().collect();
         let chain = Arc::new(Chain::new(probation.chain.generation, good));
         let mut trial = self.trial_of(chain);
-        let wake = self.wake.clone();
+        let unknown = Wake::Checked { number, handled: None, culprits: culprits.clone(), tally };
+        let answer = Answer::or(&self.wake, unknown);
         self.lanes.vet(move || {
             let changes: Vec<_> = failed.into_iter().map(|failed| failed.change).collect();
             let handled = vet.handled(&mut trial, &changes);
-            let tried = changes.len();
-            drop(wake.send(Wake::Checked { number, handled, tried, culprits, tally }));
+            let handled = Some((handled, changes.len()));
+            answer.send(Wake::Checked { number, handled, culprits, tally });
         });
     }
 
     pub(super) fn on_checked(
         &mut self,
         number: u64,
-        (handled, tried): (usize, usize),
+        handled: Option<(usize, usize)>,
         culprits: &BTreeSet<String>,
         tally: Tally,
     ) {
@@ -191,6 +215,8 @@ impl Watcher {
             return;
         }
         probation.checking = None;
+        // Where nothing could be found out, the versions that proved themselves are the better guess.
+        let Some((handled, tried)) = handled else { return self.roll_back(culprits, tally) };
         if tried > 0 && handled * 2 >= tried {
             return self.roll_back(culprits, tally);
         }
@@ -215,26 +241,42 @@ impl Watcher {
             named.into_iter().cloned().collect()
         };
         let Tally { messages, failed, timeouts } = tally;
-        let reason = format!(
-            "{failed} of {messages} messages failed with it ({timeouts} ran out of time), which the \
-             version before handles; this content is refused until the file or its settings change"
-        );
+        let reason = |instead: &str| {
+            format!(
+                "{failed} of {messages} messages failed with it ({timeouts} ran out of time), and {instead}; \
+                 this content is refused, whatever it is called, until the module or its settings change"
+            )
+        };
         let mut refused = Vec::new();
         for file in files {
             let Some(bad) = self.live.get(&file).cloned() else { continue };
-            match probation.good.get(&file) {
-                Some(good) if is_same(good, &bad) => continue,
-                Some(good) => self.live.insert(file.clone(), Arc::clone(good)),
-                None => self.live.remove(&file),
+            let vet = self.reports.remove(&file);
+            let instead = match probation.good.get(&file) {
+                Some(good) if is_same(good, &bad) => {
+                    self.reports.extend(vet.map(|vet| (file, vet)));
+                    continue;
+                }
+                Some(good) => {
+                    let report = probation.reports.get(&file);
+                    self.reports.extend(report.map(|report| (file.clone(), report.clone())));
+                    self.live.insert(file.clone(), Arc::clone(good));
+                    format!("the version before ({}) is back", short(&good.module.digest))
+                }
+                None => {
+                    self.live.remove(&file);
+                    "the chain goes on without it".to_owned()
+                }
             };
-            tracing::warn!(file, "rolled a transform back: {reason}");
+            let reason = reason(&instead);
+            let version = short(&bad.module.digest);
+            tracing::warn!(file, version, "rolled a transform back: {reason}");
             let entry = Refused {
                 digest: bad.module.digest.clone(),
                 settings: Some(bad.settings.digest().to_owned()),
                 state: TransformState::RolledBack,
-                reason: reason.clone(),
+                reason,
                 since: now(),
-                vet: self.reports.remove(&file),
+                vet,
             };
             refused.push((file, entry));
         }
@@ -249,9 +291,14 @@ impl Watcher {
         // refused without anything in its place.
         self.keep_copies();
         for (file, entry) in refused {
-            self.refusals.insert(&file, entry);
+            self.refusals.insert_rolled_back(&file, entry);
         }
         self.end_probation();
         self.send(Arc::new(chain));
     }
+}
+
+/// As much of a digest as lists show of it.
+fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
 }

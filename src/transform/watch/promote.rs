@@ -7,6 +7,9 @@
 //!             └── a file changed meanwhile
 //! ```
 //!
+//! What files that are gone break is not the fault of what comes with them: where something breaks, the
+//! others are tried once more against the chain without those.
+//!
 //! Where files are gone and nothing else changed there is nothing to decide: that goes live at once, and
 //! what the files were good for is found out afterwards.
 
@@ -21,7 +24,8 @@ use super::super::loader;
 use super::super::refused::Refused;
 use super::super::runner::Runner;
 use super::super::settings::Judgement;
-use super::super::vet::{Comparison, Trial, VetReport, VetResult};
+use super::super::vet::{Comparison, Trial, Vet, VetReport, VetResult};
+use super::answer::Answer;
 use super::view::TransformState;
 use super::workshop::{LARGE_BYTES, Made, Unusable};
 use super::{Wake, Watcher, now};
@@ -56,6 +60,9 @@ pub(super) struct UnderTrial {
     number: u64,
     changes: Changes,
     chain: Arc<Chain>,
+    /// Where this is tried against the chain without the files that are gone: how it fared against the
+    /// one with them.
+    with_gone: Option<Comparison>,
 }
 
 impl UnderTrial {
@@ -70,7 +77,7 @@ impl UnderTrial {
 impl Watcher {
     /// Starts to make a transform of a file.
     pub(super) fn begin(&mut self, file: String, seen: Seen) {
-        let (workshop, wake) = (Arc::clone(&self.workshop), self.wake.clone());
+        let workshop = Arc::clone(&self.workshop);
         let known = self.live.values().map(|live| Arc::clone(&live.module)).collect::<Vec<_>>();
         self.making.insert(file.clone(), seen.clone());
         let stop = Stop::default();
@@ -80,14 +87,25 @@ impl Watcher {
         }
         let of = seen.clone();
         let demanding = self.lanes.demanding.clone();
+        let defect = Unusable {
+            digest: String::new(),
+            reason: "it could not be loaded, by a defect; the log has more".into(),
+            may_be_unfinished: false,
+        };
+        let answer = Wake::Made {
+            file: file.clone(),
+            seen: seen.clone(),
+            made: Err(defect),
+            took: Duration::ZERO,
+        };
+        let answer = Answer::or(&self.wake, answer);
         self.lanes.make(&of, move || {
             let is_demanding = seen.module_bytes() < LARGE_BYTES && workshop.is_demanding(&file);
             let make = move || {
                 let started = Instant::now();
                 let made = workshop.make_file(&file, &known, &stop);
                 let took = started.elapsed();
-                // A failed send: the watch has ended.
-                drop(wake.send(Wake::Made { file, seen, made, took }));
+                answer.send(Wake::Made { file, seen, made, took });
             };
             if is_demanding { demanding.run(make) } else { make() }
         });
@@ -127,8 +145,16 @@ impl Watcher {
             self.ready.remove(file);
             return;
         }
-        let refused = self.refusals.get(file).filter(|refused| refused.is_of(&transform));
-        if refused.is_some_and(|refused| refused.state == TransformState::RolledBack) {
+        let refused = self.refusals.of(&transform);
+        if let Some(refused) = refused.filter(|it| it.state == TransformState::RolledBack) {
+            if self.refusals.get(file) != Some(&refused) {
+                tracing::warn!(
+                    file,
+                    "refused a transform that was rolled back: {}",
+                    refused.reason
+                );
+                self.refusals.insert(file, refused);
+            }
             self.ready.remove(file);
             return;
         }
@@ -136,7 +162,8 @@ impl Watcher {
             tracing::warn!(file, "could not keep a copy of the transform: {error}");
         }
         tracing::info!(file, "loaded a transform in {} ms", took.as_millis());
-        self.get_ready(file, Change::To(transform));
+        let seen = self.settler.changed_since(file).unwrap_or_else(Instant::now);
+        self.get_ready(file, Change::To(transform), seen);
     }
 
     fn reject(&mut self, file: &str, seen: Seen, unusable: Unusable) {
@@ -161,73 +188,86 @@ impl Watcher {
     }
 
     /// The file is gone for good.
-    pub(super) fn on_gone(&mut self, file: &str) {
+    pub(super) fn on_gone(&mut self, file: &str, since: Instant) {
         self.refusals.remove(file);
         self.making.remove(file);
         if let Some((_, stop)) = self.stops.remove(file) {
             stop.stop();
         }
-        self.ready.remove(file);
-        if self.live.contains_key(file) {
-            self.get_ready(file, Change::Gone);
+        if !self.live.contains_key(file) {
+            self.ready.remove(file);
+        } else if !matches!(self.ready.get(file), Some(Change::Gone)) {
+            self.note_replaced(file, since);
+            self.get_ready(file, Change::Gone, since);
         }
     }
 
-    fn get_ready(&mut self, file: &str, change: Change) {
+    fn get_ready(&mut self, file: &str, change: Change, seen: Instant) {
         self.ready.insert(file.to_owned(), change);
-        self.ready_since.get_or_insert_with(Instant::now);
-        let seen = self.settler.seen_since(file).unwrap_or_else(Instant::now);
-        self.seen_since = Some(self.seen_since.map_or(seen, |since| since.min(seen)));
+        self.ready_since.insert(file.to_owned(), (Instant::now(), seen));
+    }
+
+    /// What is ready and may go live now; since when the first of it is ready, and since when it is in
+    /// the folder.
+    fn due(&mut self) -> Option<(Changes, (Instant, Instant))> {
+        let Self { ready, ready_since, replaced, .. } = self;
+        ready_since.retain(|file, _| ready.contains_key(file));
+        replaced.retain(|file, _| matches!(ready.get(file), Some(Change::Gone)));
+        let held = self.held_back();
+        let changes = self.ready.iter().filter(|(file, _)| !held.contains(*file));
+        let changes: Changes =
+            changes.map(|(file, change)| (file.clone(), change.clone())).collect();
+        let since = self.ready_since.iter().filter(|(file, _)| changes.contains_key(*file));
+        let first = since.map(|(_, since)| *since).reduce(|a, b| (a.0.min(b.0), a.1.min(b.1)));
+        Some((changes, first?))
     }
 
     /// Tries or publishes what is ready, unless something else is about to be. Answers whether it
     /// waits.
     pub(super) fn advance(&mut self, is_unsettled: bool) -> bool {
-        if self.ready.is_empty() {
-            self.ready_since = None;
-            self.seen_since = None;
-            return false;
-        }
         if self.trial.is_some() {
             return false;
         }
+        let Some((changes, (ready_since, seen))) = self.due() else { return false };
         // What takes long holds nothing else up that comes later.
         let is_new = |(since, _): &(Instant, Stop)| since.elapsed() < HOLD_MAX;
         let is_unsettled = is_unsettled || self.stops.values().any(is_new);
-        let waited = self.ready_since.map_or(Duration::ZERO, |since| since.elapsed());
-        if is_unsettled && waited < HOLD_MAX {
+        if is_unsettled && ready_since.elapsed() < HOLD_MAX {
             return true;
         }
-        let changes = self.ready.clone();
-        let chain = self.with(&changes);
+        let chain = self.with(&changes, seen);
         if chain.digest() == self.chain().digest() {
             self.settle_with(&changes);
             return false;
         }
-        let is_judged = changes.values().any(|change| match change {
-            Change::To(transform) => transform.settings.vet == Judgement::On,
-            Change::Gone => false,
-        });
-        match self.vet.clone().filter(|_| is_judged) {
+        match self.vet.clone().filter(|_| !under_judgement(&changes).is_empty()) {
             None => {
                 let before = self.chain();
-                self.promote(Arc::clone(&chain), &changes, None);
+                self.promote(Arc::clone(&chain), &changes, None, None);
                 self.look_back(before, chain, &changes);
             }
-            Some(vet) => {
-                self.next_trial += 1;
-                let number = self.next_trial;
-                let (mut before, mut after) = (self.trial_of(self.chain()), self.trial_of(chain));
-                let chain = Arc::clone(&after.chain);
-                let wake = self.wake.clone();
-                self.lanes.vet(move || {
-                    let comparison = vet.compare(&mut before, &mut after);
-                    drop(wake.send(Wake::Tried { number, comparison }));
-                });
-                self.trial = Some(UnderTrial { number, changes, chain });
-            }
+            Some(vet) => self.try_against(vet, self.chain(), (chain, changes), None),
         }
         false
+    }
+
+    /// Tries a chain of these changes beside the traffic.
+    fn try_against(
+        &mut self,
+        vet: Arc<dyn Vet>,
+        before: Arc<Chain>,
+        (chain, changes): (Arc<Chain>, Changes),
+        with_gone: Option<Comparison>,
+    ) {
+        self.next_trial += 1;
+        let number = self.next_trial;
+        let (mut before, mut after) = (self.trial_of(before), self.trial_of(Arc::clone(&chain)));
+        let answer = Answer::or(&self.wake, Wake::Tried { number, comparison: None });
+        self.lanes.vet(move || {
+            let comparison = Some(vet.compare(&mut before, &mut after));
+            answer.send(Wake::Tried { number, comparison });
+        });
+        self.trial = Some(UnderTrial { number, changes, chain, with_gone });
     }
 
     /// Finds out what fails without the files that are gone, once it is live.
@@ -239,18 +279,9 @@ impl Watcher {
         let wake = self.wake.clone();
         self.lanes.vet(move || {
             let comparison = vet.compare(&mut before, &mut after);
+            // A failed send: the watch has ended.
             drop(wake.send(Wake::LookedBack { gone, comparison }));
         });
-    }
-
-    pub(super) fn on_looked_back(&mut self, gone: &[String], comparison: &Comparison) {
-        let Some(lost) = missed(comparison) else { return };
-        for file in gone {
-            // It may be back.
-            let Some(notice) = self.notices.get_mut(file) else { continue };
-            tracing::warn!("`{file}` was deleted{lost}");
-            notice.push_str(&lost);
-        }
     }
 
     pub(super) fn trial_of(&self, chain: Arc<Chain>) -> Trial {
@@ -258,34 +289,49 @@ impl Watcher {
     }
 
     /// The chain as it would be.
-    fn with(&self, changes: &Changes) -> Arc<Chain> {
+    fn with(&self, changes: &Changes, seen: Instant) -> Arc<Chain> {
         let mut live = self.live.clone();
         apply(&mut live, changes);
         let generation = self.chain().generation + 1;
         let mut chain = Chain::new(generation, live.into_values().collect());
-        chain.seen_at = self.seen_since;
+        chain.seen_at = Some(seen);
         Arc::new(chain)
     }
 
-    /// A trial has ended.
-    pub(super) fn on_tried(&mut self, number: u64, comparison: &Comparison) {
+    /// A trial has ended, or broken off.
+    pub(super) fn on_tried(&mut self, number: u64, comparison: Option<Comparison>) {
         let Some(trial) = self.trial.take_if(|trial| trial.number == number) else { return };
-        let UnderTrial { changes, chain, .. } = trial;
+        let UnderTrial { changes, chain, with_gone, .. } = trial;
         let look = folder::look(self.dir()).ok();
         if changes.iter().any(|(file, change)| !self.is_current(file, change, look.as_ref())) {
             // What it was about is not what the folder shows any more.
             return;
         }
-        let refused = judged(&changes, comparison);
-        if refused.is_empty() {
-            return self.promote(chain, &changes, Some(comparison));
+        let refused = comparison
+            .as_ref()
+            .map_or_else(|| under_judgement(&changes), |comparison| judged(&changes, comparison));
+        let is_gone = |change: &Change| matches!(change, Change::Gone);
+        let is_for_what_is_gone = with_gone.is_none() && changes.values().any(is_gone);
+        match (comparison, self.vet.clone()) {
+            (comparison, _) if refused.is_empty() => {
+                let without = with_gone.as_ref().or(comparison.as_ref());
+                self.promote(chain, &changes, comparison.as_ref(), without);
+            }
+            (Some(comparison), Some(vet)) if is_for_what_is_gone => {
+                let gone = changes.iter().filter(|(_, change)| is_gone(change));
+                let gone = gone.map(|(file, change)| (file.clone(), change.clone())).collect();
+                let without = self.with(&gone, Instant::now());
+                self.try_against(vet, without, (chain, changes), Some(comparison));
+            }
+            (comparison, _) => {
+                for transform in refused {
+                    self.refuse(&transform, comparison.as_ref());
+                    self.ready.remove(&*transform.file);
+                }
+                // What is left is tried without them.
+                self.advance(false);
+            }
         }
-        for transform in refused {
-            self.refuse(&transform, comparison);
-            self.ready.remove(&*transform.file);
-        }
-        // What is left is tried without them.
-        self.advance(false);
     }
 
     fn is_current(&self, file: &str, change: &Change, look: Option<&Look>) -> bool {
@@ -294,13 +340,22 @@ impl Watcher {
             && seen.is_none_or(|seen| self.settler.is_handled(file, seen))
     }
 
-    pub(super) fn refuse(&mut self, transform: &Transform, comparison: &Comparison) {
-        let report = VetReport::of(comparison).with(VetResult::Refused);
+    /// Refuses a version for what a trial showed, or for a trial that broke off.
+    pub(super) fn refuse(&mut self, transform: &Transform, comparison: Option<&Comparison>) {
+        let report = comparison.map(|it| VetReport::of(it).with(VetResult::Refused));
         let settings = folder::settings_name(&transform.file);
-        let reason = comparison.refusal(&settings).unwrap_or_default();
+        let reason = comparison.map_or_else(
+            || {
+                format!(
+                    "the trial of the chain with it broke off, by a defect; the log has more. Set vet = \
+                     \"off\" in {settings} to go without; put there anew, it is tried again"
+                )
+            },
+            |comparison| comparison.refusal(&settings).unwrap_or_default(),
+        );
         tracing::warn!(
             file = &*transform.file,
-            vet = report.text(),
+            vet = report.as_ref().map(VetReport::text),
             "vetting refused a transform: {reason}"
         );
         let refused = Refused {
@@ -309,18 +364,24 @@ impl Watcher {
             state: TransformState::Rejected,
             reason,
             since: now(),
-            vet: Some(report),
+            vet: report,
         };
         self.refusals.insert(&transform.file, refused);
     }
 
     /// Publishes a chain that may go live.
-    fn promote(&mut self, chain: Arc<Chain>, changes: &Changes, comparison: Option<&Comparison>) {
-        let before = self.live.clone();
+    fn promote(
+        &mut self,
+        chain: Arc<Chain>,
+        changes: &Changes,
+        comparison: Option<&Comparison>,
+        without: Option<&Comparison>,
+    ) {
+        let before = (self.live.clone(), self.reports.clone());
         let last = self.chain();
-        self.note_reports(&chain, changes, comparison);
+        self.note_reports(&chain, changes, comparison, without);
         self.settle_with(changes);
-        self.begin_probation(&chain, &before, &last, changes);
+        self.begin_probation(&chain, before, &last, changes);
         let seen = chain.seen_at;
         // Who sees the chain sees what is to be known of it.
         self.show();
@@ -333,42 +394,6 @@ impl Watcher {
         }
     }
 
-    /// Keeps and logs what a trial said, and what leaves with a file that is gone.
-    pub(super) fn note_reports(
-        &mut self,
-        chain: &Chain,
-        changes: &Changes,
-        comparison: Option<&Comparison>,
-    ) {
-        let tried = comparison.map(VetReport::of);
-        for (file, change) in changes {
-            match change {
-                Change::To(transform) => {
-                    let report = match &tried {
-                        _ if transform.settings.vet == Judgement::Off => VetReport::off(),
-                        Some(report) => report.clone(),
-                        None => VetReport::of(&Comparison::default()),
-                    };
-                    tracing::info!(file, chain = chain.tag(), "vetting: {}", report.text());
-                    let doubts = report.doubts();
-                    if !doubts.is_empty() {
-                        tracing::warn!(file, "of the messages that were tried, {doubts}");
-                    }
-                    self.notices.remove(file);
-                    self.reports.insert(file.clone(), report);
-                }
-                Change::Gone => {
-                    let notice = parting(file, self.reports.remove(file), comparison);
-                    tracing::warn!("{notice}");
-                    self.notices.insert(file.clone(), notice);
-                }
-            }
-        }
-        while self.notices.len() > super::NOTICES_MAX {
-            self.notices.pop_first();
-        }
-    }
-
     /// These changes are part of the chain now.
     fn settle_with(&mut self, changes: &Changes) {
         apply(&mut self.live, changes);
@@ -378,8 +403,6 @@ impl Watcher {
             }
             self.refusals.remove(file);
         }
-        self.ready_since = (!self.ready.is_empty()).then(Instant::now);
-        self.seen_since = self.ready_since;
     }
 
     /// Makes `live` the chain that everybody uses.
@@ -429,28 +452,6 @@ impl Watcher {
     }
 }
 
-/// What to say of a file that leaves the chain: what it was good for is not hidden.
-fn parting(file: &str, report: Option<VetReport>, comparison: Option<&Comparison>) -> String {
-    let mut text = format!("`{file}` was deleted, and left the chain");
-    if let Some(report) = report.filter(|report| report.fixes > 0) {
-        text.push_str(&format!(
-            "; when it went live it fixed {} of {} parked messages, and such ones will be parked \
-             again",
-            report.fixes, report.of
-        ));
-    }
-    text.extend(comparison.and_then(missed));
-    text
-}
-
-/// What fails without a file that is gone.
-fn missed(comparison: &Comparison) -> Option<String> {
-    let tried = comparison.of + comparison.sample;
-    let breaks = comparison.breaks;
-    let text = || format!("; of {tried} messages that were tried, {breaks} fail without it");
-    (breaks > 0).then(text)
-}
-
 /// The changed transforms that are refused for what broke or was lost: those that did it, or all that
 /// are to be judged where none of them did.
 pub(super) fn judged(changes: &Changes, comparison: &Comparison) -> Vec<Arc<Transform>> {
@@ -458,21 +459,24 @@ pub(super) fn judged(changes: &Changes, comparison: &Comparison) -> Vec<Arc<Tran
     if !breaks && !loses {
         return Vec::new();
     }
-    let judged: Vec<&Arc<Transform>> = changes
-        .values()
-        .filter_map(|change| match change {
-            Change::To(transform) => Some(transform),
-            Change::Gone => None,
-        })
-        .filter(|transform| transform.settings.vet == Judgement::On)
-        .filter(|transform| breaks || !transform.settings.may_drop)
-        .collect();
+    let judged = under_judgement(changes);
+    let judged: Vec<Arc<Transform>> =
+        judged.into_iter().filter(|transform| breaks || !transform.settings.may_drop).collect();
     let named = |culprits: &BTreeSet<String>| {
-        let is_named = |transform: &&&Arc<Transform>| culprits.contains(&*transform.file);
-        judged.iter().filter(is_named).map(|transform| Arc::clone(transform)).collect::<Vec<_>>()
+        let is_named = |transform: &&Arc<Transform>| culprits.contains(&*transform.file);
+        judged.iter().filter(is_named).cloned().collect::<Vec<_>>()
     };
     let culprits = named(if breaks { &comparison.culprits } else { &comparison.losers });
-    if culprits.is_empty() { judged.into_iter().map(Arc::clone).collect() } else { culprits }
+    if culprits.is_empty() { judged } else { culprits }
+}
+
+/// The changed transforms whose settings do not keep them out of trials.
+pub(super) fn under_judgement(changes: &Changes) -> Vec<Arc<Transform>> {
+    let transforms = changes.values().filter_map(|change| match change {
+        Change::To(transform) => Some(transform),
+        Change::Gone => None,
+    });
+    transforms.filter(|transform| transform.settings.vet == Judgement::On).cloned().collect()
 }
 
 fn apply(live: &mut BTreeMap<String, Arc<Transform>>, changes: &Changes) {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::mpsc;
+use std::time::Instant;
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, Watcher as _};
@@ -33,7 +34,7 @@ impl Reporter {
         let watcher = notify::recommended_watcher(move |event| {
             if is_news(&event) {
                 // A failed send: the thread has ended.
-                reports.send(Wake::Report { moved: moved(event) }).ok();
+                reports.send(Wake::Report { moved: moved(event), at: Instant::now() }).ok();
             }
         })
         .and_then(|mut watcher| {

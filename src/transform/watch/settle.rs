@@ -28,16 +28,28 @@ const RESTLESS: Duration = Duration::from_secs(5);
 pub(super) struct Settler {
     /// What was last made or refused of each file, so that nothing is done twice.
     handled: BTreeMap<String, Seen>,
-    /// The last state of each file that was seen, and when it was seen first.
-    first_seen: BTreeMap<String, (Seen, Instant)>,
+    /// The last state of each file that was seen.
+    first_seen: BTreeMap<String, FirstSeen>,
     /// Files that were there and are not, since when.
     missing: BTreeMap<String, Instant>,
     /// Names that the system reported as renamed into place. Only ever makes a wait shorter.
     moved: BTreeSet<String>,
+    /// When the system reported the first change that no look has seen.
+    reported: Option<Instant>,
     /// Files that did not load and may still be being written: when to try again.
     again: BTreeMap<String, Instant>,
     /// Files that nothing was done about since they began to change.
     restless: BTreeMap<String, Instant>,
+}
+
+/// A state of a file.
+#[derive(Debug)]
+struct FirstSeen {
+    seen: Seen,
+    /// When a look saw it first.
+    at: Instant,
+    /// When the system reported it, if it did before the look.
+    changed: Instant,
 }
 
 /// What one look shows.
@@ -45,8 +57,8 @@ pub(super) struct Settler {
 pub(super) struct Settled {
     /// Files with a content that nothing was done about, and that may be read now.
     pub(super) changed: Vec<(String, Seen)>,
-    /// Files that are gone for good.
-    pub(super) gone: Vec<String>,
+    /// Files that are gone for good, and since when they are.
+    pub(super) gone: Vec<(String, Instant)>,
     /// Files that have been changing for long.
     pub(super) restless: Vec<String>,
     /// How long to wait for what has not settled.
@@ -57,6 +69,11 @@ impl Settler {
     /// The system says that this name was renamed into place.
     pub(super) fn note_moved(&mut self, name: String) {
         self.moved.insert(name);
+    }
+
+    /// The system reports a change, at this time. It may take a moment until somebody looks.
+    pub(super) fn note_reported(&mut self, at: Instant) {
+        self.reported = Some(self.reported.map_or(at, |before| before.min(at)));
     }
 
     /// Something final was done about this state of the file.
@@ -72,15 +89,28 @@ impl Settler {
         self.handled.get(file) == seen
     }
 
-    /// When this state of the file was first seen.
-    pub(super) fn seen_since(&self, file: &str) -> Option<Instant> {
-        self.first_seen.get(file).map(|(_, since)| *since)
+    /// Since when the folder holds this state of the file, as far as the system tells, or else since
+    /// when it was seen.
+    pub(super) fn changed_since(&self, file: &str) -> Option<Instant> {
+        self.first_seen.get(file).map(|first| first.changed)
+    }
+
+    /// The files whose state was first seen after this time.
+    pub(super) fn seen_after(&self, after: Instant) -> BTreeSet<String> {
+        let new = self.first_seen.iter().filter(|(_, first)| first.at >= after);
+        new.map(|(file, _)| file.clone()).collect()
+    }
+
+    /// Whether nothing final was done yet about the state of a file that is there.
+    pub(super) fn is_unsettled(&self, file: &str) -> bool {
+        let seen = self.first_seen.get(file).map(|first| &first.seen);
+        seen.is_some() && self.handled.get(file) != seen
     }
 
     /// Whether a file that does not load may still be being written. It is tried again then.
     pub(super) fn may_be_unfinished(&mut self, file: &str, now: Instant) -> bool {
         let is_young =
-            self.seen_since(file).is_some_and(|since| now.duration_since(since) < UNFINISHED);
+            self.first_seen.get(file).is_some_and(|it| now.duration_since(it.at) < UNFINISHED);
         if is_young {
             self.again.insert(file.to_owned(), now + SETTLE);
         }
@@ -97,10 +127,12 @@ impl Settler {
         now: Instant,
     ) -> Settled {
         let mut settled = Settled::default();
+        let reported = self.reported.take().map_or(now, |reported| reported.min(now));
         self.missing.retain(|file, _| !look.modules.contains_key(file));
-        let known: BTreeSet<String> = known.chain(self.handled.keys().cloned()).collect();
+        let seen_before = self.handled.keys().chain(self.first_seen.keys()).cloned();
+        let known: BTreeSet<String> = known.chain(seen_before).collect();
         for file in known.into_iter().filter(|file| !look.modules.contains_key(file)) {
-            let since = *self.missing.entry(file.clone()).or_insert(now);
+            let since = *self.missing.entry(file.clone()).or_insert(reported);
             if let Some(left) = DELETED_AFTER.checked_sub(now.duration_since(since))
                 && !left.is_zero()
             {
@@ -112,13 +144,14 @@ impl Settler {
             self.first_seen.remove(&file);
             self.again.remove(&file);
             self.restless.remove(&file);
-            settled.gone.push(file);
+            settled.gone.push((file, since));
         }
         for (file, seen) in &look.modules {
             let since = match self.first_seen.get(file) {
-                Some((known, since)) if known == seen => *since,
+                Some(first) if first.seen == *seen => first.at,
                 _ => {
-                    self.first_seen.insert(file.clone(), (seen.clone(), now));
+                    let first = FirstSeen { seen: seen.clone(), at: now, changed: reported };
+                    self.first_seen.insert(file.clone(), first);
                     self.again.remove(file);
                     now
                 }
@@ -198,7 +231,7 @@ mod tests {
                 self.settler.note_handled(file, seen.clone());
             }
             let changed = settled.changed.into_iter().map(|(file, _)| file);
-            let gone = settled.gone.into_iter().map(|file| format!("-{file}"));
+            let gone = settled.gone.into_iter().map(|(file, _)| format!("-{file}"));
             changed.chain(gone).collect()
         }
     }
@@ -233,6 +266,25 @@ mod tests {
     }
 
     #[test]
+    fn a_change_counts_from_the_systems_report_however_late_somebody_looks() {
+        let mut folder = Folder::new();
+        assert!(folder.after(0).is_empty());
+        folder.write("10-a.wasm", "1");
+        let reported = folder.now;
+        folder.settler.note_reported(reported);
+        folder.settler.note_reported(reported + Duration::from_millis(30));
+        assert!(folder.after(400).is_empty());
+        assert_eq!(folder.settler.changed_since("10-a.wasm"), Some(reported));
+        // It settles from when it was seen: only then is it known to stay the same.
+        assert!(folder.after(99).is_empty());
+        assert_eq!(folder.after(1), ["10-a.wasm"]);
+        // Without a report, the look is all that is known.
+        folder.write("10-a.wasm", "22");
+        assert!(folder.after(700).is_empty());
+        assert_eq!(folder.settler.changed_since("10-a.wasm"), Some(folder.now));
+    }
+
+    #[test]
     fn settings_that_are_deleted_and_written_anew_are_waited_for() {
         let mut folder = Folder::new();
         folder.write("10-a.wasm", "1");
@@ -261,6 +313,19 @@ mod tests {
         assert!(restless[..100].iter().all(Vec::is_empty));
         assert_eq!(restless[119], ["10-a.wasm"]);
         assert_eq!(folder.after(100), ["10-a.wasm"]);
+    }
+
+    #[test]
+    fn what_is_gone_before_it_settled_is_forgotten() {
+        let mut folder = Folder::new();
+        folder.write("10-a.wasm", "1");
+        assert!(folder.after(0).is_empty());
+        assert!(folder.settler.is_unsettled("10-a.wasm"));
+        fs::remove_file(folder.dir.path().join("10-a.wasm")).unwrap();
+        assert!(folder.after(50).is_empty());
+        assert_eq!(folder.after(1000), ["-10-a.wasm"]);
+        assert!(!folder.settler.is_unsettled("10-a.wasm"));
+        assert!(folder.after(1000).is_empty());
     }
 
     #[test]

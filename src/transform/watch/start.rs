@@ -1,16 +1,15 @@
 //! The first load: everything must be usable, as it is or as a copy of the last good one. What
 //! changed while nothing ran is tried like any other change, on what the store holds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::chain::{Chain, Transform};
 use super::super::compiler::Stop;
 use super::super::folder::{self, Look, Seen};
 use super::super::loader::{self, Module};
-use super::super::settings::Judgement;
 use super::super::vet::{Comparison, Vet};
-use super::promote::{Change, Changes, digest_of, judged};
+use super::promote::{Change, Changes, digest_of, judged, under_judgement};
 use super::settle::{SETTLE, UNFINISHED};
 use super::{Error, Watcher};
 
@@ -58,8 +57,9 @@ impl Watcher {
             if let Some(good) = &good {
                 before.insert(file.clone(), Arc::clone(good));
             }
-            if self.refusals.get(file).is_some_and(|refused| refused.is_of(&made.transform)) {
-                // Refused by an earlier run, and the same still.
+            if let Some(refused) = self.refusals.of(&made.transform) {
+                // Refused by an earlier run, and the same still, be it under another name.
+                self.refusals.insert(file, refused);
                 self.live.extend(good.map(|good| (file.clone(), good)));
             } else {
                 changes.insert(file.clone(), Change::To(made.transform));
@@ -72,9 +72,10 @@ impl Watcher {
         for file in known.iter().filter(|file| !look.modules.contains_key(*file)) {
             self.refusals.remove(file);
         }
-        for file in look.modules.keys() {
+        // Those of files that are gone too: what they were good for is told as they leave.
+        for file in self.last_good.files() {
             if let Some(report) = self.last_good.vet(file) {
-                self.reports.insert(file.clone(), report);
+                self.reports.insert(file.to_owned(), report);
             }
         }
         let gone: Vec<String> = self
@@ -99,10 +100,11 @@ impl Watcher {
         let is_last = last_digest == Some(digest_of(&self.live).as_str());
         let generation = if is_last { last } else { last + 1 };
         let chain = Arc::new(Chain::new(generation, self.live.values().cloned().collect()));
-        self.note_reports(&chain, &changes, comparison.as_ref());
+        let reports = self.reports.clone();
+        self.note_reports(&chain, &changes, comparison.as_ref(), None);
         self.resume_probation(&chain);
         if !changes.is_empty() && (!before.is_empty() || self.probation.is_some()) {
-            self.begin_probation(&chain, &before, &Chain::empty(0), &changes);
+            self.begin_probation(&chain, (before, reports), &Chain::empty(0), &changes);
         }
         self.publish(chain);
         self.show();
@@ -161,21 +163,18 @@ impl Watcher {
     ) -> Option<Comparison> {
         let vet = self.vet.clone()?;
         loop {
-            let is_judged = |change: &Change| match change {
-                Change::To(transform) => transform.settings.vet == Judgement::On,
-                Change::Gone => false,
-            };
-            if !changes.values().any(is_judged) {
+            let under_judgement = under_judgement(changes);
+            if under_judgement.is_empty() {
                 return None;
             }
             let comparison = self.compare_first(&*vet, before, changes);
-            let broken = judged(changes, &comparison);
+            let broken = comparison.as_ref().map_or(under_judgement, |it| judged(changes, it));
             if broken.is_empty() {
-                return Some(comparison);
+                return comparison;
             }
             for transform in broken {
                 let file = &*transform.file;
-                self.refuse(&transform, &comparison);
+                self.refuse(&transform, comparison.as_ref());
                 changes.remove(file);
                 let good = before.get(file).cloned();
                 self.live.extend(good.map(|good| (file.to_owned(), good)));
@@ -188,7 +187,7 @@ impl Watcher {
         vet: &dyn Vet,
         before: &BTreeMap<String, Arc<Transform>>,
         changes: &Changes,
-    ) -> Comparison {
+    ) -> Option<Comparison> {
         let mut after = self.live.clone();
         for (file, change) in changes {
             if let Change::To(transform) = change {
@@ -202,10 +201,11 @@ impl Watcher {
         // On a thread of its own: the one that starts a process may not wait for the store.
         std::thread::scope(|scope| {
             let compare = scope.spawn(|| vet.compare(&mut before, &mut after));
-            compare.join().unwrap_or_else(|_| {
+            let compared = compare.join();
+            if compared.is_err() {
                 tracing::error!("the trial of the changed transforms failed, which is a defect");
-                Comparison { culprits: BTreeSet::new(), ..Comparison::default() }
-            })
+            }
+            compared.ok()
         })
     }
 }

@@ -42,6 +42,9 @@ pub struct TransformView {
     pub micros: u64,
     /// What vetting said, where it was asked.
     pub vet: Option<VetReport>,
+    /// The same as one clause: `fixes 37 of 40, breaks 0 of 540`.
+    #[serde(default)]
+    pub vet_text: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +72,25 @@ pub(super) fn live_view(transform: &Transform, vet: Option<VetReport>) -> Transf
         errors: transform.counters.errors(),
         dropped: transform.counters.drops(),
         micros: u64::try_from(transform.counters.time().as_micros()).unwrap_or(u64::MAX),
+        vet_text: vet.as_ref().map(VetReport::text),
         vet,
+    }
+}
+
+/// A version that is not live.
+fn other_view(file: &str, digest: &str, state: TransformState, since: String) -> TransformView {
+    TransformView {
+        file: file.to_owned(),
+        digest: digest.to_owned(),
+        state,
+        reason: None,
+        since,
+        calls: 0,
+        errors: 0,
+        dropped: 0,
+        micros: 0,
+        vet: None,
+        vet_text: None,
     }
 }
 
@@ -118,44 +139,28 @@ impl Watcher {
     pub(super) fn show(&self) {
         let refused = self.refusals.iter().filter(|(file, _)| !self.making.contains_key(*file));
         let refused = refused.map(|(file, refused)| TransformView {
-            file: file.clone(),
-            digest: refused.digest.clone(),
-            state: refused.state,
             reason: Some(refused.reason.clone()),
-            since: refused.since.clone(),
-            calls: 0,
-            errors: 0,
-            dropped: 0,
-            micros: 0,
             vet: refused.vet.clone(),
+            vet_text: refused.vet.as_ref().map(VetReport::text),
+            ..other_view(file, &refused.digest, refused.state, refused.since.clone())
         });
-        let compiling = self.making.keys().map(|file| TransformView {
-            file: file.clone(),
-            digest: String::new(),
-            state: TransformState::Compiling,
-            reason: None,
-            since: now(),
-            calls: 0,
-            errors: 0,
-            dropped: 0,
-            micros: 0,
-            vet: None,
-        });
+        let compiling =
+            self.making.keys().map(|file| other_view(file, "", TransformState::Compiling, now()));
         let tried = self.trial.iter().flat_map(UnderTrial::transforms);
-        let vetting = tried.map(|transform| TransformView {
-            file: transform.file.to_string(),
-            digest: transform.module.digest.clone(),
-            state: TransformState::Vetting,
-            reason: None,
-            since: transform.since.clone(),
-            calls: 0,
-            errors: 0,
-            dropped: 0,
-            micros: 0,
-            vet: None,
+        let vetting = tried.map(|transform| {
+            let (digest, since) = (&transform.module.digest, transform.since.clone());
+            other_view(&transform.file, digest, TransformState::Vetting, since)
         });
         let others = refused.chain(compiling).chain(vetting).collect();
-        let warnings = self.warned.iter().chain(self.notices.values()).cloned().collect();
+        let waiting = self.waiting_deletions().into_iter().map(|(file, by)| {
+            let by: Vec<String> = by.iter().map(|by| format!("`{by}`")).collect();
+            format!(
+                "`{file}` was deleted, and stays live until what came with that is ready or refused: {}",
+                by.join(", ")
+            )
+        });
+        let warnings = self.warned.iter().chain(self.notices.values()).cloned();
+        let warnings = warnings.chain(waiting).collect();
         let view = View { others, warnings, reports: self.reports.clone() };
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }

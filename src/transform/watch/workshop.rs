@@ -15,12 +15,15 @@ use super::super::loader::{self, Module};
 use super::super::settings::Settings;
 use super::now;
 
-/// From this size on a module is compiled at low priority, and nothing waits behind it that is
-/// smaller: it takes many seconds.
+/// From this size on nothing waits behind a module that is smaller: it takes many seconds.
 pub(super) const LARGE_BYTES: u64 = 1024 * 1024;
 
 /// The priority of what has time: the kernel gives it about a tenth of a busy processor.
 const NICE: i32 = 10;
+
+/// The priority of small modules, which take a moment: about a quarter of a busy processor, so that
+/// traffic that keeps all of them busy is hardly slowed, and a mend does not wait for seconds either.
+const NICE_SMALL: i32 = 5;
 
 /// Makes transforms.
 #[derive(Debug)]
@@ -132,27 +135,29 @@ impl Workshop {
         Ok(Made { transform: Arc::new(transform), bytes: content.module })
     }
 
-    /// Compiles on half of the processors, so that the traffic has the others; large modules at low
-    /// priority as well.
+    /// Compiles on half of the processors, so that the traffic has the others.
     fn compile(&self, bytes: &[u8], stop: &Stop) -> Result<Module, loader::Error> {
         let Self { engine, cache, compiler, .. } = self;
         let compiler = compiler.until(stop);
-        let is_large = bytes.len() as u64 >= LARGE_BYTES;
-        beside_the_traffic(is_large, || loader::load_by(&compiler, engine, bytes, Some(cache)))
+        beside_the_traffic(|| loader::load_by(&compiler, engine, bytes, Some(cache)))
     }
 }
 
-/// Compiles on half of the processors, and at low priority where that is asked for.
-pub(crate) fn beside_the_traffic<T: Send>(politely: bool, compile: impl FnOnce() -> T + Send) -> T {
+/// Compiles in a process of its own, beside the traffic of its parent.
+pub(in super::super) fn politely<T: Send>(compile: impl FnOnce() -> T + Send) -> T {
+    be_polite(NICE);
+    beside_the_traffic(compile)
+}
+
+/// Compiles on half of the processors, at the priority of this thread: there is a low one where changes
+/// flow, and the usual one at a start, which they wait for.
+fn beside_the_traffic<T: Send>(compile: impl FnOnce() -> T + Send) -> T {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let nice = rustix::process::getpriority_process(None).unwrap_or(0);
     let pool = rayon::ThreadPoolBuilder::new()
         .thread_name(|_| "transform-compile".into())
         .num_threads((processors / 2).max(1))
-        .start_handler(move |_| {
-            if politely {
-                be_polite();
-            }
-        })
+        .start_handler(move |_| be_polite(nice))
         .build();
     match pool {
         Ok(pool) => pool.install(compile),
@@ -160,9 +165,9 @@ pub(crate) fn beside_the_traffic<T: Send>(politely: bool, compile: impl FnOnce()
     }
 }
 
-/// Lowers the priority of this thread. Without the right to it, it is only less polite.
-fn be_polite() {
-    rustix::process::setpriority_process(None, NICE).ok();
+/// Lowers the priority of this thread. Where a system does not do so, it is only less polite.
+fn be_polite(nice: i32) {
+    rustix::process::setpriority_process(None, nice).ok();
 }
 
 /// The threads of a host beside its watch.
@@ -179,10 +184,10 @@ impl Lanes {
     pub(super) fn start() -> std::io::Result<Self> {
         Ok(Self {
             // Two, because the start of a module may take ten seconds.
-            small: Lane::start("transform-load", 2, false)?,
-            large: Lane::start("transform-large", 1, true)?,
-            demanding: Lane::start("transform-slow", 1, true)?,
-            vetting: Lane::start("transform-vet", 1, true)?,
+            small: Lane::start("transform-load", 2, NICE_SMALL)?,
+            large: Lane::start("transform-large", 1, NICE)?,
+            demanding: Lane::start("transform-slow", 1, NICE)?,
+            vetting: Lane::start("transform-vet", 1, NICE)?,
         })
     }
 
@@ -205,20 +210,18 @@ type Job = Box<dyn FnOnce() + Send>;
 
 impl Lane {
     /// The threads end with this handle, after the jobs that they are at.
-    fn start(name: &str, threads: usize, polite: bool) -> std::io::Result<Self> {
+    fn start(name: &str, threads: usize, nice: i32) -> std::io::Result<Self> {
         let (jobs, received) = mpsc::channel::<Job>();
         let received = Arc::new(Mutex::new(received));
         for _ in 0..threads {
             let received = Arc::clone(&received);
             std::thread::Builder::new().name(name.into()).spawn(move || {
-                if polite {
-                    be_polite();
-                }
+                be_polite(nice);
                 loop {
                     // The lock covers only the wait for a job, never a job.
                     let next = received.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(job) = next else { break };
-                    // It has told nobody then, and what it was about stays as it is.
+                    // Its answer is sent as it unwinds.
                     if catch_unwind(AssertUnwindSafe(job)).is_err() {
                         tracing::error!("a thread beside the transforms folder failed, a defect");
                     }
