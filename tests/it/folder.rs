@@ -16,18 +16,18 @@ use crate::support::sluicebox::Running;
 use crate::support::world::{World, field};
 use crate::support::{Random, guest, until};
 
-const NOTES: &str = "create table notes (id bigint primary key, label text, body text);";
+pub const NOTES: &str = "create table notes (id bigint primary key, label text, body text);";
 
-fn insert(id: u64, label: &str) -> String {
+pub fn insert(id: u64, label: &str) -> String {
     format!("insert into notes values ({id}, '{label} r0wv4lue', 'r0wv4lue body');")
 }
 
 /// A row that no record can hold, with this label.
-fn oversize(id: u64, label: &str) -> String {
+pub fn oversize(id: u64, label: &str) -> String {
     format!("insert into notes values ({id}, '{label} r0wv4lue', repeat('r0wv4lue', 200000));")
 }
 
-async fn list(world: &World<'_>) -> Value {
+pub async fn list(world: &World<'_>) -> Value {
     world.json(&["transforms", "list"]).await
 }
 
@@ -47,7 +47,7 @@ fn shown(dir: &Path) -> BTreeMap<String, String> {
 }
 
 /// Waits until exactly what the folder shows is live, and returns the generation.
-async fn until_live(world: &World<'_>, running: &mut Running<'_>, what: &str) -> u64 {
+pub async fn until_live(world: &World<'_>, running: &mut Running<'_>, what: &str) -> u64 {
     let expected = shown(&world.path("transforms"));
     until(&format!("the folder to be live: {what}"), async || {
         running.assert_alive();
@@ -71,7 +71,7 @@ async fn until_live(world: &World<'_>, running: &mut Running<'_>, what: &str) ->
 
 /// The stream after changes of the chain: generations never go back, and of one chain all inserts
 /// have the same columns.
-async fn check_chains(world: &World<'_>) -> BTreeMap<String, Vec<String>> {
+pub async fn check_chains(world: &World<'_>) -> BTreeMap<String, Vec<String>> {
     let mut last = 0;
     let mut chains: BTreeMap<u64, String> = BTreeMap::new();
     let mut columns: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -226,7 +226,7 @@ fn overflow(dir: &Path) {
 }
 
 /// The entry of a file in a state.
-async fn entry(world: &World<'_>, file: &str, state: &str) -> Value {
+pub async fn entry(world: &World<'_>, file: &str, state: &str) -> Value {
     world.until_transform(file, state).await
 }
 

@@ -15,19 +15,9 @@ use crate::support::until;
 use crate::support::world::World;
 
 /// A module of half a megabyte that keeps a compiler busy for minutes.
-fn bomb(number: usize) -> Vec<u8> {
-    const DEPTH: usize = 60_000;
-    let loops = format!(
-        "(func (param i32) {} {} i32.const {number} drop)",
-        "loop local.get 0 br_if 0 ".repeat(DEPTH),
-        "end ".repeat(DEPTH)
-    );
-    let text = guest::chaos_text();
-    let memory = "(memory (export";
-    guest::core_module(
-        &text.replacen(memory, &format!("{loops} {memory}"), 1),
-        &guest::interface_text(),
-    )
+pub fn bomb(number: usize) -> Vec<u8> {
+    let text = guest::slow_text(&guest::chaos_text(), 60_000, number);
+    guest::core_module(&text, &guest::interface_text())
 }
 
 /// The process ids of what a process has started.
@@ -40,7 +30,7 @@ fn children(pid: u32) -> Vec<u32> {
     tasks.flat_map(of_task).collect()
 }
 
-async fn until_warned(world: &World<'_>, parts: &[&str]) {
+pub async fn until_warned(world: &World<'_>, parts: &[&str]) {
     until(&format!("a warning with {parts:?}"), async || {
         let list = world.json(&["transforms", "list"]).await;
         let all = list["warnings"].to_string();
