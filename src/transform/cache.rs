@@ -168,3 +168,23 @@ pub(super) fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Comp
     // this user can read, or come from this very program by a pipe; wasmtime itself refuses those of another version or machine.
     unsafe { Component::deserialize(engine, code) }
 }
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::{Config, ModuleVersionStrategy};
+
+    use super::*;
+
+    #[test]
+    fn code_of_another_engine_is_another_file() {
+        let engine = |version: &str| {
+            let mut config = Config::new();
+            config.module_version(ModuleVersionStrategy::Custom(version.to_owned())).unwrap();
+            Engine::new(&config).unwrap()
+        };
+        let (one, same, other) = (engine("48"), engine("48"), engine("49"));
+        assert_eq!(file_name(&one, "d1"), file_name(&same, "d1"));
+        assert_ne!(file_name(&one, "d1"), file_name(&other, "d1"));
+        assert_ne!(file_name(&one, "d1"), file_name(&one, "d2"));
+    }
+}

@@ -26,6 +26,11 @@ pub(super) fn row(index: u64, body: &str) -> Change {
 
 impl Messages {
     pub(super) fn new(parked: u64, recent: u64) -> Self {
+        Self::of(parked, recent, &"large".repeat(300_000))
+    }
+
+    /// The same with parked rows that hold this.
+    fn of(parked: u64, recent: u64, large: &str) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let guard = runtime.enter();
         static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -37,11 +42,10 @@ impl Messages {
         let store = Store::over(&database.lock().unwrap(), move |task| {
             task.carry_out(&mut shared.lock().unwrap());
         });
-        let large = "large".repeat(300_000);
         let insert = |id: u64| Write::Insert {
             id,
-            change: Box::new(row(id, &large)),
-            groups: Groups::of(&row(id, &large)),
+            change: Box::new(row(id, large)),
+            groups: Groups::of(&row(id, large)),
             state: StoredState::Parked,
             attempts: Attempts { all: 1, own: 1 },
             next_attempt: None,
@@ -149,4 +153,41 @@ fn what_says_nothing_of_its_row_is_no_mend() {
     // All that come now, and nothing is parked.
     let recent = Messages::new(0, 12);
     recent.is_refused("message", "{\"ok\":true}", &["all of the 12 recent messages"]);
+}
+
+#[test]
+fn a_trial_is_bounded_says_so_and_has_no_effects() {
+    let messages = Messages::of(1100, 5, "small");
+    let act =
+        |act: &str| transform("10-chaos.wasm", chaos(), &format!("[config]\nact = \"{act}\"\n"));
+    let (fails, keeps) = (act("panic"), act("keep"));
+    let (before, after) = (chain(vec![Arc::clone(&fails)]), chain(vec![Arc::clone(&keeps)]));
+    for _ in 0..2 {
+        let found = messages.compare(Arc::clone(&before), Arc::clone(&after));
+        // Less where this machine is busy; and the second time, all of them are there still.
+        assert!((10..=1000).contains(&found.of), "{found:?}");
+        assert_eq!((found.parked, found.fixes), (1100, found.of));
+        let text = VetReport::of(&found).text();
+        let expected = format!("fixes {0} of {0} (tried {0} of 1100), breaks 0", found.of);
+        assert!(text.starts_with(&expected), "{text}");
+    }
+    for (chain, transform) in [(before, fails), (after, keeps)] {
+        assert_eq!((transform.counters.calls(), transform.counters.errors()), (0, 0));
+        assert_eq!(chain.health().tally(), crate::transform::Tally::default());
+    }
+}
+
+#[test]
+fn the_chain_is_tried_as_it_would_be_and_not_the_module_alone() {
+    let messages = Messages::of(3, 4, &"x".repeat(600_000));
+    let with = |file: &str, settings: &str| transform(file, chaos(), settings);
+    let fails = || with("20-fails.wasm", "[config]\nact = \"panic\"\n");
+    let keeps = || with("10-keeps.wasm", "[config]\nact = \"keep\"\n");
+    // Alone it mends, and with a neighbour that fails it does not.
+    let strip = || transform("10-strip.wasm", strip(), "[config]\ncolumns = [\"body\"]\n");
+    let before = chain(vec![fails()]);
+    let found = messages.compare(Arc::clone(&before), chain(vec![strip(), fails()]));
+    assert_eq!((found.fixes, found.of, found.breaks), (0, 3, 0));
+    let found = messages.compare(before, chain(vec![strip(), keeps()]));
+    assert_eq!((found.fixes, found.of, found.breaks), (3, 3, 0));
 }
