@@ -294,6 +294,8 @@ impl Watcher {
             self.refusals.insert_rolled_back(&file, entry);
         }
         self.end_probation();
+        // Who sees the chain sees what is to be known of it.
+        self.show();
         self.send(Arc::new(chain));
     }
 }
