@@ -11,6 +11,7 @@
 //! A case is JSON with `"sluicebox_case": 1`. Fields may be added; a file with a higher number is
 //! refused.
 
+mod nested;
 mod read;
 mod redact;
 mod row;

@@ -1,9 +1,11 @@
 //! Other values of the same type and size. Pure.
 //!
-//! A message made of them takes as many bytes as the row's own, to the byte for everything but
-//! intervals and arrays of JSON: what is escaped in JSON stays escaped, what is a number stays a
-//! number of as many digits, a character becomes one of as many bytes.
+//! A message made of them takes as many bytes as the row's own, to the byte: what is escaped in JSON
+//! stays escaped, what is a number stays a number of as many digits, a character becomes one of as many
+//! bytes.
 
+use super::nested;
+use crate::message::interval_of_same_size;
 use crate::pg_type::Kind;
 
 /// A value in the place of this one, both as Postgres's text.
@@ -11,17 +13,16 @@ pub(super) fn value(kind: &Kind, type_name: &str, text: &str) -> String {
     match kind {
         // One bit: nothing else would have the same size.
         Kind::Bool => text.to_owned(),
-        Kind::Integer | Kind::Float | Kind::Interval | Kind::Vector | Kind::Timestamp => {
-            digits(text)
-        }
+        Kind::Integer | Kind::Float | Kind::Vector | Kind::Timestamp => digits(text),
+        Kind::Interval => interval_of_same_size(text).unwrap_or_else(|| digits(text)),
         Kind::Timestamptz => match text.strip_suffix("+00") {
             // The zone is the session's, not the row's, and decides how the value is written.
             Some(time) => digits(time) + "+00",
             None => digits(text),
         },
         Kind::Json => json(text),
-        Kind::Array { element, .. } => array(element, type_name, text),
-        Kind::Composite { .. } => text.chars().map(structural).collect(),
+        Kind::Array { element, delimiter } => nested::array(element, *delimiter, type_name, text),
+        Kind::Composite { attributes } => nested::composite(attributes, text),
         Kind::Text => plain(type_name, text),
     }
 }
@@ -119,58 +120,13 @@ fn free(character: char) -> char {
     }
 }
 
-/// The same inside of an array or a composite, whose own punctuation stays.
-fn structural(character: char) -> char {
+/// The same where a nested value is shown as text, whose punctuation stays.
+pub(super) fn structural(character: char) -> char {
     match character {
         '{' | '}' | '(' | ')' | '[' | ']' | '"' | '\\' | ',' | ';' | ':' | '=' => character,
         '0'..='9' => '1',
         character => free(character),
     }
-}
-
-/// An unquoted `NULL` stays one.
-fn array(element: &Kind, type_name: &str, text: &str) -> String {
-    let type_name = type_name.strip_prefix('_').unwrap_or(type_name);
-    let mut out = String::with_capacity(text.len());
-    let mut word = String::new();
-    let mut quoted = false;
-    let mut escaped = false;
-    let flush = |word: &mut String, quoted: bool, out: &mut String| {
-        if word == "NULL" && !quoted {
-            out.push_str(word);
-        } else if matches!(element, Kind::Json | Kind::Composite { .. }) {
-            out.extend(word.chars().map(structural));
-        } else {
-            out.push_str(&value(element, type_name, word));
-        }
-        word.clear();
-    };
-    for character in text.chars() {
-        match character {
-            _ if escaped => {
-                word.push(character);
-                escaped = false;
-            }
-            '\\' => {
-                flush(&mut word, quoted, &mut out);
-                out.push('\\');
-                // What is behind it is taken as it is: a quote or a backslash.
-                escaped = true;
-            }
-            '"' => {
-                flush(&mut word, quoted, &mut out);
-                quoted = !quoted;
-                out.push('"');
-            }
-            '{' | '}' | ',' | ';' if !quoted => {
-                flush(&mut word, quoted, &mut out);
-                out.push(character);
-            }
-            other => word.push(other),
-        }
-    }
-    flush(&mut word, quoted, &mut out);
-    out
 }
 
 /// Strings and numbers of a JSON text; its structure, keys, booleans and nulls stay.

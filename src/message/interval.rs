@@ -49,6 +49,33 @@ impl Interval {
     }
 }
 
+/// Another interval as Postgres writes it, of as many months, days and microseconds in digits, so that it
+/// takes as many bytes in a message. Nothing where the text is no interval of numbers.
+#[must_use]
+pub fn of_same_size(text: &str) -> Option<String> {
+    let Interval { months, days, microseconds } = Interval::parse(text.as_bytes())?;
+    let ones = |number: i64| -> String {
+        let digits = |character: char| if character == '-' { '-' } else { '1' };
+        number.to_string().chars().map(digits).collect()
+    };
+    let mut words = Vec::new();
+    for (number, unit) in [(months, "mons"), (days, "days")] {
+        if number != 0 {
+            words.push(format!("{} {unit}", ones(number)));
+        }
+    }
+    if microseconds != 0 || words.is_empty() {
+        // The lowest number of so many digits: ones may be too many seconds for a minute, not for
+        // the hours.
+        let lowest = microseconds.unsigned_abs().checked_ilog10().map_or(0, |ten| 10_u64.pow(ten));
+        let (seconds, fraction) = (lowest / 1_000_000, lowest % 1_000_000);
+        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        let sign = if microseconds < 0 { "-" } else { "" };
+        words.push(format!("{sign}{hours:02}:{minutes:02}:{seconds:02}.{fraction:06}"));
+    }
+    Some(words.join(" "))
+}
+
 /// `[+-]H…H:MM:SS[.ffffff]` in microseconds.
 fn time(text: &str) -> Option<i64> {
     let (negative, unsigned) = match text.as_bytes().first()? {

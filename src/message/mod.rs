@@ -31,6 +31,7 @@ pub use cut::cuts;
 pub use draft::{ColumnInfo, Draft, EditError};
 pub use encode::EncodeError;
 pub use envelope::{Envelope, EnvelopeSettings, idempotency_key};
+pub use interval::of_same_size as interval_of_same_size;
 pub use record::RecordError;
 pub use value::value_json;
 pub use weight::{Subject, Weight, shown};
