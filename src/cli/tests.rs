@@ -88,6 +88,32 @@ fn command_lines() {
     }
 }
 
+/// The commands on the pages of the ready-made transforms.
+#[test]
+fn what_the_pages_say_to_type_can_be_typed() {
+    let mut commands = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/transforms")).unwrap() {
+        let Ok(page) = std::fs::read_to_string(entry.unwrap().path().join("README.md")) else {
+            continue;
+        };
+        for command in page.split('`').filter(|text| text.starts_with("sluicebox ")) {
+            // As a shell would take it apart: these have no other quotes.
+            let mut words = vec![String::new()];
+            let mut quoted = false;
+            for character in command.chars() {
+                match character {
+                    '\'' => quoted = !quoted,
+                    ' ' if !quoted => words.push(String::new()),
+                    other => words.last_mut().unwrap().push(other),
+                }
+            }
+            Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{command}: {error}"));
+            commands += 1;
+        }
+    }
+    assert!(commands >= 8, "{commands}");
+}
+
 #[test]
 fn exit_codes_of_errors() {
     #[track_caller]

@@ -129,7 +129,7 @@ pub fn find(name: &str) -> Result<&'static ReadyMade, Error> {
 /// path. Without a number, it takes the next free one, so that the transform runs last.
 ///
 /// The settings are there before the module, and the module is there at once and whole: a host that
-/// watches the folder never sees half of it.
+/// watches the folder never sees half of it. The folder is made where its parent is there already.
 ///
 /// # Errors
 ///
@@ -143,6 +143,11 @@ pub fn install(
 ) -> Result<PathBuf, Error> {
     let ready_made = find(name)?;
     try_out(ready_made, settings)?;
+    if let Err(source) = fs::create_dir(dir)
+        && source.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(Error::Write { path: dir.into(), source });
+    }
     let number = match number {
         Some(number) => number,
         None => next_number(dir).map_err(|source| Error::Write { path: dir.into(), source })?,
@@ -234,7 +239,34 @@ mod tests {
             let root = concat!(env!("CARGO_MANIFEST_DIR"), "/transforms");
             let page = fs::read_to_string(format!("{root}/{}/README.md", ready_made.name)).unwrap();
             assert!(page.starts_with(&format!("# {}\n", ready_made.name)), "{page}");
+            let settings = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+            try_out(ready_made, settings).unwrap();
+            // Also those that the page shows and leaves out.
+            let keys = schema["properties"].as_object().unwrap();
+            let left_out = settings.lines().filter_map(|line| line.strip_prefix("# "));
+            let shown: Vec<&str> = settings
+                .lines()
+                .chain(left_out)
+                .filter_map(|line| Some(line.split_once(" = ")?.0))
+                .filter(|key| !key.starts_with('#'))
+                .collect();
+            for key in keys.keys() {
+                assert!(shown.contains(&key.as_str()), "{}: {key} is not shown", ready_made.name);
+            }
+            for key in shown {
+                assert!(keys.contains_key(key), "{}: {key} does not exist", ready_made.name);
+            }
         }
+    }
+
+    #[test]
+    fn a_missing_folder_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("transforms");
+        let example = find("strip-columns").unwrap().example;
+        let path = install(&folder, "strip-columns", example, None).unwrap();
+        assert_eq!(path, folder.join("10-strip-columns.wasm"));
+        assert!(path.is_file());
     }
 
     #[test]
@@ -250,10 +282,15 @@ mod tests {
             install(dir.path(), "strip-columns", "a", None),
             Err(Error::Settings { .. })
         ));
-        let missing = dir.path().join("missing");
         let example = find("strip-columns").unwrap().example;
+        let missing = dir.path().join("missing/transforms");
         let error = install(&missing, "strip-columns", example, None).unwrap_err();
         assert!(matches!(error, Error::Write { .. }));
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = install(&file, "strip-columns", example, None).unwrap_err();
+        assert!(matches!(error, Error::Write { .. }));
+        fs::remove_file(&file).unwrap();
         let error = install(dir.path(), "split", "[config]\npart_bytes = 10", None).unwrap_err();
         assert_eq!(
             error.to_string(),
