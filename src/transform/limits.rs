@@ -120,6 +120,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_interface_documents_each_limit() {
+        let wit = include_str!("../../wit/transform.wit");
+        let ranges = [
+            MEMORY_MIB,
+            TIME_MS,
+            CALL_MIB,
+            EDITS_MIB,
+            HANDLES,
+            INSTANCES,
+            TABLE_ELEMENTS,
+            LOG_LINES,
+        ];
+        for Range { key, default, max } in ranges {
+            let name = key.strip_prefix("limits.").unwrap();
+            let row = format!("/// | `{name}` | {default} | {max} | ");
+            assert!(wit.contains(&row), "{row}");
+        }
+        assert_eq!(wit.matches("/// | `").count(), 8 + 1, "no other rows but the head");
+    }
+
+    #[test]
     fn each_limit_has_a_default_and_a_server_maximum() {
         let ranges: [(&str, u32, u32); 8] = [
             ("memory_mib", 128, 1024),
