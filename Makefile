@@ -7,7 +7,7 @@
 # ARGS goes to the command: make demo ARGS=--exit, make test ARGS='--test it restart'.
 ARGS ?=
 
-.PHONY: demo test test-transforms sim torture provocations bench bench-peers fmt lint fuzz setup
+.PHONY: demo test test-transforms sim torture soak provocations bench bench-peers fmt lint fuzz setup
 
 # The whole story on this machine; it ends with Ctrl-C, or by itself with ARGS=--exit.
 demo: setup
@@ -28,6 +28,11 @@ sim: setup
 # Faults on real processes, for ten minutes: ARGS='--seed N --minutes M'. `make test` has a short form.
 torture: setup
 	SLUICEBOX_TORTURE='$(ARGS)' cargo test --locked --test it -- torture:: --nocapture
+
+# Ten million messages through three modules, which leave memory where it was: ARGS=N for another number.
+# `make test` has a hundred thousand.
+soak: setup
+	SLUICEBOX_SOAK_CALLS=$(or $(ARGS),10000000) CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --locked --lib soak_alone -- --ignored --nocapture
 
 # What breaks pipelines that read Postgres, also in the forms that take minutes and gigabytes.
 provocations: setup

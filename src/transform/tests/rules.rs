@@ -174,6 +174,42 @@ fn a_message_that_is_too_large_to_hand_over_ends_at_the_limit_of_a_call() {
 }
 
 #[test]
+fn more_parts_than_are_allowed_fail_the_message() {
+    let parts = |bytes_max: u64, body: usize| {
+        let chain = acting("parts", bytes_max, "");
+        failed(runner().run(&chain, draft(&"x".repeat(body))))
+    };
+    let failure = parts(1024, 1024 * 1024);
+    assert_eq!(
+        (failure.class, failure.text.as_str()),
+        (
+            Class::Invalid,
+            "`10-chaos.wasm` asked for parts of 1024 bytes, which would be 1025 records, and 1000 are \
+             allowed"
+        )
+    );
+    let failure = parts(0, 129 << 20);
+    assert_eq!(failure.class, Class::Limit);
+    assert!(
+        failure.text.starts_with("`10-chaos.wasm` asked for parts of a message of 13526")
+            && failure
+                .text
+                .ends_with("bytes, and 134217728 are cut at most; make it smaller first"),
+        "{}",
+        failure.text
+    );
+}
+
+#[test]
+fn metadata_without_a_key_fails_the_message() {
+    let rule = "a key of the metadata must not be empty";
+    let failure = failed(act("empty-key", 0, ""));
+    assert_eq!(failure.class, Class::Guest);
+    assert!(failure.text.starts_with("`10-chaos.wasm` failed the message: "), "{}", failure.text);
+    assert!(failure.text.contains("empty"), "{} is not {rule}", failure.text);
+}
+
+#[test]
 fn a_route_goes_with_every_verdict_and_later_transforms_see_it() {
     let routed = kept(act("route", 0, "orders/eu"));
     assert_eq!(routed.stream().map(|stream| &**stream), Some("orders/eu"));

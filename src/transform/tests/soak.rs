@@ -1,11 +1,7 @@
 //! Many calls leave memory where it was.
 //!
 //! Memory is the process's own, so that the soak runs in a process that does nothing else: the test
-//! starts this very binary with the ignored test alone. By hand, for ten million calls:
-//!
-//! ```sh
-//! SLUICEBOX_SOAK_CALLS=10000000 cargo test --locked --lib soak_alone -- --ignored --nocapture
-//! ```
+//! starts this very binary with the ignored test alone. `make soak` makes ten million calls.
 
 use std::process::Command;
 

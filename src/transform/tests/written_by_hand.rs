@@ -51,3 +51,26 @@ fn a_verdict_that_does_not_exist_fails_the_message() {
     let failure = failed(run(guest_of(&text, &guest::interface_text()), ""));
     assert_eq!(failure.class, Class::Invalid, "{}", failure.text);
 }
+
+/// Rust's own types do not let such a text out; other languages' do.
+#[test]
+fn a_verdict_that_is_not_utf8_fails_the_message() {
+    let bad = "(i32.store8 (i32.const 3000) (i32.const 255)) (i64.store (i32.const 2048) (i64.const 0)) \
+               (i64.store (i32.const 2056) (i64.const 0))";
+    let error = "(i32.store8 (i32.const 2048) (i32.const 1)) (i32.store (i32.const 2056) (i32.const 3000)) \
+                 (i32.store (i32.const 2060) (i32.const 1))";
+    let split = "(i32.store8 (i32.const 2056) (i32.const 2)) (i32.store (i32.const 2064) (i32.const 3100)) \
+                 (i32.store (i32.const 2068) (i32.const 1)) (i32.store (i32.const 3100) (i32.const 3000)) \
+                 (i32.store (i32.const 3104) (i32.const 1))";
+    for answer in [error, split] {
+        let text = acting_at_once("", &format!("{bad} {answer} (return (i32.const 2048))"));
+        let failure = failed(run(guest_of(&text, &guest::interface_text()), ""));
+        assert_eq!(failure.class, Class::Invalid, "{}", failure.text);
+        assert!(
+            failure.text.starts_with("`10-hand.wasm` broke the interface's rules: ")
+                && failure.text.contains("utf-8"),
+            "{}",
+            failure.text
+        );
+    }
+}

@@ -163,6 +163,7 @@ impl Transform for Chaos {
             "reserved-header" => change.add_header("sb-key", b"mine")?,
             "empty-header" => change.add_header("", b"mine")?,
             "reserved-metadata" => change.annotate("table_name", "\"mine\"")?,
+            "empty-key" => change.annotate("", "1")?,
             "append" => {
                 change.append("list", "1")?;
                 change.append("list", "{\"a\": 2}")?;
