@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::message::EnvelopeSettings;
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{Control, Reason, Status};
+use crate::pipeline::dead_letter::writer::Writer;
 use crate::pipeline::driver::{self, Parts};
 use crate::pipeline::grants::Grants;
 use crate::pipeline::heartbeat::{self, heartbeat};
@@ -174,6 +175,7 @@ pub async fn start(
         chains: host.chain(),
         sampler: Sampler::new(sample),
         workers,
+        letters: Writer::start(),
         client,
         clock: Clock::system(),
         rng: SmallRng::from_rng(&mut rand::rng()),

@@ -18,6 +18,8 @@ pub(crate) enum Rule {
     FrontOfQueue,
     /// A message in the store holds what follows it in its groups.
     HoldTheGroup,
+    /// A message beyond the checkpoint waits until what the source has read before it left the workers.
+    PassInTurn,
     /// What S2 refused takes what is behind it along, and that again what is behind it.
     HoldInTurn,
     /// A truncate waits for its table and holds it.
@@ -82,19 +84,22 @@ pub(crate) enum Rule {
     FindWhatWasStored,
     /// How far an operator skips is on disk before anything is sent.
     SkipOnDisk,
+    /// The store is not told of the file of dead letters beyond one whose message it holds.
+    FindTheLetter,
     /// Between events the driver waits.
     WaitForEvents,
 }
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 39] = [
+    pub(crate) const ALL: [Self; 41] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
         Self::BeginBeforeSending,
         Self::FrontOfQueue,
         Self::HoldTheGroup,
+        Self::PassInTurn,
         Self::HoldInTurn,
         Self::HoldTheTable,
         Self::BothGroups,
@@ -127,6 +132,7 @@ impl Rule {
         Self::PromiseForAll,
         Self::FindWhatWasStored,
         Self::SkipOnDisk,
+        Self::FindTheLetter,
         Self::WaitForEvents,
     ];
 }

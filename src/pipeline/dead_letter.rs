@@ -10,6 +10,7 @@
 //! Parts that no batch holds together go as [those of messages](super::driver) do.
 
 pub mod file;
+pub mod writer;
 
 use std::sync::Arc;
 
@@ -21,7 +22,8 @@ use crate::case::{Case, CaseTransform};
 use crate::change::Change;
 use crate::message::{Envelope, cuts, header, idempotency_key};
 use crate::sink::headers::Headers;
-use crate::sink::record::{RECORD_BYTES_MAX, RECORD_METERED_BYTES, Record, header_metered_bytes};
+use crate::sink::limits;
+use crate::sink::record::{RECORD_METERED_BYTES, Record, header_metered_bytes};
 use crate::store::Failure;
 use crate::transform::Chain;
 
@@ -132,7 +134,7 @@ impl Letter {
         let bytes: u64 =
             fixed.iter().map(|(name, value)| header_metered_bytes(name.len(), value.len())).sum();
         let bytes = bytes + header_metered_bytes(header::PART.len(), PART_DIGITS_MAX);
-        let body_max = RECORD_BYTES_MAX.saturating_sub(RECORD_METERED_BYTES + bytes);
+        let body_max = limits::record_bytes().saturating_sub(RECORD_METERED_BYTES + bytes);
         let pieces = cuts(&text, usize::try_from(body_max).unwrap_or(usize::MAX));
         let count = pieces.len();
         let text = Bytes::from(text);
@@ -159,6 +161,7 @@ mod tests {
     use crate::case::{read, sized};
     use crate::message::EnvelopeSettings;
     use crate::pipeline::control::ErrorView;
+    use crate::sink::record::RECORD_BYTES_MAX;
 
     pub(super) fn letter(body_bytes: usize) -> Letter {
         let error = ErrorView {

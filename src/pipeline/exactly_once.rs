@@ -103,9 +103,10 @@
 //!
 //! A *dead letter* in a stream is a record like any other, with the identity of its change: it is found by
 //! it, and its message leaves with the checkpoint behind it. A message that may be in a stream becomes none
-//! before that was read. In a file it is synced before its message
-//! leaves, and found by its identity behind the place up to which the store knows the file
-//! (`dead_letters::each_dead_letter_is_once_…`).
+//! before that was read. In a file it is synced before its message leaves, and found by its identity behind
+//! the place up to which the store knows the file, which is never beyond a letter whose message is still in
+//! the store (`FindTheLetter`). What was spent before a restart may be there, and is not tried once more for
+//! a new chain (`dead_letters::each_dead_letter_is_once_…`).
 //!
 //! # Nothing is out of order
 //!
@@ -121,7 +122,9 @@
 //! - Once a message is sent, what follows takes the same queue, behind it.
 //! - A message that stands behind changes which were read and had not reached S2 waits until these have
 //!   been read again: from the slot after a restart (`WaitForTheSource`), or from the spill
-//!   (`WaitForTheSpill`; `spill::a_parked_row_that_is_let_through_…`).
+//!   (`WaitForTheSpill`; `spill::a_parked_row_that_is_let_through_…`). They count as read once they have left
+//!   the workers: a message whose records are stored, and a dead letter, need not be shaped, and would
+//!   overtake them there (`PassInTurn`).
 //!
 //! # Several streams
 //!

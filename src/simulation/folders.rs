@@ -27,8 +27,8 @@ pub(super) struct Copied {
 
 /// Keeps a copy of the folder, as a backup does while nothing runs.
 pub(super) fn keep_copy(world: &World, number: u64) {
-    let name = format!("{}-copy-{number}", world.store_name);
-    let database = Database::shared(&world.store_name).expect("the store can be opened");
+    let name = format!("{}-copy-{number}", world.store_name());
+    let database = Database::shared(&world.store_name()).expect("the store can be opened");
     let kept = database.copied(&name).expect("the store can be copied");
     let epoch = kept.epoch();
     world.note("copied", number, epoch);
@@ -51,7 +51,7 @@ pub(super) async fn mistake(world: &Arc<World>, number: u64) -> bool {
     let (name, kept) = match copy.filter(|_| world.chance(0.7)) {
         Some(name) => (name, None),
         None => {
-            let name = format!("{}-empty-{number}", world.store_name);
+            let name = format!("{}-empty-{number}", world.store_name());
             let kept = Database::shared(&name).expect("there is memory");
             (name, Some(kept))
         }

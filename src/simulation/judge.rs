@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use base64::Engine as _;
 
+use super::letters;
 use super::tables::{ID, VALUE};
 use super::workload::{Fate, Planned};
-use super::world::{Landed, Stage, World};
+use super::world::{Landed, Stage, State, World};
 use crate::change::{Action, Lsn, Position};
 use crate::message::header;
 use crate::pipeline::control::{Status, StreamView};
@@ -20,29 +21,47 @@ use crate::store::{Chunk, Loaded, StoredState};
 pub(super) struct Ours {
     pub(super) seq: u64,
     pub(super) position: Position,
-    part: u32,
-    parts: u32,
+    pub(super) part: u32,
+    pub(super) parts: u32,
+    /// It is of a dead letter.
+    pub(super) letter: bool,
     chain: String,
     /// The number of the chain that made it.
     generation: u64,
     body: bytes::Bytes,
 }
 
+impl Ours {
+    /// A line of the file of dead letters.
+    pub(super) fn in_file(at: u64, position: Position, body: bytes::Bytes) -> Self {
+        let chain = String::new();
+        Self { seq: at, position, part: 0, parts: 1, letter: true, chain, generation: 0, body }
+    }
+
+    /// The last of the parts.
+    pub(super) fn is_last(&self) -> bool {
+        self.part + 1 == self.parts
+    }
+}
+
+/// The position that a record's key holds.
+pub(super) fn position_of(key: &[u8]) -> Option<Position> {
+    let (commit_lsn, index) = std::str::from_utf8(key).ok()?.split_once(':')?;
+    Some(Position { commit_lsn: Lsn(commit_lsn.parse().ok()?), index: index.parse().ok()? })
+}
+
 /// Reads a record's headers; nothing where it is not ours.
 pub(super) fn ours(record: &ReadRecord) -> Option<Ours> {
     let text = |name: &str| std::str::from_utf8(record.header(name)?).ok();
     let key = base64::engine::general_purpose::STANDARD.decode(text(header::KEY)?).ok()?;
-    let (commit_lsn, index) = std::str::from_utf8(&key).ok()?.split_once(':')?;
     let (part, parts) = text(header::PART)?.split_once('/')?;
     let chain = text(header::CHAIN)?;
     Some(Ours {
         seq: record.seq,
-        position: Position {
-            commit_lsn: Lsn(commit_lsn.parse().ok()?),
-            index: index.parse().ok()?,
-        },
+        position: position_of(&key)?,
         part: part.parse().ok()?,
         parts: parts.parse().ok()?,
+        letter: record.header(header::DEAD_LETTER).is_some(),
         chain: chain.to_owned(),
         generation: chain.split(':').next()?.parse().ok()?,
         body: record.body.clone(),
@@ -84,15 +103,19 @@ pub(super) fn judge(world: &World) {
 fn check(world: &World) -> Result<(), String> {
     let state = world.state();
     let (store, history) = (&state.store, &state.history);
-    each_once(world, history, state.granted)?;
-    // By when each change came first.
+    each_once(world, &state)?;
+    // By when each change came first, and when all of it was there.
     let mut landed: BTreeMap<Position, usize> = BTreeMap::new();
+    let mut whole: BTreeMap<Position, usize> = BTreeMap::new();
     for (number, record) in history.iter().enumerate() {
         landed.entry(record.ours.position).or_insert(number);
+        if record.ours.is_last() {
+            whole.entry(record.ours.position).or_insert(number);
+        }
     }
     for planned in world.workload.changes() {
         let position = planned.change.position;
-        let accounted = landed.contains_key(&position)
+        let accounted = whole.contains_key(&position)
             || state.dropped.contains(&position)
             || state.excused.contains(&position)
             || store.given_up.contains_key(&position);
@@ -112,62 +135,84 @@ fn check(world: &World) -> Result<(), String> {
     // What is routed parks where its stream is in trouble.
     let mut may_be_held = troubled(world, state.refused_any, true);
     may_be_held.extend(&store.ever);
-    in_order(world, history, &landed, &may_be_held)?;
+    in_order(world, &state, [&landed, &whole], &may_be_held)?;
     bodies(world, history)
 }
 
-/// Each change once, and of a split one each part once, side by side, made by one chain. Again only in
-/// another stream, or where what had come before is gone and an operator decided so.
-fn each_once(world: &World, history: &[Landed], granted: bool) -> Result<(), String> {
-    let mut by_position: BTreeMap<Position, Vec<(usize, &Landed)>> = BTreeMap::new();
-    for (number, record) in history.iter().enumerate() {
-        by_position.entry(record.ours.position).or_default().push((number, record));
+/// Each change once, as its records or as a dead letter, and each of its parts once, made by one chain:
+/// side by side where one batch holds them, else in their order. Again only in another stream, or where
+/// what had come before is gone and an operator decided so.
+fn each_once(world: &World, state: &State) -> Result<(), String> {
+    let mut by_position: BTreeMap<Position, Vec<&Landed>> = BTreeMap::new();
+    for record in &state.history {
+        by_position.entry(record.ours.position).or_default().push(record);
     }
     for (position, records) in by_position {
-        if world.workload.planned(position).is_none() {
+        let Some(planned) = world.workload.planned(position) else {
             return Err(format!("{position} is in the stream and was never committed"));
-        }
-        for (_, Landed { ours, stream, .. }) in &records {
-            let planned = world.workload.planned(position);
-            let routed = planned.map(|planned| planned.route.stream(ours.generation));
-            if routed.is_some_and(|routed| routed != *stream) {
+        };
+        for Landed { ours, stream, .. } in &records {
+            let is_there = if ours.letter {
+                [letters::STREAM, letters::FILE].contains(stream)
+            } else {
+                planned.route.stream(ours.generation) == *stream
+            };
+            if !is_there {
                 let chain = &ours.chain;
                 return Err(format!("{position} is in {stream}, where chain {chain} sends it not"));
             }
         }
-        let of_part = |(_, record): &(usize, &Landed)| record.ours.part;
+        let may_come_again =
+            |record: &&Landed| !record.current || record.again || (state.granted && record.lost);
         let wrong = || {
-            let place = |(_, record): &(usize, &Landed)| (record.stream, record.ours.seq);
-            let seqs: Vec<(&str, u64)> = records.iter().map(place).collect();
-            let parts: Vec<u32> = records.iter().map(of_part).collect();
-            format!(
-                "{position} should be in the stream once, and is there as parts {parts:?}, \
-                     numbers {seqs:?}"
-            )
-        };
-        let mut left = records.as_slice();
-        while let [(_, first), ..] = left {
-            let parts = (first.ours.parts as usize).min(left.len());
-            let (whole, rest) = left.split_at(parts);
-            if whole.iter().map(of_part).ne(0..first.ours.parts) {
-                return Err(wrong());
-            }
-            let follows = |pair: &[(usize, &Landed)]| {
-                let (one, other) = (pair[0].1, pair[1].1);
-                one.stream == other.stream && one.ours.seq + 1 == other.ours.seq
+            let place = |record: &&Landed| {
+                (record.stream, record.ours.seq, record.ours.part, record.ours.letter)
             };
-            let adjacent = whole.windows(2).all(follows);
-            let one_chain = whole.iter().all(|(_, record)| record.ours.chain == first.ours.chain);
-            if !adjacent || !one_chain {
-                return Err(format!("the parts of {position} are torn apart or of several chains"));
+            let places: Vec<_> = records.iter().map(place).collect();
+            format!("{position} should be in one stream once, and is there as {places:?}")
+        };
+        let mut copy: Vec<&Landed> = Vec::new();
+        for &record in &records {
+            let ours = &record.ours;
+            let in_portions = world.is_in_portions(ours);
+            let part = ours.part as usize;
+            if let Some(last) = copy.last() {
+                let is_same = (last.ours.letter, last.ours.parts, &last.ours.chain, last.stream)
+                    == (ours.letter, ours.parts, &ours.chain, record.stream);
+                let is_next =
+                    is_same && part == copy.len() && (in_portions || last.ours.seq + 1 == ours.seq);
+                if is_next {
+                    copy.push(record);
+                    continue;
+                }
+                // With the stream went parts that the store still had.
+                let is_again = is_same && in_portions && part < copy.len();
+                let over = if is_again { &copy[part..] } else { &copy[..] };
+                let is_spent = !last.ours.is_last() && ours.letter && !last.ours.letter;
+                if !is_spent && !over.iter().all(may_come_again) {
+                    return Err(wrong());
+                }
+                copy.truncate(if is_again { part } else { 0 });
             }
-            let gone = whole.iter().all(|(_, record)| record.lost);
-            let deleted = whole.iter().all(|(_, record)| !record.current);
-            let may_come_again = deleted || (granted && gone);
-            if !rest.is_empty() && !may_come_again {
-                return Err(wrong());
+            if part != copy.len() {
+                return Err(format!("the parts of {position} are torn apart: {}", wrong()));
             }
-            left = rest;
+            copy.push(record);
+        }
+        let Some(last) = copy.last() else { continue };
+        if last.ours.letter && last.ours.is_last() {
+            let text: Vec<u8> =
+                copy.iter().flat_map(|record| record.ours.body.iter().copied()).collect();
+            if letters::position(&text) != Some(position) {
+                return Err(format!("the dead letter of {position} is not its own"));
+            }
+            let max =
+                world.workload.dead_letters.as_ref().map_or(u64::MAX, |dead| dead.max_attempts);
+            let failures = state.failures.get(&position).copied().unwrap_or_default();
+            let may_be_refused = state.refused_any || matches!(planned.fate, Fate::Refused { .. });
+            if failures < max && !may_be_refused {
+                return Err(format!("{position} failed {failures} times and is a dead letter"));
+            }
         }
     }
     Ok(())
@@ -218,28 +263,37 @@ fn planned_of(world: &World, table: u32, among: &BTreeSet<Position>) -> bool {
 /// as well, except for what was held.
 fn in_order(
     world: &World,
-    history: &[Landed],
-    landed: &BTreeMap<Position, usize>,
+    State { history, dropped, .. }: &State,
+    landed: [&BTreeMap<Position, usize>; 2],
     may_be_held: &BTreeSet<Position>,
 ) -> Result<(), String> {
     let mut by_number: Vec<(usize, Position)> =
-        landed.iter().map(|(at, number)| (*number, *at)).collect();
+        landed.into_iter().flatten().map(|(at, number)| (*number, *at)).collect();
     by_number.sort_unstable();
+    by_number.dedup();
     let mut rows: HashMap<&str, Position> = HashMap::new();
     let mut tables: HashMap<u32, (Position, Position)> = HashMap::new();
     let mut last_unheld: BTreeMap<&str, Position> = BTreeMap::new();
     for (number, position) in by_number {
         let Some(planned) = world.workload.planned(position) else { continue };
+        // One that was dropped, and was read once more and failed with another chain, is where it is.
+        if history[number].ours.letter && dropped.contains(&position) {
+            continue;
+        }
         let truncates = planned.change.action == Action::Truncate;
         let (last, barrier) = tables.entry(planned.change.table.oid).or_default();
         let mut before = if truncates { *last } else { *barrier };
+        // A letter in a file may overtake what is before it, and nothing overtakes the letter.
+        let overtakes = history[number].stream == letters::FILE;
         for key in &planned.keys {
             let row = rows.entry(key).or_default();
             before = before.max(*row);
-            *row = position.max(*row);
+            *row = if overtakes { *row } else { position.max(*row) };
         }
-        *last = position.max(*last);
-        if truncates {
+        if !overtakes {
+            *last = position.max(*last);
+        }
+        if truncates && !overtakes {
             *barrier = position.max(*barrier);
         }
         if before > position {
@@ -268,7 +322,8 @@ fn bodies(world: &World, history: &[Landed]) -> Result<(), String> {
         record: Option<serde_json::Map<String, serde_json::Value>>,
         action: String,
     }
-    for record in history.iter().map(|landed| &landed.ours).filter(|record| record.parts == 1) {
+    let records = history.iter().map(|landed| &landed.ours);
+    for record in records.filter(|record| record.parts == 1 && !record.letter) {
         let Some(planned) = world.workload.planned(record.position) else { continue };
         if matches!(planned.fate, Fate::Split(_)) {
             continue;
@@ -336,6 +391,16 @@ pub(super) fn unrest(world: &World) -> Option<String> {
     }
     if !store.streams.is_empty() {
         return Some(format!("the store still has rows of {:?}", store.streams));
+    }
+    let (waiting, written) = status
+        .dead_letters
+        .as_ref()
+        .map_or((0, store.letters), |letters| (letters.waiting, letters.written));
+    if (waiting, written) != (0, store.letters) {
+        let letters = store.letters;
+        return Some(format!(
+            "at rest {waiting} are spent, and {written} of {letters} are letters"
+        ));
     }
     let Status { parked, retrying, waiting, spilled_changes, spilled_bytes, .. } = status;
     let left = [parked, retrying, waiting, spilled_changes, spilled_bytes];

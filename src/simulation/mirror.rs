@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::letters;
 use super::routes::stream;
 use super::workload::Workload;
 use super::world::{Landed, STREAM};
 use crate::change::Position;
 use crate::sink::Guarantee;
-use crate::store::{Checkpoint, Write};
+use crate::store::{Checkpoint, Parts, Write};
 
 #[derive(Clone, Default)]
 pub(super) struct Mirror {
@@ -22,6 +23,13 @@ pub(super) struct Mirror {
     pub(super) promised: Option<Guarantee>,
     /// Every message that ever was in it.
     pub(super) ever: BTreeSet<Position>,
+    /// Of the messages in it whose records are there, by its id: the number of the first, and how many.
+    pub(super) parts: BTreeMap<u64, (u64, u64)>,
+    /// Became dead letters, and how often one did.
+    pub(super) lettered: BTreeSet<Position>,
+    pub(super) letters: u64,
+    /// Up to where it knows the file of dead letters.
+    pub(super) letter_file: u64,
     /// Given up: how long the history of the stream was then, and by which process.
     pub(super) given_up: BTreeMap<Position, (usize, u64)>,
 }
@@ -37,11 +45,40 @@ impl Mirror {
                     self.ever.insert(change.position);
                     text += &format!(" +{id}@{}", change.position);
                 }
-                Write::Remove { id } | Write::DeadLetter { id } => {
+                Write::Remove { id } => {
                     self.messages.remove(id);
+                    self.parts.remove(id);
                     text += &format!(" -{id}");
                 }
+                Write::DeadLetter { id } => {
+                    self.lettered.extend(self.messages.remove(id));
+                    self.parts.remove(id);
+                    self.letters += 1;
+                    text += &format!(" dead {id}");
+                }
+                Write::LetterFile(file) => {
+                    self.letter_file = file.end;
+                    text += &format!(" letters to {}", file.end);
+                }
+                Write::Parts { id, parts } => {
+                    match parts {
+                        Some(Parts { first, records, .. }) => {
+                            self.parts.insert(*id, (*first, records.len() as u64))
+                        }
+                        None => self.parts.remove(id),
+                    };
+                    let count = parts.as_ref().map_or(0, |parts| parts.records.len());
+                    text += &format!(" {count} parts of {id}");
+                }
+                Write::PartsSent { id, below } => {
+                    if let Some((first, count)) = self.parts.get_mut(id) {
+                        *count = (*first + *count).saturating_sub(*below);
+                        *first = *below;
+                    }
+                    text += &format!(" parts of {id} to {below}");
+                }
                 Write::Acknowledge { id } => {
+                    self.parts.remove(id);
                     if let Some(position) = self.messages.remove(id) {
                         self.given_up.insert(position, now);
                     }
@@ -78,16 +115,24 @@ impl Mirror {
                     text += &format!(" {name} {seq:?}");
                 }
                 Write::Promise(guarantee) => self.promised = Some(*guarantee),
-                Write::Parts { .. }
-                | Write::PartsSent { .. }
-                | Write::LetterFile(_)
-                | Write::Chain { .. }
+                Write::Chain { .. }
                 | Write::InForce { .. }
                 | Write::SourceIdentity { .. }
                 | Write::SlotMade { .. } => {}
             }
         }
         text
+    }
+
+    /// Which of a message's records are in it.
+    fn parts_of(&self, position: Position) -> Option<(u64, u64)> {
+        let (id, _) = self.messages.iter().find(|(_, held)| **held == position)?;
+        self.parts.get(id).copied()
+    }
+
+    pub(super) fn has_part(&self, position: Position, part: u32) -> bool {
+        let is_within = |(first, count)| (first..first + count).contains(&u64::from(part));
+        self.parts_of(position).is_some_and(is_within)
     }
 
     fn spilled_positions(&self) -> impl Iterator<Item = Position> {
@@ -104,11 +149,13 @@ impl Mirror {
             || self.spilled_positions().any(|spilled| spilled == position)
     }
 
-    /// What a restart from here would lose, or would send though the stream has it.
+    /// What a restart from here would lose, or would send though the stream has it. `from_here` is what
+    /// was sent with this store, and not with one that is lost.
     pub(super) fn unaccounted(
         &self,
         workload: &Workload,
         history: &[Landed],
+        from_here: &[&Landed],
         dropped: &BTreeSet<Position>,
         excused: &BTreeSet<Position>,
         deleted: &BTreeSet<&str>,
@@ -123,15 +170,15 @@ impl Mirror {
         let in_store: BTreeSet<Position> = self.messages.values().copied().chain(spilled).collect();
         // What the source leaves out from now on.
         let read = self.spilled_positions().max().unwrap_or_default().max(through);
-        let landed: BTreeSet<Position> =
-            history.iter().map(|landed| landed.ours.position).collect();
+        let last = history.iter().filter(|landed| landed.ours.is_last());
+        let whole: BTreeSet<Position> = last.map(|landed| landed.ours.position).collect();
         for planned in workload.changes() {
             let position = planned.change.position;
             if position > read {
                 break;
             }
             let accounted = in_store.contains(&position)
-                || landed.contains(&position)
+                || whole.contains(&position)
                 || dropped.contains(&position)
                 || excused.contains(&position)
                 || self.given_up.contains_key(&position);
@@ -146,10 +193,17 @@ impl Mirror {
         let sent_again = |landed: &&Landed| {
             let position = landed.ours.position;
             let settled = position <= read && !in_store.contains(&position);
-            !settled && !self.given_up.contains_key(&position)
+            // By its last part a restart knows that all of it is there.
+            let settled = settled || (!landed.ours.is_last() && whole.contains(&position));
+            let is_gone = |(first, _)| u64::from(landed.ours.part) < first;
+            let is_known = self.given_up.contains_key(&position)
+                || self.lettered.contains(&position)
+                || self.parts_of(position).is_some_and(is_gone);
+            !settled && !is_known
         };
         let from = |stream: &str| match stream {
             STREAM => seq,
+            letters::FILE => Some(self.letter_file),
             routed => self.streams.get(routed).copied(),
         };
         // A routed stream that was deleted is read from its beginning, whatever is written here.
@@ -157,7 +211,7 @@ impl Mirror {
             landed.stream != STREAM && deleted.contains(landed.stream)
                 || from(landed.stream).is_some_and(|from| landed.ours.seq >= from)
         };
-        let mut readable = history.iter().filter(|landed| !landed.lost);
+        let mut readable = from_here.iter().copied().filter(|landed| !landed.lost);
         let unread = readable.find(|landed| !is_read(landed) && sent_again(landed))?;
         let Landed { ours, stream, .. } = unread;
         Some(format!(

@@ -17,19 +17,29 @@
 //! | `sink::model` | the S2 server, held to the real one by a test | |
 //! | `postgres` | the slot | what leaves repetitions out |
 //! | `workload`, `tables`, `routes` | what is committed, in tables of every grouping, and for which streams | |
+//! | `letters` | where dead letters go | |
+//! | `operator` | what operators do and grant | |
 //! | `folders` | state folders that are not the pipeline's | |
 //! | `world` | chance, faults, the trace; checks that nothing is confirmed too early | |
 //! | `mirror` | what the store holds; looks at each transaction for what a restart from there would lose or repeat | |
 //! | `judge` | what stream and store have to be in the end | |
 //!
 //! The promises: each committed change is exactly once in the stream that the chain of its record says,
-//! and in no other, or was dropped or given up; its parts lie side by side; each row's changes are in
+//! and in no other, or was dropped or given up, or is a dead letter once its attempts were spent, in its
+//! place once, before it left the store; its parts lie side by side or, where no batch holds them, each
+//! once, in their order, and in the store before; each row's changes are in
 //! their order, around truncates and over all streams too, and all those of a stream that were never held
 //! are in commit order; nothing is in a stream that was not committed; Postgres is never told to forget
 //! what is not safe, nor is more spilled than may be; a process with another state folder writes nothing;
 //! and none goes on and on while its clock stands still. When the faults end, all
 //! that does not fail gets through; and once the rest is mended, all of it comes to rest, with nothing
 //! left in the store, no reason to complain, and every byte of the budget given back.
+//!
+//! Operators do what they may: they retry and give up, choose what becomes of records that are gone, take a
+//! stream over from another program, and begin with an empty folder where the right one is lost
+//! (`--abandon-parked`). Then, and only then, what that folder alone held may be missing, and what Postgres
+//! had not been told comes twice.
+//!
 //! [`exactly_once`](crate::pipeline::exactly_once) is the argument that all this follows.
 //!
 //! It lives beside the unit tests, and not in `tests/`, because the [switches](crate::mutation) that
@@ -38,8 +48,10 @@
 
 mod folders;
 mod judge;
+mod letters;
 mod mirror;
 mod network;
+mod operator;
 mod postgres;
 mod process;
 mod routes;
@@ -56,6 +68,7 @@ use tokio::time::sleep;
 
 use crate::mutation::{self, Rule};
 use crate::pipeline::grants::Grants;
+use crate::sink::limits::{self, Limits};
 use crate::store::Tokens;
 use world::{Fault, STREAM, World, lock};
 
@@ -84,6 +97,7 @@ fn run(seed: u64, broken: Option<Rule>, verbose: bool) -> Run {
         .expect("a runtime without threads can be made");
     let run = runtime.block_on(async {
         let world = World::new(seed, verbose);
+        limits::set(world.workload.limits);
         let processes = live(&world).await;
         let state = world.state();
         let events = state.events;
@@ -98,6 +112,7 @@ fn run(seed: u64, broken: Option<Rule>, verbose: bool) -> Run {
     });
     drop(runtime);
     mutation::set(None);
+    limits::set(Limits::S2);
     run
 }
 
@@ -180,8 +195,8 @@ async fn others(world: Arc<World>) {
         if world.fault(Fault::Recreate, 0.02) {
             world.delete(STREAM, true);
         }
-        let (stream, routed) = (world.a_stream(), world.workload.routes);
-        if routed && stream != STREAM {
+        let stream = world.a_stream();
+        if stream != STREAM {
             if world.fault(Fault::Delete, 0.1) {
                 world.delete(stream, world.chance(0.5));
             }
@@ -194,12 +209,15 @@ async fn others(world: Arc<World>) {
                 }
             }
         }
-        if routed && world.chance(0.02) {
+        if world.streams().len() > 1 && world.chance(0.02) {
             world.create_missing();
         }
         if world.fault(Fault::Foreign, 0.5) && lock(&world.server).append_plain(stream, "foreign") {
             world.landed(0);
             world.event("foreign", 0, 0);
+        }
+        if world.fault(Fault::Fencer, 0.03) {
+            world.fence(stream);
         }
         if world.fault(Fault::Intruder, 0.05) {
             intrude(&world).await;

@@ -101,7 +101,8 @@ impl Slot {
             }
             self.publish.send_modify(|status| {
                 status.state = State::Streaming;
-                status.made_slot = true;
+                // The slot is there from the first process on.
+                status.made_slot |= !std::mem::replace(&mut self.world.state().has_slot, true);
                 let system_identifier = "7".to_owned();
                 status.identity = Some(Identity { system_identifier, timeline: 1, wal_end });
             });

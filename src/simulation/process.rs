@@ -14,13 +14,14 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::network::Network;
+use super::operator;
 use super::postgres;
 use super::workload::{FailureClass, Fate};
 use super::world::{Fault, STREAM, Stage, World, lock};
 use crate::clock::Clock;
 use crate::message::Draft;
 use crate::pipeline::budget::ByteBudget;
-use crate::pipeline::control::{Control, ErrorView, Filter, Reason, Status};
+use crate::pipeline::control::{Control, ErrorView, Filter, Status};
 use crate::pipeline::driver::{self, Bounds, Parts};
 use crate::pipeline::grants::{Grants, LostRecords};
 use crate::pipeline::heartbeat::heartbeat;
@@ -108,7 +109,7 @@ const POLLS_MAX: u32 = 5_000;
 
 /// Runs a part of a process, and not while the process stands still. One that goes on and on while the
 /// clock stands still would never let it move again, so that this is noticed here.
-struct Freezing<F> {
+pub(super) struct Freezing<F> {
     inner: Pin<Box<F>>,
     process: Arc<Process>,
     world: Arc<World>,
@@ -117,7 +118,7 @@ struct Freezing<F> {
 }
 
 impl<F> Freezing<F> {
-    fn new(world: &Arc<World>, process: &Arc<Process>, inner: F) -> Self {
+    pub(super) fn new(world: &Arc<World>, process: &Arc<Process>, inner: F) -> Self {
         let (world, process) = (Arc::clone(world), Arc::clone(process));
         Self { inner: Box::pin(inner), process, world, polls: 0, second: Instant::now() }
     }
@@ -169,7 +170,12 @@ pub(super) fn epoch_of(token: &str) -> Option<u64> {
 
 /// Starts a process on the world's store.
 pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
-    let mut database = Database::shared(&world.store_name).expect("the store can be opened");
+    if number > 1 && world.fault(Fault::LoseStore, 0.2) {
+        world.lose_store(number);
+        // Whoever does not know yet reads it.
+        world.state().abandon = world.chance(0.5);
+    }
+    let mut database = Database::shared(&world.store_name()).expect("the store can be opened");
     let loaded = {
         let mut rng = world.draw(rand::rngs::SmallRng::from_rng);
         database.load(&mut rng).expect("the store can be read")
@@ -185,12 +191,7 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         let off = world.draw(|rng| rng.random_range(-1_000_000_000..1_000_000_000));
         world.state().clock_off_ms = off;
     }
-    let grants = {
-        let mut state = world.state();
-        let lost_records = state.grant.take();
-        state.granted |= lost_records.is_some();
-        Grants { take_over: state.take_over, lost_records, ..Grants::default() }
-    };
+    let grants = operator::grants(world);
     run(world, number, database, loaded, grants)
 }
 
@@ -222,7 +223,7 @@ pub(super) fn run(
             window: world.workload.window,
             grants,
             retry: Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) },
-            dead_letters: None,
+            dead_letters: world.workload.dead_letters.clone(),
             bounds: if world.state().strangers.contains(&number) {
                 // It would confirm what it has spilled, which Postgres then denies the right folder.
                 Bounds { spill_bytes_max: 0, ..world.workload.bounds }
@@ -244,6 +245,7 @@ pub(super) fn run(
         chains: chains_in,
         sampler: Sampler::new(Sample::default()),
         workers,
+        letters: super::letters::writer(world, &process),
         client: client(world, &process),
         clock: Clock::starting_at(time_of_day(world)),
         rng: world.draw(rand::rngs::SmallRng::from_rng),
@@ -293,11 +295,13 @@ impl Running {
                 // Records are gone, and an operator reads what to choose from.
                 let deleted = world.state().deleted.contains(STREAM);
                 if !world.state().decimated.is_empty() && text.contains("--lost-records") {
-                    decide(world, number);
+                    operator::decide(world, number);
                 } else if deleted && text.contains("--take-over") {
                     // A zombie woke up just when it had no token. It finds out when it is fenced.
                     world.note("it is to take the stream over", number, 0);
                     world.state().take_over = true;
+                } else if operator::grants_ownership(world, &text) {
+                    world.note("it is to take the stream from others", number, 0);
                 } else {
                     world.violated(format!("process {number} ended by itself: {text}"));
                 }
@@ -333,13 +337,14 @@ impl Running {
                 reload(&world, &chains);
             }
             if world.fault(Fault::Operator, 0.2) {
-                operate(&world, &control).await;
+                operator::operate(&world, &control).await;
             }
-            let undecided = wants_decision(&world);
+            let undecided = operator::wants_decision(&world);
             if undecided {
-                decide(&world, process.number);
+                operator::decide(&world, process.number);
             }
-            if undecided || world.fault(Fault::Shutdown, 0.05) {
+            let is_anothers = operator::wants_ownership(&world);
+            if undecided || is_anothers || world.fault(Fault::Shutdown, 0.05) {
                 world.note("shutdown", process.number, 0);
                 shutdown.cancel();
             }
@@ -380,24 +385,6 @@ impl Running {
     }
 }
 
-/// Records of a routed stream are gone, and the process goes on without it until an operator has chosen.
-fn wants_decision(world: &World) -> bool {
-    let state = world.state();
-    let Some(status) = state.status.as_ref() else { return false };
-    let status = status.borrow();
-    let asks = |reason: &Reason| reason.text.contains("--lost-records");
-    state.grant.is_none()
-        && status.streams.iter().any(|stream| stream.reason.as_ref().is_some_and(asks))
-}
-
-/// An operator chooses what becomes of records that are gone, for the next process.
-fn decide(world: &World, number: u64) {
-    world.note("it wants a decision", number, 0);
-    let skip = world.chance(0.5);
-    let choice = if skip { LostRecords::Skip } else { LostRecords::Resend };
-    world.state().grant = Some(choice);
-}
-
 /// A process that others have taken for dead wakes up, and has to find out.
 async fn zombie(world: Arc<World>, running: Running) {
     sleep(world.between(10, 20_000)).await;
@@ -406,33 +393,6 @@ async fn zombie(world: Arc<World>, running: Running) {
     let ended = tokio::time::timeout(Duration::from_secs(60), running.driver).await;
     world.note("zombie ends", running.process.number, u64::from(ended.is_ok()));
     running.process.kill();
-}
-
-async fn operate(world: &World, control: &Control) {
-    let some = {
-        let state = world.state();
-        state.store.messages.keys().copied().collect::<Vec<_>>()
-    };
-    let mut filter = Filter::default();
-    if !some.is_empty() && world.chance(0.7) {
-        filter.id = Some(world.draw(|rng| some[rng.random_range(0..some.len())]));
-    }
-    let one = filter.id.is_some();
-    if !one && world.chance(0.3) {
-        filter.state = Some(
-            ["failed", "parked", "retrying", "waiting"][world.draw(|rng| rng.random_range(0..4))]
-                .to_owned(),
-        );
-    }
-    let give_up = world.chance(if one { 0.5 } else { 0.1 });
-    world.note(
-        if give_up { "operator gives up" } else { "operator retries" },
-        filter.id.unwrap_or(0),
-        0,
-    );
-    let answer =
-        if give_up { control.acknowledge(filter).await } else { control.retry(filter).await };
-    world.note("operator is answered", answer.map_or(0, |changed| changed.changed), 0);
 }
 
 fn chain(world: &World) -> Arc<Chain> {
@@ -485,6 +445,7 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
     let store = Store::over(&database, move |task| drop(tasks.send(task)));
     let owner = Arc::clone(process);
     let of_world = Arc::clone(world);
+    let since = world.state().store_since;
     let thread = async move {
         let world = of_world;
         while let Some(task) = received.recv().await {
@@ -500,7 +461,10 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
             }
             let transaction = task.transaction();
             let written = task.carry_out(&mut database);
-            let is_ours = !world.state().strangers.contains(&number);
+            let is_ours = {
+                let state = world.state();
+                !state.strangers.contains(&number) && state.store_since == since
+            };
             if let (Some(writes), true) = (transaction, written && is_ours) {
                 if world.state().owner != number {
                     world
@@ -543,6 +507,9 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
                     Made::Oversize(failure) => Shaped::Failed(failure),
                     Made::By(outcome) => workers::measured(outcome, Vec::new),
                 };
+                if matches!(shaped, Shaped::Failed(_)) {
+                    *world.state().failures.entry(item.change.position).or_default() += 1;
+                }
                 (item, shaped)
             };
             let mut items = items;

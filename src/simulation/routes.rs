@@ -3,6 +3,7 @@
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
+use super::letters;
 use super::tables::ID;
 use super::workload::Planned;
 use super::world::STREAM;
@@ -12,7 +13,7 @@ pub(super) const ROUTED: [&str; 3] = ["far", "left", "right"];
 
 /// The name of a stream that is one of the world's.
 pub(super) fn stream(name: &str) -> Option<&'static str> {
-    std::iter::once(STREAM).chain(ROUTED).find(|stream| *stream == name)
+    [STREAM, letters::STREAM].into_iter().chain(ROUTED).find(|stream| *stream == name)
 }
 
 /// Where a change goes. A chain of an odd number may route it elsewhere than one of an even number.

@@ -8,13 +8,15 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
+use super::letters;
 use super::routes::{Habit, Route};
 use super::tables::{Habits, Order, Rows};
 use crate::change::{Change, Lsn, Position, Table};
-use crate::config::SpillAfter;
+use crate::config::{DeadLetters, LetterPlace, SpillAfter};
 use crate::pipeline::driver::{Bounds, Portions};
 use crate::pipeline::outbox::Window;
 use crate::sink::Mode;
+use crate::sink::limits::Limits;
 
 /// What becomes of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,10 @@ pub(super) struct Workload {
     pub(super) portions: Portions,
     pub(super) workers: usize,
     pub(super) create: bool,
+    /// What ends the attempts of a message, if anything does.
+    pub(super) dead_letters: Option<DeadLetters>,
+    /// How much goes into a record and a batch.
+    pub(super) limits: Limits,
     /// Transforms route some changes to streams of their own.
     pub(super) routes: bool,
     pub(super) mode: Mode,
@@ -153,6 +159,8 @@ impl Workload {
             portions: portions(rng),
             workers: rng.random_range(1..4),
             create: rng.random_bool(0.3),
+            dead_letters: letters::draw(rng),
+            limits: limits(rng, large),
             routes: routing.is_some(),
             mode: match rng.random_range(0..10) {
                 0..6 => Mode::Session,
@@ -161,6 +169,12 @@ impl Workload {
             },
             calm_ms: at_ms + rng.random_range(100..10_000),
         }
+    }
+
+    /// Whether dead letters go to a stream of their own.
+    pub(super) fn has_letter_stream(&self) -> bool {
+        let place = self.dead_letters.as_ref().map(|letters| &letters.place);
+        matches!(place, Some(LetterPlace::Stream(_)))
     }
 
     pub(super) fn planned(&self, position: Position) -> Option<&Planned> {
@@ -191,6 +205,19 @@ impl Workload {
     pub(super) fn changes(&self) -> impl Iterator<Item = &Planned> {
         self.transactions.iter().flat_map(|transaction| &transaction.changes)
     }
+}
+
+fn limits(rng: &mut SmallRng, large: bool) -> Limits {
+    let batch_records = match rng.random_range(0..3) {
+        0 => rng.random_range(1..4),
+        _ => Limits::S2.batch_records,
+    };
+    let record_bytes = match rng.random_range(0..3) {
+        // So that a letter takes a few.
+        0 if !large => rng.random_range(700..4000),
+        _ => Limits::S2.record_bytes,
+    };
+    Limits { batch_records, record_bytes }
 }
 
 fn bounds(rng: &mut SmallRng) -> Bounds {
@@ -226,6 +253,7 @@ fn portions(rng: &mut SmallRng) -> Portions {
         drain_bytes_max: rng.random_range(300..6000),
         closing_bytes: rng.random_range(0..6000),
         job_changes: rng.random_range(1..6),
+        letters: rng.random_range(1..5),
         sessions_max: rng.random_range(1..4),
         session_turn: Duration::from_millis(rng.random_range(0..2000)),
         // Often closed while something comes for it.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::folders::Copied;
 use super::judge::{self, Ours};
+use super::letters::{self, Paper};
 use super::mirror::Mirror;
 use super::process::Process;
 use super::routes::ROUTED;
@@ -75,8 +76,16 @@ pub(super) enum Fault {
     Foreign,
     /// Another pipeline wants a stream.
     Intruder,
+    /// Another program fences a stream.
+    Fencer,
+    /// The state folder is lost.
+    LoseStore,
+    /// An operator grants what nobody asked for.
+    Grants,
     /// The connection to Postgres breaks; it starts again at what was confirmed, or at less.
     Disconnect,
+    /// The file of dead letters cannot be written, or only in part.
+    Letters,
     /// A transform takes seconds.
     SlowTransform,
     /// The chain changes: a mend appears or disappears.
@@ -109,6 +118,8 @@ pub(super) struct Landed {
     pub(super) lost: bool,
     /// It is of the stream as it is, and not of one that was deleted.
     pub(super) current: bool,
+    /// Its change is read once more, since the store that knew of it is lost.
+    pub(super) again: bool,
 }
 
 /// A run's world.
@@ -116,8 +127,7 @@ pub(super) struct World {
     pub(super) workload: Workload,
     pub(super) server: Mutex<Model>,
     /// The name of the store in memory, and what keeps it there.
-    pub(super) store_name: String,
-    _store: Mutex<Database>,
+    store: Mutex<(String, Database)>,
     /// What a backup has of it.
     pub(super) copied: Mutex<Option<Copied>>,
     began: Instant,
@@ -156,8 +166,14 @@ pub(super) struct State {
     pub(super) history: Vec<Landed>,
     /// How many records of the streams as they are have been noted.
     noted: BTreeMap<&'static str, usize>,
-    /// The changes that are or were in a stream.
+    /// The changes that are or were in a stream as a whole.
     pub(super) landed: BTreeSet<Position>,
+    /// Those of them that are there as dead letters.
+    pub(super) letters: BTreeSet<Position>,
+    /// The file of dead letters.
+    pub(super) paper: Paper,
+    /// How often a change did not get through the transforms.
+    pub(super) failures: BTreeMap<Position, u64>,
     /// Records of these streams are gone, of ours or not.
     pub(super) decimated: BTreeSet<&'static str>,
     /// These streams were deleted at least once.
@@ -169,6 +185,20 @@ pub(super) struct State {
     /// From now on processes may take the stream from another one on this store: a zombie got it while
     /// it was new and had no token.
     pub(super) take_over: bool,
+    /// The same for the next process only: another program has fenced a stream.
+    pub(super) take_over_once: bool,
+    /// Streams that another program has fenced at least once.
+    pub(super) fenced: BTreeSet<&'static str>,
+    /// The next process is told that the store before its own is given up.
+    pub(super) abandon: bool,
+    /// The first process of the store as it is.
+    pub(super) store_since: u64,
+    /// How far Postgres had been told when a store was lost.
+    lost_at: u64,
+    /// What only a lost store held.
+    abandoned: BTreeSet<Position>,
+    /// The slot is there.
+    pub(super) has_slot: bool,
     /// The operator decided about records that are gone at least once.
     pub(super) granted: bool,
     /// Taken as delivered, as the operator decided.
@@ -183,6 +213,37 @@ pub(super) struct State {
 }
 
 impl State {
+    /// A record of ours is where it belongs.
+    fn lands(&mut self, ours: Ours, stream: &'static str, process: u64) {
+        if ours.is_last() {
+            self.landed.insert(ours.position);
+            if ours.letter {
+                self.letters.insert(ours.position);
+            }
+        }
+        let again = process < self.store_since && ours.position.commit_lsn.0 >= self.lost_at;
+        self.history.push(Landed { ours, stream, process, lost: false, current: true, again });
+    }
+
+    /// The store is lost: what it alone held, and what nobody remembers to have sent.
+    fn lose_store(&mut self, workload: &Workload, process: u64) {
+        self.store_since = process;
+        self.lost_at = self.confirmed;
+        self.persisted = self.confirmed;
+        let State { store, history, landed, abandoned, .. } = self;
+        let gone = workload.changes().map(|planned| planned.change.position);
+        let gone = gone.filter(|at| at.commit_lsn.0 < self.lost_at && !landed.contains(at));
+        abandoned.extend(gone);
+        self.excused.extend(abandoned.iter().copied());
+        for landed in history {
+            landed.again |= landed.ours.position.commit_lsn.0 >= self.lost_at;
+        }
+        let mut given_up = std::mem::take(&mut store.given_up);
+        given_up.retain(|at, _| at.commit_lsn.0 < self.lost_at);
+        let ever = std::mem::take(&mut store.ever);
+        *store = Mirror { ever, given_up, ..Mirror::default() };
+    }
+
     /// A change that goes before this one in one of its rows, and that a restart would still send.
     fn is_due_before(&self, workload: &Workload, position: Position) -> Option<Position> {
         let keys = &workload.planned(position).filter(|_| !self.landed.contains(&position))?.keys;
@@ -192,6 +253,7 @@ impl State {
             self.landed.contains(&at)
                 || self.dropped.contains(&at)
                 || self.store.given_up.contains_key(&at)
+                || self.abandoned.contains(&at)
                 || is_skipped
         };
         let mut before =
@@ -215,7 +277,7 @@ impl World {
         }
         // With these, a record may be gone or come twice by an operator's decision: few runs have them,
         // and all others are judged without exception. Whoever deletes a stream opens it to anybody.
-        for rare in [Fault::Expire, Fault::Recreate, Fault::Delete] {
+        for rare in [Fault::Expire, Fault::Recreate, Fault::Delete, Fault::LoseStore] {
             if rng.random_bool(0.8) {
                 weights[rare as usize] = 0.0;
             }
@@ -232,7 +294,7 @@ impl World {
         }
         let mut server = Model::default();
         server.create(STREAM);
-        for stream in ROUTED.into_iter().filter(|_| workload.routes) {
+        for &stream in &streams_of(&workload)[1..] {
             let missing = weights[Fault::Missing as usize];
             if missing == 0.0 || rng.random_bool(1.0 - missing) {
                 server.create(stream);
@@ -245,8 +307,7 @@ impl World {
         Arc::new(Self {
             workload,
             server: Mutex::new(server),
-            store_name,
-            _store: Mutex::new(store),
+            store: Mutex::new((store_name, store)),
             copied: Mutex::new(None),
             began: Instant::now(),
             cut: Notify::new(),
@@ -272,11 +333,21 @@ impl World {
                 history: Vec::new(),
                 noted: BTreeMap::new(),
                 landed: BTreeSet::new(),
+                letters: BTreeSet::new(),
+                paper: Paper::default(),
+                failures: BTreeMap::new(),
                 decimated: BTreeSet::new(),
                 deleted: BTreeSet::new(),
                 shut: BTreeMap::new(),
                 grant: None,
                 take_over: false,
+                take_over_once: false,
+                fenced: BTreeSet::new(),
+                abandon: false,
+                store_since: 0,
+                lost_at: 0,
+                abandoned: BTreeSet::new(),
+                has_slot: false,
                 granted: false,
                 excused: BTreeSet::new(),
                 refused_any: false,
@@ -356,6 +427,12 @@ impl World {
             if let Some(process) = process {
                 self.note("crash", process.number, 0);
                 process.kill();
+                // With the machine, or alone.
+                if self.chance(0.5) {
+                    let mut state = self.state();
+                    let State { rng, paper, .. } = &mut *state;
+                    paper.lose(rng);
+                }
             }
         }
     }
@@ -414,8 +491,7 @@ impl World {
 
     /// The streams of this run, the pipeline's own first.
     pub(super) fn streams(&self) -> &'static [&'static str] {
-        const ALL: [&str; ROUTED.len() + 1] = [STREAM, ROUTED[0], ROUTED[1], ROUTED[2]];
-        if self.workload.routes { &ALL } else { &ALL[..1] }
+        streams_of(&self.workload)
     }
 
     /// One of them.
@@ -446,6 +522,7 @@ impl World {
             let ours = new.iter().filter_map(judge::ours).next();
             if let Some(ours) = ours
                 && stream != STREAM
+                && process >= state.store_since
                 && !state.store.streams.contains_key(stream)
             {
                 let text = format!(
@@ -455,16 +532,26 @@ impl World {
                 state.violation.get_or_insert(text);
             }
             for ours in new.iter().filter_map(judge::ours) {
-                if let Some(before) = state.is_due_before(&self.workload, ours.position) {
+                let is_ours = process >= state.store_since;
+                if let Some(before) = state.is_due_before(&self.workload, ours.position)
+                    && is_ours
+                {
                     let text = format!(
                         "{} landed in {stream}, and a restart would send {before} behind it",
                         ours.position
                     );
                     state.violation.get_or_insert(text);
                 }
-                state.landed.insert(ours.position);
+                let is_stored = || state.store.has_part(ours.position, ours.part);
+                if self.is_in_portions(&ours) && is_ours && !is_stored() {
+                    let text = format!(
+                        "part {} of {} landed in {stream}, and is not in the store",
+                        ours.part, ours.position
+                    );
+                    state.violation.get_or_insert(text);
+                }
                 landed.push((ours.position, stream, ours.seq));
-                state.history.push(Landed { ours, stream, process, lost: false, current: true });
+                state.lands(ours, stream, process);
             }
         }
         drop(state);
@@ -472,6 +559,58 @@ impl World {
             let text = format!("landed {position} in {stream} by {process}");
             self.note(&text, position.index, seq);
         }
+    }
+
+    /// The name of the store.
+    pub(super) fn store_name(&self) -> String {
+        lock(&self.store).0.clone()
+    }
+
+    /// The state folder is lost, and this process begins with an empty one.
+    pub(super) fn lose_store(&self, process: u64) {
+        let name = format!("{}-{process}", self.store_name());
+        let store = Database::shared(&name).expect("there is memory");
+        *lock(&self.store) = (name, store);
+        *lock(&self.copied) = None;
+        self.note("the store is lost", process, 0);
+        self.state().lose_store(&self.workload, process);
+    }
+
+    /// Another program fences a stream.
+    pub(super) fn fence(&self, stream: &'static str) {
+        let token = format!("another-{}", self.elapsed_ms());
+        if lock(&self.server).fence(stream, &token) {
+            self.landed(0);
+            self.note(&format!("{stream} is fenced by another program"), 0, 0);
+            self.state().fenced.insert(stream);
+        }
+    }
+
+    /// Whether a record is of a change that no batch holds.
+    pub(super) fn is_in_portions(&self, ours: &Ours) -> bool {
+        ours.parts as usize > self.workload.limits.batch_records
+    }
+
+    /// Notes what is new in the file of dead letters, and that this process wrote it.
+    pub(super) fn filed(&self, process: u64) {
+        let mut state = self.state();
+        for news in state.paper.news() {
+            let wrong = match &news {
+                _ if state.strangers.contains(&process) => {
+                    Some(format!("process {process} with another folder wrote dead letters"))
+                }
+                Ok(_) => None,
+                Err(text) => Some(text.clone()),
+            };
+            if let Some(text) = wrong {
+                state.violation.get_or_insert(text);
+            }
+            if let Ok(ours) = news {
+                state.lands(ours, letters::FILE, process);
+            }
+        }
+        drop(state);
+        self.note("filed", process, 0);
     }
 
     /// Lets some of a stream's records expire.
@@ -567,15 +706,26 @@ impl World {
     /// A transaction of a process was carried out.
     pub(super) fn carried_out(&self, writes: &[Write], process: u64) {
         let mut state = self.state();
-        let State { store, history, dropped, excused, deleted, .. } = &mut *state;
+        let State { store, history, dropped, excused, deleted, letters, store_since, .. } =
+            &mut *state;
+        let untold = writes.iter().find_map(|write| {
+            let Write::DeadLetter { id } = write else { return None };
+            store.messages.get(id).filter(|position| !letters.contains(*position)).copied()
+        });
         let text = store.carry_out(writes, (history.len(), process));
-        let unaccounted = store.unaccounted(&self.workload, history, dropped, excused, deleted);
+        let from_here: Vec<&Landed> =
+            history.iter().filter(|landed| landed.process >= *store_since).collect();
+        let unaccounted =
+            store.unaccounted(&self.workload, history, &from_here, dropped, excused, deleted);
         let too_much = store.spilled_bytes() > self.spilled_bytes_max();
         let spilled = store.spilled_bytes();
         drop(state);
         self.note(&format!("stored by {process}:{text}"), writes.len() as u64, 0);
         if let Some(text) = unaccounted {
             self.violated(text);
+        }
+        if let Some(position) = untold {
+            self.violated(format!("{position} left the store as a dead letter, which is nowhere"));
         }
         if too_much {
             self.violated(format!("{spilled} bytes are spilled, and that is beyond the bound"));
@@ -633,6 +783,18 @@ impl World {
             ));
         }
         self.event("confirmed", lsn, 0);
+    }
+}
+
+fn streams_of(workload: &Workload) -> &'static [&'static str] {
+    const ALL: [&str; ROUTED.len() + 2] =
+        [STREAM, ROUTED[0], ROUTED[1], ROUTED[2], letters::STREAM];
+    const UNROUTED: [&str; 2] = [STREAM, letters::STREAM];
+    match (workload.routes, workload.has_letter_stream()) {
+        (true, true) => &ALL,
+        (true, false) => &ALL[..=ROUTED.len()],
+        (false, true) => &UNROUTED,
+        (false, false) => &UNROUTED[..1],
     }
 }
 

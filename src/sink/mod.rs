@@ -16,6 +16,7 @@ pub mod endpoint;
 pub mod error;
 pub mod headers;
 mod json;
+pub(crate) mod limits;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod open;

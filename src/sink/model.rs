@@ -92,6 +92,15 @@ impl Model {
         self.append(stream, &input.encode_to_vec()).is_ok()
     }
 
+    /// Fences a stream as another program does, whatever its token was. Says whether there is the stream.
+    pub(crate) fn fence(&mut self, stream: &str, token: &str) -> bool {
+        let header = HeaderMessage { name: Bytes::new(), value: "fence".into() };
+        let body = Bytes::copy_from_slice(token.as_bytes());
+        let record = AppendRecord { timestamp: None, headers: vec![header], body };
+        let input = AppendInput { records: vec![record], match_seq_num: None, fencing_token: None };
+        self.append(stream, &input.encode_to_vec()).is_ok()
+    }
+
     /// Answers a unary request. `query` gives a parameter's number.
     pub(crate) fn answer(
         &mut self,

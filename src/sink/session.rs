@@ -37,6 +37,7 @@ use super::{
     client::{Client, Mode, Tail},
     error::{Error, Fault, Operation},
     json::{self, AppendBody},
+    limits,
     proto::{self, AppendAck, Frame, FrameDecoder, FrameError},
     record::{BATCH_RECORDS_MAX, RECORD_BYTES_MAX, Record},
 };
@@ -85,7 +86,7 @@ impl BatchMeter {
     #[must_use]
     pub fn try_add(&mut self, record: &SizedRecord) -> bool {
         let metered_bytes = self.metered_bytes + record.metered_bytes();
-        let fits = self.records < BATCH_RECORDS_MAX && metered_bytes <= RECORD_BYTES_MAX;
+        let fits = self.records < limits::batch_records() && metered_bytes <= RECORD_BYTES_MAX;
         if fits {
             *self = Self { records: self.records + 1, metered_bytes };
         }

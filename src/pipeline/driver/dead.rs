@@ -23,10 +23,12 @@ use std::sync::Arc;
 use super::{Driver, Error, Pending};
 use crate::change::Position;
 use crate::config::{DeadLetters, LetterPlace};
-use crate::message::header;
+use crate::message::{header, idempotency_key};
+use crate::mutation::{self, Rule};
 use crate::pipeline::control::DeadLettersView;
 use crate::pipeline::dead_letter::Letter;
-use crate::pipeline::dead_letter::file::{self, Line};
+use crate::pipeline::dead_letter::file::Appended;
+use crate::pipeline::dead_letter::writer::Written;
 use crate::pipeline::holds::{Due, MessageId};
 use crate::pipeline::item::{Item, Origin};
 use crate::pipeline::outbox::Parcel;
@@ -36,17 +38,8 @@ use crate::policy;
 use crate::sink::session::BatchMeter;
 use crate::store::{Attempts, Failure, LetterFile, Loaded, Message, Write};
 
-/// Letters of so many messages are written at once.
-const LETTERS_MAX: usize = 256;
-
 /// What is written, and what became of it.
-type Work = Pending<Result<Done, String>>;
-
-pub(super) enum Done {
-    Records(Vec<(Letter, Vec<SizedRecord>)>),
-    /// They are in the file, whose end is here.
-    InFile(Vec<Letter>, u64),
-}
+type Work = Pending<Result<Written, String>>;
 
 /// What is spent, and how it goes on.
 pub(super) struct Dead {
@@ -106,6 +99,10 @@ impl Dead {
         let spent = own && self.attempts_max().is_some_and(|max| attempts.own >= max);
         if spent {
             self.spent.insert(id);
+            // Nobody has looked into the file.
+            if self.is_file() {
+                self.in_doubt.insert(id);
+            }
         }
         spent
     }
@@ -128,6 +125,11 @@ impl Dead {
             LetterPlace::Stream(name) => Some(name),
             LetterPlace::File(_) => None,
         }
+    }
+
+    fn is_file(&self) -> bool {
+        let place = self.settings.as_ref().map(|settings| &settings.place);
+        matches!(place, Some(LetterPlace::File(_)))
     }
 
     /// Whether records go where letters go.
@@ -165,7 +167,7 @@ impl Dead {
 }
 
 /// What comes of the letters that are at work.
-pub(super) async fn written(dead: &mut Dead) -> Result<Done, String> {
+pub(super) async fn written(dead: &mut Dead) -> Result<Written, String> {
     match &mut dead.work {
         Some(work) => work.await,
         None => std::future::pending().await,
@@ -205,62 +207,31 @@ impl Driver {
         }
     }
 
-    /// Writes letters, away from this task: a row may have a hundred megabytes, and a disk its moods.
+    /// Has letters written.
     fn write_letters(&mut self) {
         let Some(settings) = &self.dead.settings else { return };
         if self.dead.work.is_some() || self.dead.waiting.is_empty() {
             return;
         }
-        let rest = self.dead.waiting.split_off(self.dead.waiting.len().min(LETTERS_MAX));
+        let some = self.dead.waiting.len().min(self.settings.portions.letters);
+        let rest = self.dead.waiting.split_off(some);
         let letters = std::mem::replace(&mut self.dead.waiting, rest);
         let (envelope, chain) = (Arc::clone(&self.envelope), Arc::clone(&self.chain));
         let (place, known) = (settings.place.clone(), self.dead.file_end);
-        self.dead.at_work =
-            letters.iter().map(|letter| (letter.message, letter.change.bytes())).collect();
-        if matches!(place, LetterPlace::File(_)) {
-            self.dead.in_doubt.extend(self.dead.at_work.keys());
+        let is_file = matches!(place, LetterPlace::File(_));
+        let (at_work, written) = self.letters.write(letters, place, known, envelope, chain);
+        if is_file {
+            self.dead.in_doubt.extend(at_work.keys());
         }
-        let write = move || -> Result<Done, String> {
-            let failed = |error: crate::pipeline::dead_letter::Error| error.to_string();
-            match place {
-                LetterPlace::Stream(name) => {
-                    let write = |letter: Letter| {
-                        let records = letter.records(&name, &envelope, &chain).map_err(failed)?;
-                        Ok((letter, records))
-                    };
-                    letters.into_iter().map(write).collect::<Result<_, _>>().map(Done::Records)
-                }
-                LetterPlace::File(path) => {
-                    let line = |letter: &Letter| {
-                        let key = crate::message::idempotency_key(letter.change.position);
-                        let text = letter.text(&envelope, &chain).map_err(failed)?;
-                        Ok(Line { key, text })
-                    };
-                    let lines = letters.iter().map(line).collect::<Result<Vec<_>, String>>()?;
-                    let pipeline = &envelope.settings().pipeline_id;
-                    let end = file::append(&path, known, pipeline, &lines).map_err(|error| {
-                        format!(
-                            "could not write the dead letters' file {}: {error}",
-                            path.display()
-                        )
-                    })?;
-                    Ok(Done::InFile(letters, end))
-                }
-            }
-        };
-        self.dead.work = Some(Box::pin(async move {
-            match tokio::task::spawn_blocking(write).await {
-                Ok(done) => done,
-                Err(_) => Err("writing dead letters broke off, which is a defect".to_owned()),
-            }
-        }));
+        self.dead.at_work = at_work;
+        self.dead.work = Some(Box::pin(written));
     }
 
-    pub(super) fn on_letters(&mut self, done: Result<Done, String>) {
+    pub(super) fn on_letters(&mut self, done: Result<Written, String>) {
         self.dead.work = None;
         let at_work = std::mem::take(&mut self.dead.at_work);
         match done {
-            Ok(Done::Records(letters)) => {
+            Ok(Written::Records(letters)) => {
                 for (letter, records) in letters {
                     let item = Item {
                         change: letter.change,
@@ -269,18 +240,19 @@ impl Driver {
                     self.forward_letter(item, records);
                 }
             }
-            Ok(Done::InFile(letters, end)) => {
-                self.dead.file_end = end;
+            Ok(Written::InFile(letters, appended)) => {
                 self.letters_go();
+                for letter in letters {
+                    self.retry_bytes = self.retry_bytes.saturating_sub(letter.change.bytes());
+                    self.handed_on(letter.message);
+                }
+                let end = self.known_end(appended);
+                self.dead.file_end = end;
                 if let Some(LetterPlace::File(path)) =
                     self.dead.settings.as_ref().map(|settings| &settings.place)
                 {
                     let path = path.to_string_lossy().into_owned();
                     self.writes.push(Write::LetterFile(LetterFile { path, end }));
-                }
-                for letter in letters {
-                    self.retry_bytes = self.retry_bytes.saturating_sub(letter.change.bytes());
-                    self.handed_on(letter.message);
                 }
             }
             Err(text) => {
@@ -296,6 +268,19 @@ impl Driver {
             }
         }
         self.write_letters();
+    }
+
+    /// Up to where the file is known: not beyond a letter whose message is still here, and that has to be
+    /// found there.
+    fn known_end(&self, appended: Appended) -> u64 {
+        let Appended { end, others } = appended;
+        if others.is_empty() || mutation::broken(Rule::FindTheLetter) {
+            return end;
+        }
+        let stored: HashSet<String> =
+            self.holds.positions().map(|(position, _)| idempotency_key(position)).collect();
+        let still_here = others.into_iter().filter(|(key, _)| stored.contains(key));
+        still_here.map(|(_, at)| at).min().unwrap_or(end)
     }
 
     /// Hands a letter to its stream, or has it stored first where it takes more than one batch.

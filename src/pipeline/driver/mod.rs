@@ -21,6 +21,7 @@
 //! | --- | --- | --- |
 //! | source | the channels of [`Source`] | per batch |
 //! | workers | [`Workers::over`]: takes jobs, the results come in any order | per batch |
+//! | dead letters | [`Writer::over`]: takes letters, which are written to what it opens | per portion |
 //! | store | [`Store::over`]: takes requests, which a [`Database`](store::Database) carries out | per transaction |
 //! | sink | [`Transport`](crate::sink::transport::Transport): below sessions, fencing and frames, for all streams | per session, and per request beside it |
 //! | time, chance | [`Clock`] on the runtime's clock, `rng` | per event |
@@ -67,6 +68,7 @@ use crate::mutation::{self, Rule};
 use crate::pipeline::ack::{AckTracker, Progress};
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::{self, Changed, Filter, Reason, Request, Status};
+use crate::pipeline::dead_letter::writer::Writer;
 use crate::pipeline::grants::Grants;
 use crate::pipeline::heartbeat::Beat;
 use crate::pipeline::holds::{Due, Holds, MessageId};
@@ -134,6 +136,8 @@ pub struct Parts {
     /// Takes a sample of the changes, to try chains on.
     pub sampler: Sampler,
     pub workers: Workers,
+    /// Writes dead letters.
+    pub letters: Writer,
     pub client: Client,
     pub clock: Clock,
     /// For what is drawn: jitter.
@@ -235,9 +239,12 @@ struct Driver {
     sampler: Sampler,
     envelope: Arc<Envelope>,
     workers: Workers,
+    letters: Writer,
     next_job: u64,
     /// Jobs that are out, oldest first; a result that came early waits in its place.
     jobs: VecDeque<Option<Done>>,
+    /// Up to where stored messages may go, once the jobs before these have left the workers.
+    passing: VecDeque<(u64, Position)>,
     /// Where it stands still, because a transform's settings say so.
     halted: Option<Halt>,
 
@@ -319,7 +326,7 @@ impl Driver {
     fn new(parts: Parts, selected: mpsc::UnboundedSender<Selected>) -> Result<Self, Error> {
         let Parts { settings, store, loaded, source, budget, .. } = parts;
         let Parts { mut chains, sampler, workers, client, status, heart, .. } = parts;
-        let Parts { shutdown, clock, rng, .. } = parts;
+        let Parts { letters, shutdown, clock, rng, .. } = parts;
         let now = clock.now();
         let stuck = Stuck::new(settings.stuck_after);
         let checkpoint = loaded.checkpoint.unwrap_or_default();
@@ -390,8 +397,10 @@ impl Driver {
             first_of: None,
             sampler,
             workers,
+            letters,
             next_job: 0,
             jobs: VecDeque::new(),
+            passing: VecDeque::new(),
             halted: None,
             tracker: AckTracker::new(read),
             holds,

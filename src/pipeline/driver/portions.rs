@@ -24,6 +24,8 @@ pub struct Portions {
     pub closing_bytes: u64,
     /// Spilled changes of a job for the workers, as a batch of the source has them.
     pub job_changes: usize,
+    /// Dead letters that are written at once.
+    pub letters: usize,
     /// Sessions with routed streams at once. Over HTTP/1.1 each is a connection.
     pub sessions_max: usize,
     /// How long a routed stream keeps its session while others wait for one.
@@ -44,6 +46,7 @@ impl Default for Portions {
             drain_bytes_max: 8 * 1024 * 1024,
             closing_bytes: 4 * 1024 * 1024,
             job_changes: 256,
+            letters: 256,
             sessions_max: 32,
             session_turn: Duration::from_secs(1),
             stream_idle: Duration::from_secs(60),

@@ -26,13 +26,14 @@ impl Driver {
             self.spill_batch(batch);
             return Ok(());
         }
+        let mut passed = Position::default();
         let mut items: Vec<Item> = Vec::with_capacity(batch.items.len());
         for item in batch.items {
             match item {
                 source::Item::Change(change) => {
                     self.counters.changes += 1;
                     let entry = self.tracker.read(change.position);
-                    self.holds.pass(change.position);
+                    passed = passed.max(change.position);
                     let replayed = self.replayed.remove(&change.position);
                     let replayed = replayed.filter(|_| !mutation::broken(Rule::SkipReplayed));
                     let skipped = || self.skips(change.position).then_some(None);
@@ -45,8 +46,7 @@ impl Driver {
                     }
                 }
                 source::Item::Commit { end_lsn: lsn } | source::Item::Idle { wal_end: lsn } => {
-                    let passed = Position::last_before(lsn);
-                    self.holds.pass(passed);
+                    passed = passed.max(Position::last_before(lsn));
                     self.tracker.mark(lsn);
                     if !self.replayed.is_empty() {
                         self.replayed.retain(|position, _| *position > passed);
@@ -55,7 +55,9 @@ impl Driver {
             }
         }
         self.sampler.look(self.clock.now(), items.len(), |at| &items[at].change);
-        self.dispatch(items)
+        self.dispatch(items)?;
+        self.pass(passed);
+        Ok(())
     }
 
     pub(super) fn on_source_status(&mut self, status: &source::SourceStatus) -> Result<(), Error> {
@@ -145,6 +147,30 @@ impl Driver {
         if self.workers.submit(job) { Ok(()) } else { Err(Error::Workers) }
     }
 
+    /// Stored messages behind this position may go, once what was read up to here has left the workers:
+    /// a message whose records are stored, or a dead letter, is not shaped, and would overtake it.
+    pub(super) fn pass(&mut self, position: Position) {
+        if self.jobs.is_empty() || mutation::broken(Rule::PassInTurn) {
+            self.holds.pass(position);
+            return;
+        }
+        match self.passing.back_mut() {
+            Some((number, passed)) if *number == self.next_job => *passed = position.max(*passed),
+            Some(_) | None => self.passing.push_back((self.next_job, position)),
+        }
+    }
+
+    /// What was read before these jobs were given out has left the workers.
+    fn pass_in_turn(&mut self) {
+        let first = self.next_job - self.jobs.len() as u64;
+        while let Some((number, position)) = self.passing.front().copied()
+            && number <= first
+        {
+            self.passing.pop_front();
+            self.holds.pass(position);
+        }
+    }
+
     pub(super) fn on_done(&mut self, done: Done) {
         let first = self.next_job - self.jobs.len() as u64;
         let index = if mutation::broken(Rule::InOrder) {
@@ -177,6 +203,7 @@ impl Driver {
                 self.halt(untried, None);
             }
         }
+        self.pass_in_turn();
     }
 
     /// Order is restored here, so holds are decided here. Gives the item back where the pipeline is to

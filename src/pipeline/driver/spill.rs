@@ -441,7 +441,7 @@ impl Driver {
     /// read.
     fn pass_spilled(&mut self) {
         if self.spill.read + 1 == self.spill.next_id {
-            self.holds.pass(self.spill.source_through);
+            self.pass(self.spill.source_through);
         }
     }
 
@@ -550,7 +550,6 @@ impl Driver {
         for change in changes.into_iter().filter(|change| change.position > settled) {
             let position = change.position;
             self.spill.read_through = position;
-            self.holds.pass(position);
             let entry = self.spill.delivered.read(position);
             if let Some(landed) = self.replayed.remove(&position) {
                 self.spill.settle(entry, 0, landed);
@@ -567,8 +566,10 @@ impl Driver {
             let through = self.spill.read_through;
             self.replayed.retain(|position, _| *position > through);
         }
+        self.dispatch(items)?;
+        self.pass(self.spill.read_through);
         self.pass_spilled();
-        self.dispatch(items)
+        Ok(())
     }
 
     /// After a broken session, changes that were sent before they were spilled may be in the stream, and

@@ -89,6 +89,7 @@ impl Bench {
             chains: watch::channel(Arc::new(Chain::empty(0))).1,
             sampler: Sampler::new(Sample::default()),
             workers: Workers::over(1, |_| true),
+            letters: crate::pipeline::dead_letter::writer::Writer::start(),
             client: Client::over(Arc::new(Silent), settings).unwrap(),
             clock: Clock::starting_at(std::time::UNIX_EPOCH + Duration::from_secs(1_764_000_000)),
             rng: SmallRng::seed_from_u64(2),
