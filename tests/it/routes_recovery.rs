@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::support::oracle::{TABLES, Workload, judge_streams};
 use crate::support::postgres::Cluster;
+use crate::support::proxy::{Fault, Front, Relay, Wire};
 use crate::support::s2::{Server, data};
 use crate::support::sluicebox::Home;
 use crate::support::until;
@@ -121,5 +122,39 @@ async fn a_routed_stream_that_was_trimmed_waits_for_a_choice() {
     running.kill().await;
     // It is not asked for again.
     let running = world.start().ready().await;
+    running.stop().await;
+}
+
+/// Something in front of S2 says of a stream that it is not there, and it is, with records in it whose
+/// acknowledgements were lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_was_only_said_to_be_gone_gets_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world("routes_gone", dir.path(), "cdc/{action}", "").await;
+    let front = Front::of(&world.s2).await;
+    let relay = Relay::to(front.port()).await;
+    world.home.settings.endpoint = relay.endpoint();
+    world.home.write_config();
+    let mut running = world.start().ready().await;
+    let work = Workload::new(world.database.url(), 3).start();
+    for round in 1..=5 {
+        work.commits(60).await;
+        // What is sent arrives, and no answer comes back.
+        relay.set(Wire::HalfClose);
+        work.commits(60).await;
+        front.set(Fault::status(404, "stream_not_found"));
+        relay.cut_once().await;
+        until("the streams to be said to be gone", async || {
+            running.assert_alive();
+            let said = world.log().matches("what is routed to this stream is parked").count();
+            if said >= round { Ok(()) } else { Err(said.to_string()) }
+        })
+        .await;
+        front.set(Fault::None);
+        running = running.ready().await;
+    }
+    work.stop().await;
+    world.until_no_messages().await;
+    judge_streams(&world, &STREAMS).await;
     running.stop().await;
 }

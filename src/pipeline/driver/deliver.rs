@@ -104,6 +104,7 @@ impl Driver {
 
     pub(super) fn on_delivered(&mut self, parcel: &Parcel, landed: Landed) {
         self.note_first_of_chain(parcel);
+        self.doubts.end(parcel.item.change.position);
         let committed_us = parcel.item.change.commit_timestamp_us;
         self.measures.latency.observe(committed_us, self.clock.time_of_day());
         self.counters.records += parcel.records.len() as u64;

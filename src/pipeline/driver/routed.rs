@@ -14,7 +14,8 @@
 //!   Trouble of S2 as a whole parks nothing, as everywhere.
 //! - *Doubtful.* What was sent there without an answer when it was shut, or when changes were spilled,
 //!   may be in it. It may be tried again for the same stream only, where the stream is read before it
-//!   goes; routed elsewhere it parks until the stream has been read.
+//!   goes; routed elsewhere it parks until the stream has been read, or is said not to be there any more.
+//!   That may be wrong, as a proxy's 404 is: when the stream is back, it is looked for there all the same.
 //! - A stream that was deleted has taken its records along: it is begun anew, with what is beyond the
 //!   checkpoint.
 //!
@@ -91,6 +92,9 @@ pub(super) enum Row {
 pub(super) struct Doubts {
     /// Which stream.
     open: HashMap<Position, LaneId>,
+    /// Streams that were said not to be there any more, with all that was in them: what may have been sent
+    /// to them may go elsewhere. Whoever said so may be wrong, so that it is looked for when they are back.
+    gone: HashSet<LaneId>,
     /// Found there while the message was on its way through the transforms.
     found: HashMap<Position, Landed>,
 }
@@ -228,7 +232,8 @@ impl Driver {
 
     /// The stream that may have a message already, and what to say of it meanwhile.
     pub(super) fn doubtful(&self, item: &Item) -> Option<(LaneId, Failure)> {
-        let lane = *self.doubts.open.get(&item.change.position)?;
+        let open = self.doubts.open.get(&item.change.position).copied();
+        let lane = open.filter(|lane| !self.doubts.gone.contains(lane))?;
         let name = self.lanes.get(lane).map(|lane| lane.client.place().stream.clone());
         let failure = route_failure(format!(
             "an earlier attempt to send it to stream `{}` got no answer, and that stream cannot be read \
@@ -299,6 +304,7 @@ impl Driver {
 
     /// A stream has been read: what was in doubt is in it or not.
     pub(super) fn end_doubts(&mut self, id: LaneId, landed: &HashMap<Position, u64>) {
+        self.doubts.gone.remove(&id);
         if self.doubts.open.is_empty() {
             return;
         }
@@ -385,8 +391,8 @@ impl Driver {
         }
     }
 
-    /// Parks everything that is bound for a stream, and tries it again after a while. `gone`: nothing
-    /// that was sent can be in it.
+    /// Parks everything that is bound for a stream, and tries it again after a while. `gone`: S2 says that
+    /// it has no such stream, so that nothing that was sent is anywhere.
     pub(super) fn shut(&mut self, id: LaneId, reason: Reason, gone: bool) {
         let now = self.clock.now();
         let crowd = self.lanes.crowd();
@@ -418,10 +424,14 @@ impl Driver {
             let holds = &self.holds;
             routed.parked.retain(|id| holds.has_failed(*id));
         }
-        if gone || mutation::broken(Rule::DoubtWhatWasSent) {
+        if mutation::broken(Rule::DoubtWhatWasSent) {
             self.end_doubts(id, &HashMap::new());
         } else {
             self.doubt(id, &parcels[refused..refused + sent]);
+            match gone {
+                true => self.doubts.gone.insert(id),
+                false => self.doubts.gone.remove(&id),
+            };
         }
         for parcel in parcels {
             if self.is_held(&parcel) {
