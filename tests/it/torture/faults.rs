@@ -379,7 +379,8 @@ impl<'a> Stage<'a> {
     /// begun, either may be the first.
     async fn turn_away_a_second(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
-        if running.has_ended() || !running.has_the_state() {
+        // One that was taken over from still listens where the second would.
+        if running.has_ended() || !running.has_the_state() || !self.zombies.is_empty() {
             return false;
         }
         let home = self.around.homes[1 - self.here];
@@ -421,6 +422,11 @@ impl<'a> Stage<'a> {
     /// now and then: then nobody gets in, and the first one goes on.
     async fn take_over(&mut self) -> bool {
         let first = self.running.take().expect("it was healed");
+        // Nothing is taken from one that has only just begun.
+        if !first.has_the_state() {
+            self.running = Some(first);
+            return false;
+        }
         let there = 1 - self.here;
         match self.around.homes[there].try_take_over_from(&first).await {
             Some(second) => {
