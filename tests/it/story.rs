@@ -79,6 +79,9 @@ async fn what_is_too_large_is_parked_and_mended_while_it_runs() {
         }
         world.look_through("the reason", text);
     }
+    // The log leads to it: a field called `message` would be taken for the sentence itself.
+    let named = format!("only its group waits id={} ", parked[0]["id"].as_str().unwrap());
+    assert!(world.log().contains(&named), "{}", world.log());
     let ready = world.readyz().await.unwrap();
     assert_eq!(ready["ready"], true, "parked messages do not make it unready: {ready}");
 

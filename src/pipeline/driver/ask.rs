@@ -117,7 +117,7 @@ impl Driver {
                     return;
                 }
                 for &id in &idle {
-                    tracing::warn!(message = id, "given up by an operator; it is not delivered");
+                    tracing::warn!(id, "given up by an operator; it is not delivered");
                     self.holds.remove(id);
                     self.parked_for_none(id);
                     self.attempts.remove(&id);

@@ -406,7 +406,7 @@ impl Driver {
     pub(super) fn log_dead_letter(&self, id: MessageId, position: Option<Position>) {
         let place = self.dead.settings.as_ref().map(|settings| settings.place.to_string());
         tracing::warn!(
-            message = id,
+            id,
             position = position.map(|position| position.to_string()),
             place,
             "became a dead letter: its attempts were spent"

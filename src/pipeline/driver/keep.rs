@@ -438,7 +438,7 @@ fn counted(attempts: Attempts, failure: &Failure, by: MadeBy) -> Attempts {
 
 fn log_failure(id: MessageId, item: &Item, failure: &Failure) {
     tracing::warn!(
-        message = id,
+        id,
         position = %item.change.position,
         class = failure.error.class,
         reason = failure.error.text,

@@ -247,7 +247,7 @@ impl Driver {
                 Shaped::Dropped => {
                     self.counters.dropped += 1;
                     tracing::info!(
-                        message = id,
+                        id,
                         "a transform dropped it when it was tried again: it is not delivered"
                     );
                     self.off_the_way(&item);
