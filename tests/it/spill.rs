@@ -224,6 +224,13 @@ async fn a_full_disk_is_said_and_outlasted() {
     let text = running.unready("store_failed").await;
     assert!(text.contains("is full") && text.contains("make room"), "{text}");
     work.commits(20).await;
+    // A stop does not wait for room for ever, and does not say that all is well.
+    running.stop().await;
+    let log = world.log();
+    let left = "stopped: what could not be written to the store is read from Postgres again";
+    assert!(log.contains(left), "{log}");
+    running = world.start();
+    running.unready("store_failed").await;
     disk.resize("64m");
     running = running.ready().await;
     world.until_messages("parked", 3).await;

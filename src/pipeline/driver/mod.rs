@@ -558,14 +558,17 @@ impl Driver {
         let left = self.tracker.len();
         self.publish_status();
         let confirmed = self.saved.lsn;
+        let stored = self.writing.is_none() && !self.has_unsaved();
+        let sent = self.jobs.is_empty() && self.lanes.all().all(|(_, lane)| lane.outbox.is_empty());
         self.source.finish().await;
-        if self.lanes.all().all(|(_, lane)| lane.outbox.is_empty()) {
+        if sent && stored {
             tracing::info!(%confirmed, "stopped: everything taken was delivered or stored");
         } else {
-            tracing::info!(
+            tracing::warn!(
                 %confirmed,
                 unfinished = left,
-                "stopped: what S2 has not taken is read from Postgres again at the next start"
+                "stopped: what {} is read from Postgres again at the next start",
+                if stored { "S2 has not taken" } else { "could not be written to the store" },
             );
         }
         Ok(())
