@@ -10,13 +10,13 @@ use serde_json::json;
 use super::client::{Client, ClientError, ProcessArguments};
 use super::output::{print, print_json, printable};
 use super::{EXIT_NO, Global, human, stream};
-use crate::config::{self, Config, Endpoint, LetterPlace};
+use crate::config::{self, Config, Endpoint, LetterPlace, State};
 use crate::finding::{Finding, Level};
 use crate::pipeline::dead_letter::file;
 use crate::sink::client::ReadFrom;
 use crate::sink::error::Named;
 use crate::transform::{Refused, Workbench, read_modules, user_cache_dir};
-use crate::{admin, app, sink, source};
+use crate::{admin, app, sink, source, store};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -34,6 +34,7 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
     )];
     findings.extend(transforms(&config.transforms.dir));
     findings.push(state_folder(&config.state.dir));
+    findings.extend(room(&config.state));
     findings.extend(console(&config).await);
     findings.extend(source(&config).await);
     findings.extend(sink(&config.sink, Named::Sink).await);
@@ -109,6 +110,30 @@ fn state_folder(dir: &Path) -> Finding {
             Finding::fail(PART, "folder", text, "set state.dir to a folder that can be written")
         }
     }
+}
+
+/// Whether the store finds as much room as the settings let it take. What it has taken already counts as room;
+/// `None` where the system does not say.
+fn room(state: &State) -> Option<Finding> {
+    const PART: &str = "state";
+    let exists = state.dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    let disk = rustix::fs::statvfs(exists).ok()?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let taken = std::fs::metadata(state.dir.join(store::FILE)).map_or(0, |file| file.len());
+    let (dir, most) = (state.dir.display(), state.bytes_max);
+    if free.saturating_add(taken) < most {
+        let text = format!(
+            "{} are free on the disk of {dir}, and the store may take {} (state.bytes_max): while it is full, nothing \
+             is read from Postgres",
+            human::bytes(free),
+            human::bytes(most),
+        );
+        let mend = "make room, set state.dir to a larger disk, or state.bytes_max to what there is";
+        return Some(Finding::warn(PART, "room", text, mend));
+    }
+    let text =
+        format!("{} free, of which the store may take {}", human::bytes(free), human::bytes(most));
+    Some(Finding::ok(PART, "room", text))
 }
 
 async fn source(config: &Config) -> Vec<Finding> {
@@ -320,5 +345,16 @@ fail  source.wal_level  wal_level is replica
         let file = dir.path().join("10-x.toml");
         assert_eq!(transforms(&file)[0].level, Level::Fail);
         assert_eq!(state_folder(&file).level, Level::Fail);
+    }
+
+    #[test]
+    fn room_for_the_store() {
+        let level =
+            |dir: &Path, bytes_max| room(&State { dir: dir.to_owned(), bytes_max }).unwrap().level;
+        let dir = tempfile::tempdir().unwrap();
+        for dir in [dir.path(), &dir.path().join("not/yet")] {
+            assert_eq!(level(dir, 1), Level::Ok);
+            assert_eq!(level(dir, u64::MAX), Level::Warn);
+        }
     }
 }

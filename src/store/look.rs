@@ -34,7 +34,7 @@ impl Look {
     ///
     /// When the file cannot be read.
     pub fn open(dir: &Path) -> Result<Option<Self>, Error> {
-        let path = dir.join("sluicebox.db");
+        let path = dir.join(super::FILE);
         if !path.exists() {
             return Ok(None);
         }

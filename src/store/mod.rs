@@ -342,6 +342,9 @@ pub struct Tokens {
     pub known: Vec<String>,
 }
 
+/// The store within the state folder.
+pub const FILE: &str = "sluicebox.db";
+
 /// How many tokens of a stream are remembered: the one that is known to be in force, and the newest of
 /// those that were drawn since. Each start draws one, and so does each lost connection.
 const TOKENS_MAX: usize = 1000;
@@ -616,7 +619,7 @@ impl Database {
     ) -> Result<Self, Error> {
         create_dir(dir).map_err(|source| Error::Open { path: dir.to_owned(), source })?;
         let lock = owner::Lock::take(dir, take_over)?;
-        let mut connection = connect(dir.join("sluicebox.db"))?;
+        let mut connection = connect(dir.join(FILE))?;
         schema::prepare(&mut connection)?;
         let database =
             Self { connection, lock: Some(lock), owner: String::new(), bytes: Arc::default() };
