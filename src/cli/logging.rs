@@ -15,12 +15,13 @@ pub enum LogFormat {
 }
 
 /// Starts logging. Without a variable, Sluicebox itself logs at `level` and every library at
-/// `warn`: s2-lite and its storage tell much at `info` that an operator has no use for.
+/// `warn`: s2-lite and its storage tell much at `info` that an operator has no use for. The one that checks
+/// certificates is silent: what it says comes with each attempt, and is the reason for which the sink waits.
 pub(super) fn start(format: LogFormat, level: &str) -> Result<(), UsageError> {
     let filter = match chosen() {
         Some((name, text)) => EnvFilter::try_new(&text)
             .map_err(|error| UsageError(format!("{name} is no log filter: {error}")))?,
-        None => EnvFilter::new(format!("warn,sluicebox={level}")),
+        None => EnvFilter::new(format!("warn,rustls_platform_verifier=off,sluicebox={level}")),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {

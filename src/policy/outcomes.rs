@@ -66,6 +66,10 @@
 //! | any other | the sink waits | perhaps | `sink_{status}` |
 //! | no address | the sink waits | no | `sink_dns` |
 //! | connection refused | the sink waits | no | `sink_unreachable` |
+//! | a certificate that has expired | the sink waits | no | `sink_tls` |
+//! | a certificate that is not valid yet | the sink waits | no | `sink_tls` |
+//! | a certificate for another name | the sink waits | no | `sink_tls` |
+//! | a certificate of an unknown authority | the sink waits | no | `sink_tls` |
 //! | TLS failure | the sink waits | no | `sink_tls` |
 //! | time-out | the sink waits | perhaps | `sink_timeout` |
 //! | cut in the middle | the sink waits | perhaps | `sink_cut` |
@@ -366,10 +370,28 @@ const FAULTS: &[FaultRow] = &[
                     that a firewall lets this machine through",
     },
     FaultRow {
+        fault: Fault::CertificateExpired, code: "sink_tls",
+        sentence: "the server's certificate has expired; renew it there, or set this machine's clock right",
+    },
+    FaultRow {
+        fault: Fault::CertificateNotYet, code: "sink_tls",
+        sentence: "the server's certificate is not valid yet; set this machine's clock right, or the server's",
+    },
+    FaultRow {
+        fault: Fault::CertificateName, code: "sink_tls",
+        sentence: "the server's certificate is for another name; write in `sink.endpoint` the name that the \
+                    certificate has",
+    },
+    FaultRow {
+        fault: Fault::CertificateIssuer, code: "sink_tls",
+        sentence: "the server's certificate is signed by nobody whom this machine trusts; add the authority to \
+                    the system's certificates, or set SSL_CERT_FILE to a file that has it",
+    },
+    FaultRow {
         fault: Fault::Tls, code: "sink_tls",
-        sentence: "the TLS handshake failed; check that the certificate is valid for this name and \
-                    time, and signed by an authority that this machine knows; where the server has \
-                    no TLS, write http:// in `sink.endpoint`",
+        sentence: "the TLS handshake failed; check that `sink.endpoint` is the server's, with a \
+                    certificate of its own that is no authority's; where the server has no TLS, write \
+                    http:// in `sink.endpoint`",
     },
     FaultRow {
         fault: Fault::TimeOut, code: "sink_timeout",

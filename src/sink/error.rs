@@ -111,7 +111,15 @@ pub enum Fault {
     Dns,
     /// Nothing listens there, or nothing answers there at all.
     Connect,
-    /// The certificate or the handshake.
+    /// The certificate's time is over.
+    CertificateExpired,
+    /// The certificate's time has not begun.
+    CertificateNotYet,
+    /// The certificate is for another name.
+    CertificateName,
+    /// Nobody whom this machine trusts has signed the certificate.
+    CertificateIssuer,
+    /// Anything else of the certificate, or the handshake.
     Tls,
     /// No answer in time.
     TimeOut,
@@ -405,8 +413,8 @@ pub(super) fn fault_of(error: &(dyn StdError + 'static)) -> Fault {
                 fault = Some(Fault::TimeOut);
             }
         }
-        if error.is::<rustls::Error>() {
-            return Fault::Tls;
+        if let Some(error) = error.downcast_ref() {
+            return fault_of_tls(error);
         }
         if let Some(error) = error.downcast_ref::<io::Error>() {
             let kind = error.kind();
@@ -422,8 +430,8 @@ pub(super) fn fault_of(error: &(dyn StdError + 'static)) -> Fault {
             if kind == io::ErrorKind::TimedOut && fault.is_none() {
                 fault = Some(Fault::TimeOut);
             }
-            if hides_tls(error) {
-                return Fault::Tls;
+            if let Some(error) = hidden_tls(error) {
+                return fault_of_tls(error);
             }
         }
         // hyper-util says so in words only: its connector's error type is private.
@@ -442,10 +450,25 @@ pub(super) fn fault_of(error: &(dyn StdError + 'static)) -> Fault {
 
 /// An I/O error hides the cause that it was made of from `source`, and may be one of several, each in the
 /// other.
-fn hides_tls(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| {
-        inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(hides_tls)
-    })
+fn hidden_tls(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref().or_else(|| hidden_tls(inner.downcast_ref()?))
+}
+
+fn fault_of_tls(error: &rustls::Error) -> Fault {
+    use rustls::CertificateError as Certificate;
+    let rustls::Error::InvalidCertificate(error) = error else { return Fault::Tls };
+    match error {
+        Certificate::Expired | Certificate::ExpiredContext { .. } => Fault::CertificateExpired,
+        Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
+            Fault::CertificateNotYet
+        }
+        Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
+            Fault::CertificateName
+        }
+        Certificate::UnknownIssuer => Fault::CertificateIssuer,
+        _ => Fault::Tls,
+    }
 }
 
 #[cfg(test)]

@@ -70,7 +70,17 @@ fn what_an_answer_says_is_no_template() {
 
 #[test]
 fn each_fault_and_each_class_has_its_row() {
-    for fault in [Fault::Dns, Fault::Connect, Fault::Tls, Fault::TimeOut, Fault::Cut] {
+    for fault in [
+        Fault::Dns,
+        Fault::Connect,
+        Fault::CertificateExpired,
+        Fault::CertificateNotYet,
+        Fault::CertificateName,
+        Fault::CertificateIssuer,
+        Fault::Tls,
+        Fault::TimeOut,
+        Fault::Cut,
+    ] {
         assert_eq!(FAULTS.iter().filter(|row| row.fault == fault).count(), 1);
         let (code, text) = of_fault(&place(), Operation::Append, fault);
         assert!(code.starts_with("sink_") && text.contains("my-basin"), "{code} {text}");

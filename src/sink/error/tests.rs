@@ -1,3 +1,5 @@
+use rustls::CertificateError;
+
 use super::*;
 
 fn place() -> Arc<Place> {
@@ -122,6 +124,10 @@ fn the_rest_of_the_table() {
     for (fault, code) in [
         (Fault::Dns, "sink_dns"),
         (Fault::Connect, "sink_unreachable"),
+        (Fault::CertificateExpired, "sink_tls"),
+        (Fault::CertificateNotYet, "sink_tls"),
+        (Fault::CertificateName, "sink_tls"),
+        (Fault::CertificateIssuer, "sink_tls"),
         (Fault::Tls, "sink_tls"),
         (Fault::TimeOut, "sink_timeout"),
         (Fault::Cut, "sink_cut"),
@@ -194,6 +200,12 @@ fn a_fault_is_found_in_the_chain() {
     check(io::ErrorKind::ConnectionReset.into(), Fault::Cut);
     check(io::ErrorKind::UnexpectedEof.into(), Fault::Cut);
     check(io::Error::other(rustls::Error::DecryptError), Fault::Tls);
+    let certificate = |error| io::Error::other(rustls::Error::InvalidCertificate(error));
+    check(certificate(CertificateError::Expired), Fault::CertificateExpired);
+    check(certificate(CertificateError::NotValidYet), Fault::CertificateNotYet);
+    check(certificate(CertificateError::NotValidForName), Fault::CertificateName);
+    check(certificate(CertificateError::UnknownIssuer), Fault::CertificateIssuer);
+    check(certificate(CertificateError::BadEncoding), Fault::Tls);
     check(io::Error::other("dns error: no such host"), Fault::Dns);
 }
 
