@@ -67,6 +67,12 @@ pub(crate) struct Content {
     pub(crate) settings: Option<String>,
 }
 
+/// What tells a folder from another one at the same path: its device and inode.
+pub(crate) fn identity(dir: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(dir).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// Lists the folder. Symbolic links are followed, as Kubernetes needs it.
 pub(crate) fn look(dir: &Path) -> io::Result<Look> {
     let mut look = Look::default();
@@ -164,8 +170,13 @@ fn fingerprint(path: &Path) -> Option<Fingerprint> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) => {
-            let link = fs::symlink_metadata(path).ok()?;
-            let (inode, broken) = (link.ino(), Some(error.to_string()));
+            let inode = match fs::symlink_metadata(path) {
+                Ok(link) => link.ino(),
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => return None,
+                // A folder that may be listed and not entered.
+                Err(_) => 0,
+            };
+            let broken = Some(error.to_string());
             return Some(Fingerprint { inode, broken, ..Fingerprint::default() });
         }
     };

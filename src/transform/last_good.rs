@@ -32,6 +32,9 @@ struct Unproven {
     good: BTreeMap<String, Entry>,
     /// The files that changed since.
     changed: BTreeSet<String>,
+    /// The files that are gone since, and those that came in their place.
+    #[serde(default)]
+    replaced: BTreeMap<String, BTreeSet<String>>,
     /// How messages fared before.
     baseline: Tally,
 }
@@ -42,6 +45,7 @@ pub(crate) struct Probationers {
     pub(crate) good: BTreeMap<String, Content>,
     pub(crate) reports: BTreeMap<String, VetReport>,
     pub(crate) changed: BTreeSet<String>,
+    pub(crate) replaced: BTreeMap<String, BTreeSet<String>>,
     pub(crate) baseline: Tally,
 }
 
@@ -61,6 +65,20 @@ struct Entry {
     /// What vetting said before it went live.
     #[serde(default)]
     vet: Option<VetReport>,
+    /// Where the file is gone, and its transform stays live: all that came with that.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    stays_for: BTreeSet<String>,
+}
+
+impl Entry {
+    fn of(transform: &Transform, reports: &BTreeMap<String, VetReport>) -> Self {
+        Self {
+            digest: transform.module.digest.clone(),
+            settings: transform.settings_text.clone(),
+            vet: reports.get(&*transform.file).cloned(),
+            stays_for: BTreeSet::new(),
+        }
+    }
 }
 
 impl LastGood {
@@ -96,6 +114,16 @@ impl LastGood {
         })
     }
 
+    /// Whether this module was live last under this name, with whatever settings.
+    pub(crate) fn has_module(&self, file: &str, digest: &str) -> bool {
+        self.entries.get(file).is_some_and(|entry| entry.digest == digest)
+    }
+
+    /// What came when this file went, where its transform stayed live for that.
+    pub(crate) fn stays_for(&self, file: &str) -> BTreeSet<String> {
+        self.entries.get(file).map(|entry| entry.stays_for.clone()).unwrap_or_default()
+    }
+
     /// What vetting said of a file's last version.
     pub(crate) fn vet(&self, file: &str) -> Option<VetReport> {
         self.entries.get(file)?.vet.clone()
@@ -118,20 +146,20 @@ impl LastGood {
     }
 
     /// Makes these transforms the last good ones. Their modules were kept before. Copies of
-    /// `others` stay too: they may go live next, or again.
+    /// `others` stay too: they may go live next, or again. `staying`: those whose file is gone, and what
+    /// came with that.
     pub(crate) fn publish<'a>(
         &mut self,
         transforms: impl Iterator<Item = &'a Transform>,
         reports: &BTreeMap<String, VetReport>,
+        staying: &BTreeMap<String, BTreeSet<String>>,
         others: &[String],
     ) -> io::Result<()> {
-        let entry = |transform: &Transform| Entry {
-            digest: transform.module.digest.clone(),
-            settings: transform.settings_text.clone(),
-            vet: reports.get(&*transform.file).cloned(),
+        let entry = |transform: &Transform| {
+            let stays_for = staying.get(&*transform.file).cloned().unwrap_or_default();
+            (transform.file.to_string(), Entry { stays_for, ..Entry::of(transform, reports) })
         };
-        let entries: BTreeMap<String, Entry> =
-            transforms.map(|transform| (transform.file.to_string(), entry(transform))).collect();
+        let entries: BTreeMap<String, Entry> = transforms.map(entry).collect();
         if entries != self.entries || !self.dir.join(MANIFEST).exists() {
             create_private(&self.dir)?;
             let text = serde_json::to_vec_pretty(&entries).map_err(io::Error::other)?;
@@ -148,15 +176,12 @@ impl LastGood {
         good: impl Iterator<Item = &'a Transform>,
         reports: &BTreeMap<String, VetReport>,
         changed: &BTreeSet<String>,
+        replaced: &BTreeMap<String, BTreeSet<String>>,
         baseline: Tally,
     ) -> io::Result<()> {
-        let entry = |transform: &Transform| Entry {
-            digest: transform.module.digest.clone(),
-            settings: transform.settings_text.clone(),
-            vet: reports.get(&*transform.file).cloned(),
-        };
-        let good = good.map(|transform| (transform.file.to_string(), entry(transform))).collect();
-        let unproven = Unproven { good, changed: changed.clone(), baseline };
+        let good = good.map(|it| (it.file.to_string(), Entry::of(it, reports))).collect();
+        let (changed, replaced) = (changed.clone(), replaced.clone());
+        let unproven = Unproven { good, changed, replaced, baseline };
         if self.unproven.as_ref() == Some(&unproven) {
             return Ok(());
         }
@@ -180,12 +205,13 @@ impl LastGood {
 
     /// The probation that the last run left, as far as its copies are intact.
     pub(crate) fn probation(&self) -> Option<Probationers> {
-        let Unproven { good, changed, baseline } = self.unproven.as_ref()?;
+        let Unproven { good, changed, replaced, baseline } = self.unproven.as_ref()?;
         let reports = good.iter().filter_map(|(file, it)| Some((file.clone(), it.vet.clone()?)));
         let reports = reports.collect();
         let good = good.iter().map(|(file, entry)| Some((file.clone(), self.content(entry)?)));
         let good = good.collect::<Option<_>>()?;
-        Some(Probationers { good, reports, changed: changed.clone(), baseline: *baseline })
+        let (changed, replaced) = (changed.clone(), replaced.clone());
+        Some(Probationers { good, reports, changed, replaced, baseline: *baseline })
     }
 
     /// Deletes copies that neither the manifest nor `others` name.

@@ -11,6 +11,7 @@ mod limits;
 mod loading;
 mod rules;
 mod soak;
+mod successors;
 mod trials;
 mod vetting;
 mod wasi;

@@ -36,7 +36,7 @@ use super::cache::Cache;
 use super::chain::{Chain, Transform};
 use super::compiler::{Compiler, Stop};
 use super::engine::Engine;
-use super::folder::{self, Seen};
+use super::folder::{self, Look, Seen};
 use super::health::Tally;
 use super::last_good::LastGood;
 use super::loader;
@@ -45,7 +45,6 @@ use super::runner::Runner;
 use super::vet::{Comparison, Vet, VetReport};
 use probation::Probation;
 use promote::{Change, Changes, UnderTrial};
-use replaced::Replaced;
 use reporter::Reporter;
 use settle::{SETTLE, Settler};
 use view::{View, live_view};
@@ -151,6 +150,8 @@ impl Host {
             ready: Changes::new(),
             ready_since: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            staying: BTreeMap::new(),
+            folder: None,
             trial: None,
             next_trial: 0,
             probation: None,
@@ -280,7 +281,11 @@ struct Watcher {
     /// Since when each of that is ready, and since when it is in the folder.
     ready_since: BTreeMap<String, (Instant, Instant)>,
     /// Live files that are gone, and what came with that.
-    replaced: BTreeMap<String, Replaced>,
+    replaced: BTreeMap<String, BTreeSet<String>>,
+    /// What a restart knows of those that stay live for what came with that.
+    staying: BTreeMap<String, BTreeSet<String>>,
+    /// The folder in which modules were seen last, by device and inode.
+    folder: Option<(u64, u64)>,
     trial: Option<UnderTrial>,
     next_trial: u64,
     probation: Option<Probation>,
@@ -338,26 +343,20 @@ impl Watcher {
     /// Looks once and does what the look asks for. Answers how long to wait for the next.
     fn step(&mut self) -> Duration {
         let on_probation = self.watch_probation();
-        let look = match folder::look(self.dir()) {
+        let look = match self.look() {
             Ok(look) => look,
-            Err(error) => {
+            Err(what) => {
                 // Not a deletion of everything: a network folder may come back.
-                self.warn(format!(
-                    "the transforms folder {} cannot be read, and the chain stays as it is: {error}",
-                    self.dir().display()
-                ));
+                self.warn(format!("the transforms folder {} {what}", self.dir().display()));
                 self.show();
                 return if on_probation { probation::LOOK } else { POLL };
             }
         };
-        let known: Vec<String> = self
-            .live
-            .keys()
-            .chain(self.ready.keys())
-            .chain(self.making.keys())
-            .chain(self.refusals.iter().map(|(file, _)| file))
-            .cloned()
-            .collect();
+        let known = self.live.keys().chain(self.ready.keys()).chain(self.making.keys());
+        let known = known.chain(self.refusals.iter().map(|(file, _)| file));
+        // Of what is known to be gone there is nothing more to find out.
+        let is_gone = |file: &&String| matches!(self.ready.get(*file), Some(Change::Gone));
+        let known: Vec<String> = known.filter(|file| !is_gone(file)).cloned().collect();
         let mut settled =
             self.settler.settle(&look, known.into_iter(), &self.making, Instant::now());
         for (file, since) in &settled.gone {
@@ -370,12 +369,30 @@ impl Watcher {
         for (file, seen) in std::mem::take(&mut settled.changed) {
             self.begin(file, seen);
         }
-        self.warn_of_what_is_ignored(&look, &settled.restless);
+        self.warn_of_what_is_odd(&look, &settled.restless);
         let held = self.advance(settled.wait.is_some());
+        if self.staying != self.staying() {
+            self.keep_copies();
+        }
         self.show();
         let held = if held { SETTLE } else { POLL };
         let on_probation = if on_probation { probation::LOOK } else { POLL };
         settled.wait.unwrap_or(POLL).min(held).min(on_probation)
+    }
+
+    /// What the folder shows, or why that is not to be followed.
+    fn look(&mut self) -> Result<Look, String> {
+        let stays = |error| format!("cannot be read, and the chain stays as it is: {error}");
+        let found = folder::identity(self.dir()).map_err(stays)?;
+        let look = folder::look(self.dir()).map_err(stays)?;
+        if look.modules.is_empty() && !self.live.is_empty() && self.folder != Some(found) {
+            return Err("is another one than before, and empty, as where a volume is not mounted: the \
+                        chain stays as it is. Put the modules back; where none is meant to be live, \
+                        restart"
+                .into());
+        }
+        self.folder = Some(found);
+        Ok(look)
     }
 
     fn dir(&self) -> &Path {

@@ -39,6 +39,9 @@ pub(super) struct Probation {
     baseline: Tally,
     /// The files that changed since, as far as they may be taken back.
     changed: BTreeSet<String>,
+    /// Files of `good` that are gone since, and those of `changed` that came with that. They come back
+    /// with them.
+    replaced: BTreeMap<String, BTreeSet<String>>,
     since: Instant,
     /// Failures up to here were not the chain's fault.
     excused: Tally,
@@ -53,6 +56,7 @@ impl Probation {
         (good, reports): Versions,
         baseline: Tally,
         changed: BTreeSet<String>,
+        replaced: BTreeMap<String, BTreeSet<String>>,
     ) -> Self {
         let now = Instant::now();
         let (excused, recent) = (Tally::default(), (now, Tally::default()));
@@ -62,6 +66,7 @@ impl Probation {
             reports,
             baseline,
             changed,
+            replaced,
             since: now,
             excused,
             recent,
@@ -85,13 +90,15 @@ impl Watcher {
         changes: &Changes,
     ) {
         // What did not prove itself yet is no better.
-        let ((mut good, mut reports), baseline, mut changed) = match self.probation.take() {
-            Some(Probation { good, reports, baseline, changed, .. }) => {
-                ((good, reports), baseline, changed)
-            }
-            None => (live, last.health().tally(), BTreeSet::new()),
-        };
+        let ((mut good, mut reports), baseline, mut changed, mut replaced) =
+            match self.probation.take() {
+                Some(Probation { good, reports, baseline, changed, replaced, .. }) => {
+                    ((good, reports), baseline, changed, replaced)
+                }
+                None => (live, last.health().tally(), BTreeSet::new(), BTreeMap::new()),
+            };
         for (file, change) in changes {
+            replaced.remove(file);
             match change {
                 Change::To(transform) if transform.settings.rollback == Judgement::On => {
                     changed.insert(file.clone());
@@ -101,23 +108,58 @@ impl Watcher {
                     good.insert(file.clone(), Arc::clone(transform));
                     reports.extend(self.reports.get(file).map(|it| (file.clone(), it.clone())));
                 }
-                // It must not come back with the others.
-                Change::Gone => {
-                    changed.remove(file);
-                    good.remove(file);
+                Change::Gone => _ = changed.remove(file),
+            }
+        }
+        for (file, change) in changes {
+            if let Change::Gone = change {
+                let by = self.successors(file, good.get(file), changes, &changed);
+                // What took another one's place and was replaced itself.
+                for others in replaced.values_mut().filter(|others| others.contains(file)) {
+                    others.extend(by.iter().cloned());
+                }
+                if good.contains_key(file) {
+                    replaced.insert(file.clone(), by);
                 }
             }
         }
+        // What nothing took the place of must not come back with the others.
+        replaced.retain(|file, by| {
+            by.retain(|by| changed.contains(by));
+            if by.is_empty() {
+                good.remove(file);
+            }
+            !by.is_empty()
+        });
         if changed.is_empty() {
             return self.end_probation();
         }
         let good_ones = good.values().map(|transform| &**transform);
-        let kept = self.last_good.set_probation(good_ones, &reports, &changed, baseline);
+        let kept = self.last_good.set_probation(good_ones, &reports, &changed, &replaced, baseline);
         if let Err(error) = kept {
             tracing::warn!("could not keep what the chain is on probation against: {error}");
         }
-        let good = (good, reports);
-        self.probation = Some(Probation::new(Arc::clone(chain), good, baseline, changed));
+        let (good, chain) = ((good, reports), Arc::clone(chain));
+        self.probation = Some(Probation::new(chain, good, baseline, changed, replaced));
+    }
+
+    /// The files on probation that came as this one went; none where it was only renamed.
+    fn successors(
+        &self,
+        gone: &str,
+        good: Option<&Arc<Transform>>,
+        changes: &Changes,
+        changed: &BTreeSet<String>,
+    ) -> BTreeSet<String> {
+        let is_same_module = |change: &Change| match (change, good) {
+            (Change::To(new), Some(good)) => new.module.digest == good.module.digest,
+            (Change::To(_) | Change::Gone, _) => false,
+        };
+        if changes.values().any(is_same_module) {
+            return BTreeSet::new();
+        }
+        let by = self.replaced.get(gone).into_iter().flatten();
+        by.filter(|by| changes.contains_key(*by) && changed.contains(*by)).cloned().collect()
     }
 
     /// Goes on with the probation that the last run left: a restart proves nothing.
@@ -138,8 +180,9 @@ impl Watcher {
             }
         }
         tracing::info!(chain = chain.tag(), "the chain is still on probation");
-        let good = (good, left.reports);
-        self.probation = Some(Probation::new(Arc::clone(chain), good, left.baseline, left.changed));
+        let (good, chain) = ((good, left.reports), Arc::clone(chain));
+        self.probation =
+            Some(Probation::new(chain, good, left.baseline, left.changed, left.replaced));
     }
 
     fn end_probation(&mut self) {
@@ -264,7 +307,10 @@ impl Watcher {
                 }
                 None => {
                     self.live.remove(&file);
-                    "the chain goes on without it".to_owned()
+                    match probation.replaced.iter().find(|(_, by)| by.contains(&file)) {
+                        Some((old, _)) => format!("`{old}`, which was there before, is back"),
+                        None => "the chain goes on without it".to_owned(),
+                    }
                 }
             };
             let reason = reason(&instead);
@@ -283,6 +329,8 @@ impl Watcher {
         if refused.is_empty() {
             return;
         }
+        let refused_files = refused.iter().map(|(file, _)| file.clone()).collect();
+        self.take_back_steps(&probation, &refused_files);
         // What was being tried stood beside the chain that goes; it is tried again.
         self.trial = None;
         let generation = self.chain().generation + 1;
@@ -297,6 +345,34 @@ impl Watcher {
         // Who sees the chain sees what is to be known of it.
         self.show();
         self.send(Arc::new(chain));
+    }
+}
+
+impl Watcher {
+    /// Brings files back that are gone, where what came with that is refused now; what else came with
+    /// it waits, as it would have done had the refusal come first.
+    fn take_back_steps(&mut self, probation: &Probation, refused: &BTreeSet<String>) {
+        for (old, by) in &probation.replaced {
+            let Some(good) = probation.good.get(old).filter(|_| !by.is_disjoint(refused)) else {
+                continue;
+            };
+            self.live.insert(old.clone(), Arc::clone(good));
+            let report = probation.reports.get(old);
+            self.reports.extend(report.map(|report| (old.clone(), report.clone())));
+            self.notices.remove(old);
+            for file in by.difference(refused) {
+                let Some(live) = self.live.remove(file) else { continue };
+                self.live.extend(probation.good.get(file).map(|it| (file.clone(), Arc::clone(it))));
+                if !matches!(self.ready.get(file), Some(Change::To(_))) {
+                    self.get_ready(file, Change::To(live), Instant::now());
+                }
+            }
+            // Unless it is on its way back by itself.
+            if !matches!(self.ready.get(old), Some(Change::To(_))) {
+                self.replaced.insert(old.clone(), by.clone());
+                self.get_ready(old, Change::Gone, Instant::now());
+            }
+        }
     }
 }
 

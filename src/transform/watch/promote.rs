@@ -10,6 +10,8 @@
 //! What files that are gone break is not the fault of what comes with them: where something breaks, the
 //! others are tried once more against the chain without those.
 //!
+//! What goes and what comes with it is one step (see `replaced`).
+//!
 //! Where files are gone and nothing else changed there is nothing to decide: that goes live at once, and
 //! what the files were good for is found out afterwards.
 
@@ -202,7 +204,7 @@ impl Watcher {
         }
     }
 
-    fn get_ready(&mut self, file: &str, change: Change, seen: Instant) {
+    pub(super) fn get_ready(&mut self, file: &str, change: Change, seen: Instant) {
         self.ready.insert(file.to_owned(), change);
         self.ready_since.insert(file.to_owned(), (Instant::now(), seen));
     }
@@ -436,9 +438,11 @@ impl Watcher {
             }
         }
         let live = self.live.values().map(|live| &**live);
-        if let Err(error) = self.last_good.publish(live, &self.reports, &others) {
+        let staying = self.staying();
+        if let Err(error) = self.last_good.publish(live, &self.reports, &staying, &others) {
             tracing::warn!("could not keep copies of the live transforms: {error}");
         }
+        self.staying = staying;
     }
 
     pub(super) fn send(&self, chain: Arc<Chain>) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, Watcher as _};
 
+use super::super::folder;
 use super::Wake;
 
 /// The system's reports of changes, as far as it has any.
@@ -25,8 +26,7 @@ impl Reporter {
 
     /// Sees to it that the folder at this path is the one that is watched.
     pub(super) fn follow(&mut self, dir: &Path) {
-        use std::os::unix::fs::MetadataExt as _;
-        let found = std::fs::metadata(dir).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let found = folder::identity(dir).ok();
         if found.is_none() || found == self.watched || self.failed {
             return;
         }

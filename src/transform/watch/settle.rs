@@ -40,6 +40,9 @@ pub(super) struct Settler {
     again: BTreeMap<String, Instant>,
     /// Files that nothing was done about since they began to change.
     restless: BTreeMap<String, Instant>,
+    /// Names that look like a transform's and are none, and when they came: nothing for those that
+    /// were there at the start.
+    misnamed: BTreeMap<String, Option<Instant>>,
 }
 
 /// A state of a file.
@@ -50,6 +53,8 @@ struct FirstSeen {
     at: Instant,
     /// When the system reported it, if it did before the look.
     changed: Instant,
+    /// Whether it was there at the start.
+    was_there: bool,
 }
 
 /// What one look shows.
@@ -95,10 +100,28 @@ impl Settler {
         self.first_seen.get(file).map(|first| first.changed)
     }
 
-    /// The files whose state was first seen after this time.
+    /// The files whose state was first seen after this time, and the names that are none of a
+    /// transform's.
     pub(super) fn seen_after(&self, after: Instant) -> BTreeSet<String> {
-        let new = self.first_seen.iter().filter(|(_, first)| first.at >= after);
+        let files = self.first_seen.iter();
+        let files = files.map(|(file, first)| (file, (!first.was_there).then_some(first.at)));
+        let misnamed = self.misnamed.iter().map(|(name, at)| (name, *at));
+        let new = files.chain(misnamed).filter(|(_, at)| at.is_some_and(|at| at >= after));
         new.map(|(file, _)| file.clone()).collect()
+    }
+
+    /// What the folder holds at the start, none of which came with anything that happens later.
+    pub(super) fn note_first(&mut self, look: &Look, now: Instant) {
+        self.misnamed = look.misnamed.iter().map(|(name, _)| (name.clone(), None)).collect();
+        for (file, seen) in &look.modules {
+            let first = FirstSeen { seen: seen.clone(), at: now, changed: now, was_there: true };
+            self.first_seen.insert(file.clone(), first);
+        }
+    }
+
+    /// Whether this stands in the folder under a name that is none of a transform's.
+    pub(super) fn is_misnamed(&self, name: &str) -> bool {
+        self.misnamed.contains_key(name)
     }
 
     /// Whether nothing final was done yet about the state of a file that is there.
@@ -128,6 +151,10 @@ impl Settler {
     ) -> Settled {
         let mut settled = Settled::default();
         let reported = self.reported.take().map_or(now, |reported| reported.min(now));
+        self.misnamed.retain(|name, _| look.misnamed.iter().any(|(misnamed, _)| misnamed == name));
+        for (name, _) in &look.misnamed {
+            self.misnamed.entry(name.clone()).or_insert(Some(now));
+        }
         self.missing.retain(|file, _| !look.modules.contains_key(file));
         let seen_before = self.handled.keys().chain(self.first_seen.keys()).cloned();
         let known: BTreeSet<String> = known.chain(seen_before).collect();
@@ -150,7 +177,8 @@ impl Settler {
             let since = match self.first_seen.get(file) {
                 Some(first) if first.seen == *seen => first.at,
                 _ => {
-                    let first = FirstSeen { seen: seen.clone(), at: now, changed: reported };
+                    let seen = seen.clone();
+                    let first = FirstSeen { seen, at: now, changed: reported, was_there: false };
                     self.first_seen.insert(file.clone(), first);
                     self.again.remove(file);
                     now

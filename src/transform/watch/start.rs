@@ -1,8 +1,9 @@
 //! The first load: everything must be usable, as it is or as a copy of the last good one. What
 //! changed while nothing ran is tried like any other change, on what the store holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::super::chain::{Chain, Transform};
 use super::super::compiler::Stop;
@@ -20,6 +21,10 @@ impl Watcher {
     pub(super) fn load_first(&mut self, last_digest: Option<&str>) -> Result<(), Error> {
         let look = self.first_look()?;
         let mut unusable = Vec::new();
+        // Of what changed while nothing ran, nobody can tell what came with what.
+        let mut step: BTreeSet<String> =
+            look.misnamed.iter().map(|(name, _)| name.clone()).collect();
+        self.settler.note_first(&look, Instant::now());
         let mut changes = Changes::new();
         let mut before: BTreeMap<String, Arc<Transform>> = BTreeMap::new();
         for (file, seen) in &look.modules {
@@ -39,6 +44,9 @@ impl Watcher {
                         "the file does not load, so its last good version goes on: {}",
                         refusal.reason
                     );
+                    if !self.refusals.get(file).is_some_and(|it| it.is_unusable(&refusal.digest)) {
+                        step.insert(file.clone());
+                    }
                     self.note_unusable(file, refusal);
                     before.insert(file.clone(), Arc::clone(&good));
                     self.live.insert(file.clone(), good);
@@ -59,9 +67,13 @@ impl Watcher {
             }
             if let Some(refused) = self.refusals.of(&made.transform) {
                 // Refused by an earlier run, and the same still, be it under another name.
+                if !self.refusals.get(file).is_some_and(|it| it.is_of(&made.transform)) {
+                    step.insert(file.clone());
+                }
                 self.refusals.insert(file, refused);
                 self.live.extend(good.map(|good| (file.clone(), good)));
             } else {
+                step.insert(file.clone());
                 changes.insert(file.clone(), Change::To(made.transform));
             }
         }
@@ -88,6 +100,7 @@ impl Watcher {
             changes.insert(file, Change::Gone);
         }
         let comparison = self.vet_first(&before, &mut changes);
+        self.hold_first(&mut before, &mut changes, &step)?;
 
         for (file, change) in &changes {
             if let Change::To(transform) = change {
@@ -95,7 +108,7 @@ impl Watcher {
                 self.refusals.remove(file);
             }
         }
-        self.warn_of_what_is_ignored(&look, &[]);
+        self.warn_of_what_is_odd(&look, &[]);
         let last = self.chain().generation;
         let is_last = last_digest == Some(digest_of(&self.live).as_str());
         let generation = if is_last { last } else { last + 1 };
@@ -111,6 +124,57 @@ impl Watcher {
         Ok(())
     }
 
+    /// Keeps what is gone where what came with that is refused, and what else came with it back, as
+    /// [`super::replaced`] has it.
+    fn hold_first(
+        &mut self,
+        before: &mut BTreeMap<String, Arc<Transform>>,
+        changes: &mut Changes,
+        step: &BTreeSet<String>,
+    ) -> Result<(), Error> {
+        let is_gone = |change: &Change| matches!(change, Change::Gone);
+        let gone = changes.iter().filter(|(_, change)| is_gone(change));
+        let gone: Vec<String> = gone.map(|(file, _)| file.clone()).collect();
+        let mut held = BTreeSet::new();
+        for file in gone {
+            let mut by = self.last_good.stays_for(&file);
+            by.extend(step.iter().cloned());
+            let is_same_module = |change: &Change| match change {
+                Change::To(new) => self.last_good.has_module(&file, &new.module.digest),
+                Change::Gone => false,
+            };
+            if by.is_empty() || changes.values().any(is_same_module) {
+                continue;
+            }
+            let refused: Vec<String> =
+                by.iter().filter(|by| self.is_refused(by)).map(|by| format!("`{by}`")).collect();
+            let good = self.load_last_good(&file);
+            self.replaced.insert(file.clone(), by.clone());
+            let Some(good) = good else {
+                if refused.is_empty() {
+                    continue;
+                }
+                let refused = refused.join(", ");
+                let files = format!("`{file}`, which is gone, in place of {refused}, refused");
+                return Err(Error::Unusable { files });
+            };
+            before.insert(file.clone(), Arc::clone(&good));
+            if refused.is_empty() {
+                continue;
+            }
+            self.live.insert(file.clone(), good);
+            held.extend(by);
+            held.insert(file);
+        }
+        for file in held {
+            let Some(change) = changes.remove(&file) else { continue };
+            let good = before.get(&file).cloned();
+            self.live.extend(good.map(|good| (file.clone(), good)));
+            self.get_ready(&file, change, Instant::now());
+        }
+        Ok(())
+    }
+
     /// Whether the last run rejected this very module, because it does not load, and ran without. To go on
     /// like that hides nothing that was not hidden before, and a restart in the night is no time to ask
     /// for a hand. It is looked at again once everything runs: it may have taken minutes to reject it.
@@ -123,10 +187,11 @@ impl Watcher {
     }
 
     /// Somebody may be copying files into the folder at this moment.
-    fn first_look(&self) -> Result<Look, Error> {
-        let dir = self.dir();
+    fn first_look(&mut self) -> Result<Look, Error> {
+        let dir = &self.dir().to_owned();
         let failed = |source| Error::Folder { path: dir.to_owned(), source };
         let mut look = folder::look(dir).map_err(failed)?;
+        self.folder = folder::identity(dir).ok();
         for _ in 0..LOOKS_MAX {
             if !look.modules.values().any(is_fresh) {
                 break;

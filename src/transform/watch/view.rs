@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::super::chain::Transform;
 use super::super::folder::Look;
 use super::super::vet::VetReport;
-use super::promote::UnderTrial;
+use super::promote::{Change, UnderTrial};
 use super::{Watcher, now};
 
 /// What is in the folder, as scripts and the console read it.
@@ -105,7 +105,7 @@ pub(super) struct View {
 
 impl Watcher {
     /// `restless`: files that never stay the same for long enough to be read.
-    pub(super) fn warn_of_what_is_ignored(&mut self, look: &Look, restless: &[String]) {
+    pub(super) fn warn_of_what_is_odd(&mut self, look: &Look, restless: &[String]) {
         let orphans = look.orphans.iter().map(|file| orphan(file));
         let misnamed = look.misnamed.iter().map(|(name, why)| {
             format!(
@@ -120,12 +120,15 @@ impl Watcher {
                  and renames it then"
             )
         });
-        let ignored: Vec<String> = orphans.chain(misnamed).chain(restless).collect();
-        for text in &ignored {
+        let waiting = self.waiting_deletions();
+        let staying = waiting.iter().filter(|(_, waiting)| !waiting.refused.is_empty());
+        let staying = staying.map(|(file, waiting)| stays(file, &waiting.refused));
+        let odd: Vec<String> = orphans.chain(misnamed).chain(restless).chain(staying).collect();
+        for text in &odd {
             self.warn(text.clone());
         }
         // Said again should it happen again.
-        self.warned.retain(|text| ignored.contains(text));
+        self.warned.retain(|text| odd.contains(text));
     }
 
     /// Warns of what keeps the folder from being followed, once.
@@ -151,12 +154,28 @@ impl Watcher {
             let (digest, since) = (&transform.module.digest, transform.since.clone());
             other_view(&transform.file, digest, TransformState::Vetting, since)
         });
-        let others = refused.chain(compiling).chain(vetting).collect();
-        let waiting = self.waiting_deletions().into_iter().map(|(file, by)| {
-            let by: Vec<String> = by.iter().map(|by| format!("`{by}`")).collect();
+        // Ready, and tried once the step that it is part of can be taken.
+        let held = self.held_back();
+        let held = self.ready.iter().filter(|(file, _)| held.contains(*file));
+        let held = held.filter_map(|(file, change)| match change {
+            Change::To(transform) => Some(TransformView {
+                reason: Some("it waits for what came with it, as the warnings say".into()),
+                ..other_view(
+                    file,
+                    &transform.module.digest,
+                    TransformState::Vetting,
+                    transform.since.clone(),
+                )
+            }),
+            Change::Gone => None,
+        });
+        let others = refused.chain(compiling).chain(vetting).chain(held).collect();
+        let waiting = self.waiting_deletions().into_iter();
+        let waiting = waiting.filter(|(_, waiting)| waiting.refused.is_empty());
+        let waiting = waiting.map(|(file, waiting)| {
+            let coming = named(&waiting.coming);
             format!(
-                "`{file}` was deleted, and stays live until what came with that is ready or refused: {}",
-                by.join(", ")
+                "`{file}` was deleted, and stays live until what came with that is ready: {coming}"
             )
         });
         let warnings = self.warned.iter().chain(self.notices.values()).cloned();
@@ -164,6 +183,21 @@ impl Watcher {
         let view = View { others, warnings, reports: self.reports.clone() };
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }
+}
+
+/// What to say of a file that is gone and live because of these.
+fn stays(file: &str, refused: &[&str]) -> String {
+    let refused = named(refused);
+    format!(
+        "`{file}` was deleted, and stays live: what came with that is refused ({refused}), and without \
+         either, messages would be delivered that `{file}` is there to shape. Mend what is refused; or \
+         take it away, and the deletion takes place"
+    )
+}
+
+fn named(files: &[&str]) -> String {
+    let files: Vec<String> = files.iter().map(|file| format!("`{file}`")).collect();
+    files.join(", ")
 }
 
 fn orphan(file: &str) -> String {
