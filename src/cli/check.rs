@@ -15,7 +15,7 @@ use crate::finding::{Finding, Level};
 use crate::pipeline::dead_letter::file;
 use crate::sink::client::ReadFrom;
 use crate::sink::error::Named;
-use crate::transform::{Refused, Workbench, read_modules, user_cache_dir};
+use crate::transform::{Refused, Workbench, read_modules};
 use crate::{admin, app, sink, source, store};
 
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,7 @@ fn transforms(dir: &Path) -> Vec<Finding> {
     };
     let text = format!("{shown} has {}", human::count(modules.len() as u64, "module"));
     let mut findings = vec![Finding::ok(PART, "folder", text)];
-    let workbench = match Workbench::new(user_cache_dir().as_deref()) {
+    let workbench = match Workbench::of_user() {
         Ok(workbench) => workbench,
         Err(error) => {
             let text = crate::error_chain::error_chain(&error);

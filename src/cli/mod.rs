@@ -128,16 +128,16 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Bytes in, code out, and no words but those of the compiler.
 fn compile_module() -> anyhow::Result<ExitCode> {
-    let mut component = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut component)?;
-    match transform::compile_for_parent(&component) {
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes)?;
+    match transform::compile_for_parent(&bytes) {
         Ok(code) => {
             std::io::stdout().lock().write_all(&code)?;
             Ok(ExitCode::SUCCESS)
         }
-        Err(reason) => {
+        Err((reason, code)) => {
             output::to_stderr(&reason);
-            Ok(ExitCode::from(EXIT_NO))
+            Ok(ExitCode::from(code))
         }
     }
 }

@@ -1,9 +1,12 @@
-//! Compiling in a process of its own, for modules that may keep a compiler busy.
+//! Checking and compiling in a process of its own.
 //!
 //! What a compiler takes for a function grows faster than the function: half a megabyte of nested loops
-//! takes minutes and gigabytes, and nobody can stop a compiler inside of this process, or keep it from
-//! taking the process along where it runs out of stack or memory. In a process of its own it has limits.
-//! Modules of many small functions, which are nearly all of them, are compiled here.
+//! takes minutes and gigabytes, and nobody can stop a compiler inside of this process. And a few
+//! kilobytes of types within types take the parser out of its stack, and the whole process with it: at
+//! each start again. So what a file holds is first looked at by a process with limits of its own, and a
+//! file that was never compiled before costs one.
+//!
+//! Where no process can be started, small functions are still compiled here.
 
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
@@ -18,13 +21,13 @@ use wasmparser::{Parser, Payload};
 use wasmtime::component::Component;
 
 use super::engine::Engine;
-use super::loader::{Error, chain};
+use super::loader::{self, Error, chain};
 
 /// The hidden command of this program that compiles what is on its standard input.
 pub(crate) const COMMAND: &str = "compile-module";
 
-/// From these sizes on, a module is compiled apart: a function as large as this takes a second at the
-/// worst, and all that fit into a file of the other size a few.
+/// From these sizes on, a module may keep a compiler busy: a function as large as this takes a second at
+/// the worst, and all that fit into a file of the other size a few.
 const FUNCTION_BYTES: usize = 64 * 1024;
 const MODULE_BYTES: usize = 1024 * 1024;
 
@@ -34,6 +37,10 @@ const TIME_MAX: Duration = Duration::from_secs(300);
 /// How much memory it may take, in bytes. JavaScript and Python take 400 MiB.
 const MEMORY_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 
+/// The other process's exit codes for what it refuses, and for what more bytes might mend.
+pub(crate) const REFUSED: u8 = 1;
+pub(crate) const UNFINISHED: u8 = 3;
+
 /// How much of what the other process says is read.
 const SAID_BYTES_MAX: u64 = 16 * 1024;
 
@@ -42,7 +49,7 @@ const SAID_BYTES_MAX: u64 = 16 * 1024;
 pub(crate) enum Compiler {
     /// This process, whatever it takes.
     Here,
-    /// This program in another process, where the module asks for it. It is ended when somebody stops it.
+    /// This program in another process. It is ended when somebody stops it.
     Apart(PathBuf, Stop),
 }
 
@@ -76,20 +83,48 @@ impl Compiler {
         }
     }
 
-    /// Compiles a component that was validated before.
-    pub(super) fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Component, Error> {
+    /// Checks and compiles a file's bytes.
+    pub(super) fn compile(&self, engine: &Engine, bytes: &[u8]) -> Result<Component, Error> {
         let failed = |error: wasmtime::Error| Error::Compile { reason: chain(&error) };
-        match self {
-            Self::Apart(program, stop) if is_demanding(component) => {
-                let mut command = Command::new(program);
-                command.arg(COMMAND).env_clear();
-                let code = compile_apart(command, component, TIME_MAX, stop)
-                    .map_err(|reason| Error::Compile { reason })?;
-                super::cache::deserialize(engine.wasm(), &code).map_err(failed)
+        if let Self::Apart(program, stop) = self {
+            let mut command = Command::new(program);
+            command.arg(COMMAND).env_clear();
+            match compile_apart(command, bytes, TIME_MAX, stop) {
+                Ok(code) => return super::cache::deserialize(engine.wasm(), &code).map_err(failed),
+                Err(Failure::Start(error)) if !is_demanding(bytes) => {
+                    tracing::warn!("a module is compiled without a process of its own: {error}");
+                }
+                Err(failure) => return Err(failure.into()),
             }
-            Self::Here | Self::Apart(..) => {
-                Component::from_binary(engine.wasm(), component).map_err(failed)
+        }
+        let component = loader::check(bytes)?;
+        Component::from_binary(engine.wasm(), &component).map_err(failed)
+    }
+}
+
+/// Why another process gave no code.
+#[derive(Debug)]
+enum Failure {
+    Start(std::io::Error),
+    /// It says why.
+    Refused {
+        reason: String,
+        may_be_unfinished: bool,
+    },
+    /// It was ended, or broke off.
+    Ended(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Start(error) => {
+                Self::Compile { reason: format!("no process could be started for it: {error}") }
             }
+            Failure::Refused { reason, may_be_unfinished } => {
+                Self::Apart { reason, may_be_unfinished }
+            }
+            Failure::Ended(reason) => Self::BrokeOff { reason },
         }
     }
 }
@@ -114,14 +149,13 @@ fn compile_apart(
     component: &[u8],
     time_max: Duration,
     stop: &Stop,
-) -> Result<Vec<u8>, String> {
-    let failed = |error: std::io::Error| format!("no process could be started for it: {error}");
+) -> Result<Vec<u8>, Failure> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(failed)?;
+        .map_err(Failure::Start)?;
     let (Some(mut input), Some(mut output), Some(said)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
@@ -143,7 +177,7 @@ fn compile_apart(
         });
         let started = Instant::now();
         let status = loop {
-            match child.try_wait().map_err(failed)? {
+            match child.try_wait().map_err(Failure::Start)? {
                 Some(status) => break Some(status),
                 None if started.elapsed() >= time_max || stop.is_stopped() => break None,
                 None => thread::sleep(Duration::from_millis(10)),
@@ -160,20 +194,33 @@ fn compile_apart(
             "its largest function has {largest} bytes; build it with smaller ones, such as with \
              optimisation for size and without inlining"
         );
+        let said = said.unwrap_or_default().trim_end().to_owned();
+        let refused =
+            |may_be_unfinished| Failure::Refused { reason: said.clone(), may_be_unfinished };
         match (status, code) {
-            (None, _) if stop.is_stopped() => Err("it changed while it was compiled".to_owned()),
+            (None, _) if stop.is_stopped() => {
+                Err(Failure::Ended("it changed while it was compiled".to_owned()))
+            }
             (None, _) => {
-                Err(format!("it took more than {} s, and was given up; {mend}", time_max.as_secs()))
+                let after = time_max.as_secs();
+                let reason = format!("it took more than {after} s, and was given up; {mend}");
+                Err(Failure::Ended(reason))
             }
             (Some(status), Ok(Ok(code))) if status.success() => Ok(code),
-            (Some(status), _) if status.code() == Some(1) => {
-                Err(said.unwrap_or_default().trim_end().to_owned())
+            (Some(status), _) if status.code() == Some(REFUSED.into()) => Err(refused(false)),
+            (Some(status), _) if status.code() == Some(UNFINISHED.into()) => Err(refused(true)),
+            (Some(status), _) if said.contains("overflowed its stack") => {
+                Err(Failure::Ended(format!(
+                    "the process that read it ran out of stack ({}): its types or blocks are nested far too \
+                 deeply",
+                    ending(status)
+                )))
             }
-            (Some(status), _) => Err(format!(
+            (Some(status), _) => Err(Failure::Ended(format!(
                 "the process that compiled it broke off ({}): it may take {} MiB of memory; {mend}",
                 ending(status),
                 MEMORY_BYTES_MAX >> 20
-            )),
+            ))),
         }
     })
 }
@@ -187,12 +234,12 @@ fn ending(status: ExitStatus) -> String {
     }
 }
 
-/// The other process: compiles a component with this engine's settings and gives its code.
+/// The other process: checks a file's bytes, compiles them with this engine's settings and gives the code.
 ///
 /// # Errors
 ///
-/// What the compiler says.
-pub(crate) fn compile_for_parent(component: &[u8]) -> Result<Vec<u8>, String> {
+/// What there is to be said of the file, and the exit code that tells what is behind that.
+pub(crate) fn compile_for_parent(bytes: &[u8]) -> Result<Vec<u8>, (String, u8)> {
     let limit = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
     // Where a system has no such limit, there is only the one of time.
     setrlimit(Resource::Data, limit(MEMORY_BYTES_MAX)).ok();
@@ -201,9 +248,16 @@ pub(crate) fn compile_for_parent(component: &[u8]) -> Result<Vec<u8>, String> {
     setrlimit(Resource::Cpu, limit(TIME_MAX.as_secs() * 4)).ok();
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
-    let engine = Engine::new().map_err(|error| chain(&error))?;
-    let compile = || Component::from_binary(engine.wasm(), component)?.serialize();
-    super::watch::politely(compile).map_err(|error| chain(&error))
+    let refused = |error: &Error| {
+        (error.to_string(), if error.may_be_unfinished() { UNFINISHED } else { REFUSED })
+    };
+    let failed = |error: wasmtime::Error| Error::Compile { reason: chain(&error) };
+    let compile = || {
+        let engine = Engine::new().map_err(failed)?;
+        let component = Compiler::Here.compile(&engine, bytes)?;
+        component.serialize().map_err(failed)
+    };
+    super::watch::beside_the_traffic(compile).map_err(|error| refused(&error))
 }
 
 #[cfg(test)]
@@ -216,22 +270,33 @@ mod tests {
             let mut command = Command::new("sh");
             command.args(["-c", line]);
             compile_apart(command, &[0; 100_000], Duration::from_secs(time), &Stop::default())
+                .map_err(Error::from)
         };
         let program = Command::new("/no/such/program");
         let none = compile_apart(program, &[], TIME_MAX, &Stop::default()).unwrap_err();
-        assert!(none.starts_with("no process could be started for it: "), "{none}");
+        let none = Error::from(none).to_string();
+        assert!(none.contains("no process could be started for it: "), "{none}");
         // Most of them read nothing.
-        assert_eq!(compile("printf code", 60), Ok(b"code".to_vec()));
-        assert_eq!(compile("cat | wc -c | tr -d ' \\n'", 60), Ok(b"100000".to_vec()));
-        assert_eq!(compile("echo its reason >&2; exit 1", 60), Err("its reason".to_owned()));
+        assert_eq!(compile("printf code", 60).unwrap(), b"code");
+        assert_eq!(compile("cat | wc -c | tr -d ' \\n'", 60).unwrap(), b"100000");
+        for (code, may_be_unfinished) in [(1, false), (3, true)] {
+            let error = compile(&format!("echo its reason >&2; exit {code}"), 60).unwrap_err();
+            assert_eq!(error.to_string(), "its reason");
+            assert_eq!(error.may_be_unfinished(), may_be_unfinished);
+        }
         let check = |line, time, part: &str| {
-            let error = compile(line, time).unwrap_err();
+            let error = compile(line, time).unwrap_err().to_string();
             assert!(error.contains(part), "{line}: {error}");
         };
         check(
             "kill -ABRT $$",
             60,
             "broke off (signal 6): it may take 2048 MiB of memory; its largest",
+        );
+        check(
+            "echo has overflowed its stack >&2; kill -ABRT $$",
+            60,
+            "ran out of stack (signal 6): its types or blocks are nested far too deeply",
         );
         check(
             "exec sleep 1000",
@@ -242,7 +307,7 @@ mod tests {
         stop.stop();
         let mut sleep = Command::new("sleep");
         sleep.arg("1000");
-        let stopped = compile_apart(sleep, &[], TIME_MAX, &stop).unwrap_err();
-        assert_eq!(stopped, "it changed while it was compiled");
+        let stopped = Error::from(compile_apart(sleep, &[], TIME_MAX, &stop).unwrap_err());
+        assert!(stopped.to_string().ends_with("it changed while it was compiled"), "{stopped}");
     }
 }

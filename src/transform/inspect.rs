@@ -6,8 +6,6 @@
 use serde::Serialize;
 use wasmparser::{Encoding, Parser, Payload};
 
-use super::cache::Cache;
-use super::engine::Engine;
 use super::{loader, schema};
 
 /// What the bytes are.
@@ -31,21 +29,26 @@ pub struct Inspection {
     pub reason: Option<String>,
 }
 
-pub(super) fn inspect(engine: &Engine, bytes: &[u8], cache: Option<&Cache>) -> Inspection {
-    let (kind, encoded) = match loader::examine(bytes) {
-        Ok(loader::Kind::Component) => ("component", None),
-        Ok(loader::Kind::Core { wasip1 }) => (
+/// `refused`: why it does not load.
+pub(super) fn inspect(bytes: &[u8], refused: Option<&loader::Error>) -> Inspection {
+    // What took its reader with it is not read here.
+    let is_dangerous = refused.is_some_and(loader::Error::is_dangerous);
+    let examined = (!is_dangerous).then(|| loader::examine(bytes));
+    let (kind, encoded) = match examined {
+        Some(Ok(loader::Kind::Component)) => ("component", None),
+        Some(Ok(loader::Kind::Core { wasip1 })) => (
             if wasip1 { "core module with wasip1" } else { "core module" },
             loader::encode(bytes, wasip1).ok(),
         ),
-        Err(_) => (encoding(bytes), None),
+        Some(Err(_)) | None => (encoding(bytes), None),
     };
-    let names = loader::Names::of(encoded.as_deref().unwrap_or(bytes)).unwrap_or_default();
+    let readable = if is_dangerous { &[] } else { encoded.as_deref().unwrap_or(bytes) };
+    let names = loader::Names::of(readable).unwrap_or_default();
     let interface = names.imports.iter().chain(&names.exports).find_map(|name| {
         let (_, version) = name.strip_prefix(loader::PACKAGE)?.split_once('@')?;
         Some(version.to_owned())
     });
-    let reason = loader::load(engine, bytes, cache).err().map(|error| error.to_string());
+    let reason = refused.map(ToString::to_string);
     Inspection {
         kind,
         bytes: bytes.len() as u64,

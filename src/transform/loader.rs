@@ -3,8 +3,9 @@
 //!
 //! Bytes are never trusted: the whole binary is validated before anything else is done with it,
 //! and precompiled code is never accepted, because running it would mean running whatever
-//! somebody put there.
+//! somebody put there. A running pipeline does not even read it itself (see `compiler`).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -27,6 +28,10 @@ pub const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// From this size on a module is an interpreter with a program inside: such ones leak over long
 /// lives, and are recycled earlier.
 const INTERPRETER_BYTES_MIN: usize = 4 * 1024 * 1024;
+
+/// How deep components may be nested. Those of toolchains have two levels, and those that are composed a
+/// few more.
+const NESTED_MAX: usize = 100;
 
 /// The interface's package in import and export names.
 pub(super) const PACKAGE: &str = "sluicebox:transform/";
@@ -95,11 +100,26 @@ pub enum Error {
     Imports { imports: String },
     #[error("the module does not fit the interface sluicebox:transform@{VERSION}: {reason}")]
     Mismatch { reason: String },
+    #[error(
+        "the component is nested {NESTED_MAX} deep and deeper, which no toolchain does; build it again"
+    )]
+    Nested,
     #[error("the module could not be compiled: {reason}")]
     Compile { reason: String },
+    /// Another process did so.
+    #[error("the module could not be compiled: {reason}")]
+    BrokeOff { reason: String },
+    /// In the words of another process.
+    #[error("{reason}")]
+    Apart { reason: String, may_be_unfinished: bool },
 }
 
 impl Error {
+    /// Whether whoever read or compiled it was taken along.
+    pub(super) fn is_dangerous(&self) -> bool {
+        matches!(self, Self::BrokeOff { .. })
+    }
+
     /// Whether more bytes might mend it, as while a file is being written in place.
     pub(crate) fn may_be_unfinished(&self) -> bool {
         match self {
@@ -116,7 +136,10 @@ impl Error {
             | Self::OtherVersion { .. }
             | Self::Imports { .. }
             | Self::Mismatch { .. }
+            | Self::Nested
+            | Self::BrokeOff { .. }
             | Self::Compile { .. } => false,
+            Self::Apart { may_be_unfinished, .. } => *may_be_unfinished,
         }
     }
 }
@@ -163,28 +186,24 @@ pub(crate) fn load_by(
     bytes: &[u8],
     cache: Option<&Cache>,
 ) -> Result<Module, Error> {
-    let encoded;
-    let component = match examine(bytes)? {
-        Kind::Component => bytes,
-        Kind::Core { wasip1 } => {
-            encoded = encode(bytes, wasip1)?;
-            &encoded
-        }
-    };
-    let wants_wasi = check_interface(component)?;
-
+    if bytes.len() as u64 > MODULE_BYTES_MAX {
+        return Err(Error::TooLarge { bytes: bytes.len() as u64 });
+    }
     let digest = digest(bytes);
+    // What was compiled was checked before.
     let cached = cache.and_then(|cache| cache.get(engine.wasm(), &digest));
     let component = match cached {
         Some(component) => component,
         None => {
-            let component = compiler.compile(engine, component)?;
+            let component = compiler.compile(engine, bytes)?;
             if let Some(cache) = cache {
                 cache.put(engine.wasm(), &digest, &component);
             }
             component
         }
     };
+    let of = component.component_type();
+    let wants_wasi = of.imports(engine.wasm()).any(|(name, _)| wasi::is_granted(name));
     let pre = engine
         .linker(wants_wasi)
         .instantiate_pre(&component)
@@ -192,6 +211,20 @@ pub(crate) fn load_by(
         .map_err(|error| Error::Mismatch { reason: chain(&error) })?;
     let is_interpreter = bytes.len() >= INTERPRETER_BYTES_MIN;
     Ok(Module { digest, pre, wants_wasi, is_interpreter, schema: schema::of(bytes) })
+}
+
+/// Checks a file's bytes, and gives the component that they are or are turned into.
+///
+/// # Errors
+///
+/// For everything that is not a module built for this interface.
+pub(super) fn check(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
+    let component = match examine(bytes)? {
+        Kind::Component => Cow::Borrowed(bytes),
+        Kind::Core { wasip1 } => Cow::Owned(encode(bytes, wasip1)?),
+    };
+    check_interface(&component)?;
+    Ok(component)
 }
 
 /// An error and its causes on one line.
@@ -245,7 +278,13 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
             Payload::Version { encoding: found, .. } => {
                 encoding.get_or_insert(*found);
             }
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                depth += 1;
+                // What checks it takes the longer for each the deeper it lies.
+                if depth >= NESTED_MAX {
+                    return Err(Error::Nested);
+                }
+            }
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::CustomSection(section) if depth == 0 => {
                 has_interface |= section.name().starts_with(INTERFACE_SECTION);
@@ -326,8 +365,8 @@ pub(super) fn encode(bytes: &[u8], wasip1: bool) -> Result<Vec<u8>, Error> {
 }
 
 /// Compares the names of a component's imports and exports with what there is, before minutes are
-/// spent on compiling it. Answers whether it needs WASI.
-fn check_interface(component: &[u8]) -> Result<bool, Error> {
+/// spent on compiling it.
+fn check_interface(component: &[u8]) -> Result<(), Error> {
     let names = Names::of(component).map_err(|error| unreadable(&error, component.len()))?;
     let ours = |name: &str| name.strip_prefix(PACKAGE).map(str::to_owned);
     for name in names.imports.iter().chain(&names.exports).filter_map(|name| ours(name)) {
@@ -353,7 +392,7 @@ fn check_interface(component: &[u8]) -> Result<bool, Error> {
     if !unmet.is_empty() {
         return Err(Error::Imports { imports: list(unmet.into_iter()) });
     }
-    Ok(names.imports.iter().any(|name| wasi::is_granted(name)))
+    Ok(())
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::chain::{Chain, Counters, Transform};
+use super::compiler::Compiler;
 use super::engine::Engine;
 use super::folder;
 use super::instance::Instance;
@@ -73,6 +74,7 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Workbench {
     engine: Arc<Engine>,
+    compiler: Compiler,
     cache: Option<Cache>,
 }
 
@@ -100,7 +102,21 @@ impl Workbench {
                 })
                 .ok()
         });
-        Ok(Self { engine: Arc::new(engine), cache })
+        Ok(Self { engine: Arc::new(engine), compiler: Compiler::Here, cache })
+    }
+
+    /// As the commands have it: with the code that this user's earlier commands compiled, and reading files
+    /// in a process of its own, which has to be this program.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn of_user() -> Result<Self, Unsupported> {
+        Ok(Self { compiler: Compiler::apart(), ..Self::new(user_cache_dir().as_deref())? })
+    }
+
+    fn load(&self, bytes: &[u8]) -> Result<loader::Module, loader::Error> {
+        loader::load_by(&self.compiler, &self.engine, bytes, self.cache.as_ref())
     }
 
     /// Loads modules as a chain, in the order in which they are given. Each is compiled, started and
@@ -130,7 +146,7 @@ impl Workbench {
     /// What the bytes are, and whether they would be loaded.
     #[must_use]
     pub fn inspect(&self, bytes: &[u8]) -> super::inspect::Inspection {
-        super::inspect::inspect(&self.engine, bytes, self.cache.as_ref())
+        super::inspect::inspect(bytes, self.load(bytes).err().as_ref())
     }
 
     fn transform(&self, files: ModuleFiles) -> Result<Arc<Transform>, Refused> {
@@ -138,8 +154,7 @@ impl Workbench {
         let text = files.settings.as_deref().unwrap_or("");
         let of_settings = |error| refuse(format!("its settings file: {error}"));
         Settings::parse(text).map_err(of_settings)?;
-        let module = loader::load(&self.engine, &files.module, self.cache.as_ref())
-            .map_err(|error| refuse(error.to_string()))?;
+        let module = self.load(&files.module).map_err(|error| refuse(error.to_string()))?;
         let settings = Settings::of(text, module.schema.as_ref()).map_err(of_settings)?;
         let file: Arc<str> = files.file.as_str().into();
         Instance::start(&self.engine, &file, &module, &settings, false)

@@ -21,7 +21,7 @@ use std::sync::{Arc, mpsc};
 use super::Error;
 use crate::change::{Action, Cell, Change, Position, Table, Tuple};
 use crate::message::{Draft, Envelope, EnvelopeSettings};
-use crate::transform::{Chain, ModuleFiles, Outcome, Runner, Workbench, user_cache_dir};
+use crate::transform::{Chain, ModuleFiles, Outcome, Runner, Workbench};
 
 /// The chain, ready to be asked.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl Drops {
 }
 
 fn load(modules: Vec<ModuleFiles>) -> Result<(Arc<Chain>, Runner), String> {
-    let workbench = Workbench::new(user_cache_dir().as_deref()).map_err(|e| e.to_string())?;
+    let workbench = Workbench::of_user().map_err(|e| e.to_string())?;
     let chain = workbench.chain(modules).map_err(|error| error.to_string())?;
     Ok((chain, workbench.quiet_runner()))
 }

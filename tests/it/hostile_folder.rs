@@ -20,6 +20,41 @@ pub fn bomb(number: usize) -> Vec<u8> {
     guest::core_module(&text, &guest::interface_text())
 }
 
+/// A component of types within types, three bytes each, or of components within components.
+fn nested(types: bool, depth: usize) -> Vec<u8> {
+    let section = |id: u8, content: &[u8]| {
+        let mut bytes = vec![id];
+        let mut rest = content.len();
+        while rest >= 0x80 {
+            bytes.push(u8::try_from(rest & 0x7f).unwrap() | 0x80);
+            rest >>= 7;
+        }
+        bytes.push(u8::try_from(rest).unwrap());
+        [&bytes[..], content].concat()
+    };
+    let header: &[u8] = b"\0asm\x0d\0\x01\0";
+    if types {
+        let content = [&[1], &[0x41, 1, 1].repeat(depth)[..], &[0x41, 0]].concat();
+        return [header, &section(7, &content)].concat();
+    }
+    (0..depth).fold(header.to_vec(), |inner, _| [header, &section(4, &inner)].concat())
+}
+
+/// The nice values of a process's threads of this name.
+fn nice_of(pid: u32, thread: &str) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stat = |task: std::io::Result<fs::DirEntry>| {
+        fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default()
+    };
+    let stats = tasks.map(stat).filter_map(|stat| {
+        let (start, rest) = stat.rsplit_once(") ")?;
+        let name = start.split_once('(')?.1.to_owned();
+        let nice = rest.split(' ').nth(16)?.parse().ok()?;
+        (name == thread).then_some(nice)
+    });
+    stats.collect()
+}
+
 /// The process ids of what a process has started.
 fn children(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
@@ -59,6 +94,19 @@ async fn what_a_compiler_never_ends_with_keeps_nothing_else_waiting() {
         if found.len() == 1 { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
+    // It and what it does give way to what delivers, and so do our own threads beside that.
+    let compiler = children(running.pid())[0];
+    for (pid, thread, nice) in [
+        (compiler, "transform-compi", 10),
+        (running.pid(), "transform-slow", 10),
+        (running.pid(), "transform-large", 10),
+        (running.pid(), "transform-vet", 10),
+        (running.pid(), "transform-load", 5),
+        (running.pid(), "transform-watch", 0),
+    ] {
+        let found = nice_of(pid, thread);
+        assert!(!found.is_empty() && found.iter().all(|it| *it == nice), "{thread}: {found:?}");
+    }
     // Another module is replaced meanwhile, more than once, and changes flow.
     for form in [guest::component(&guest::chaos()), guest::chaos()] {
         let before = world.json(&["transforms", "list"]).await["generation"].as_u64().unwrap();
@@ -89,6 +137,38 @@ async fn what_a_compiler_never_ends_with_keeps_nothing_else_waiting() {
     judge(&world, Order::Whole).await;
     running.assert_alive();
     running.stop().await;
+}
+
+/// What takes whoever reads it along takes a process along that is there for that, at a start too.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kills_its_reader_kills_nothing_else() {
+    let world = World::new("killers", TABLES, &["public.items"]).await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    let mut running = world.start().ready().await;
+    world.until_transform("10-strip-columns.wasm", "live").await;
+    let deep = nested(true, 200_000);
+    for (file, bytes, part) in [
+        ("20-types.wasm", &deep, "ran out of stack (signal 6)"),
+        ("30-components.wasm", &nested(false, 5000), "nested 100 deep and deeper"),
+        ("10-strip-columns.wasm", &deep, "ran out of stack (signal 6)"),
+    ] {
+        world.drop_in(file, bytes);
+        let rejected = world.until_transform(file, "rejected").await;
+        assert!(rejected["reason"].as_str().unwrap().contains(part), "{rejected}");
+        running.assert_alive();
+    }
+    running.stop().await;
+    let mut running = world.start().ready().await;
+    world.until_transform("10-strip-columns.wasm", "live").await;
+    world.until_transform("20-types.wasm", "rejected").await;
+    running.assert_alive();
+    running.stop().await;
+    // Whoever asks what it is gets an answer.
+    let path = world.transforms().join("20-types.wasm").display().to_string();
+    let output = world.cli(&["transforms", "inspect", &path, "--json"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["reason"].as_str().unwrap().contains("ran out of stack"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

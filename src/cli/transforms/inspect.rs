@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::super::output::{print, print_json, printable};
 use super::super::{EXIT_NO, UsageError, human};
-use crate::transform::{Inspection, MODULE_BYTES_MAX, Workbench, setting_lines, user_cache_dir};
+use crate::transform::{Inspection, MODULE_BYTES_MAX, Workbench, setting_lines};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct InspectArguments {
@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
         return Err(UsageError(text).into());
     }
     let bytes = std::fs::read(&arguments.module).map_err(failed)?;
-    let inspection = Workbench::new(user_cache_dir().as_deref())?.inspect(&bytes);
+    let inspection = Workbench::of_user()?.inspect(&bytes);
     if arguments.json {
         print_json(&inspection)?;
     } else {

@@ -11,7 +11,7 @@ use super::super::messages::failed_ids;
 use super::super::output::to_stderr;
 use super::super::{Global, UsageError};
 use crate::case::{self, Sample};
-use crate::transform::{Chain, ModuleFiles, Workbench, read_modules, user_cache_dir};
+use crate::transform::{Chain, ModuleFiles, Workbench, read_modules};
 
 /// From this size on a module takes seconds to compile, which is worth a word.
 const LARGE_BYTES: usize = 1024 * 1024;
@@ -118,7 +118,7 @@ pub(super) fn load(
             to_stderr(&format!("compiling {}, which is kept for the next time …", module.file));
         }
     }
-    let workbench = Workbench::new(user_cache_dir().as_deref())?;
+    let workbench = Workbench::of_user()?;
     let chain = workbench.chain(modules)?;
     Ok((workbench, chain))
 }

@@ -50,7 +50,7 @@ use settle::{SETTLE, Settler};
 use view::{View, live_view};
 use workshop::{Lanes, Made, Unusable, Workshop};
 
-pub(super) use workshop::politely;
+pub(super) use workshop::beside_the_traffic;
 
 pub use view::{TransformList, TransformState, TransformView};
 

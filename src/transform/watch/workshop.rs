@@ -143,15 +143,9 @@ impl Workshop {
     }
 }
 
-/// Compiles in a process of its own, beside the traffic of its parent.
-pub(in super::super) fn politely<T: Send>(compile: impl FnOnce() -> T + Send) -> T {
-    be_polite(NICE);
-    beside_the_traffic(compile)
-}
-
-/// Compiles on half of the processors, at the priority of this thread: there is a low one where changes
-/// flow, and the usual one at a start, which they wait for.
-fn beside_the_traffic<T: Send>(compile: impl FnOnce() -> T + Send) -> T {
+/// Compiles on half of the processors, at the priority of this thread, which a process that it starts has
+/// as well: there is a low one where changes flow, and the usual one at a start, which they wait for.
+pub(in super::super) fn beside_the_traffic<T: Send>(compile: impl FnOnce() -> T + Send) -> T {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let nice = rustix::process::getpriority_process(None).unwrap_or(0);
     let pool = rayon::ThreadPoolBuilder::new()
