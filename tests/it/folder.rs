@@ -95,7 +95,27 @@ pub async fn check_chains(world: &World<'_>) -> BTreeMap<String, Vec<String>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_change_ends_in_what_the_folder_shows() {
-    let world = World::new("kinds", TABLES, &["public.items"]).await;
+    every_kind_of_change("kinds", "", &[]).await;
+}
+
+/// As with a network file system, or where others have taken all watches that there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_nothing_is_reported_of_is_followed_all_the_same() {
+    const LINE: &str = "echo 0 > /proc/sys/user/max_inotify_instances; exec \"$@\"";
+    let without = ["-Ur", "sh", "-ec", LINE, "sh"];
+    let mut unshare = std::process::Command::new("unshare");
+    let can = unshare.args(without).arg("true").status();
+    if !can.is_ok_and(|status| status.success()) {
+        println!("not tested without reports: no namespace can be made here");
+        return;
+    }
+    let log = every_kind_of_change("no_reports", "unshare", &without).await;
+    assert!(log.contains("does not report changes of the transforms folder"), "{log}");
+}
+
+/// With the process started by a program, if one is named. Gives what it printed.
+async fn every_kind_of_change(test: &str, by: &str, args: &[&str]) -> String {
+    let world = World::new(test, TABLES, &["public.items"]).await;
     let load = Workload::new(world.database.url(), 2);
     world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
     let strip = "10-strip-columns.wasm";
@@ -105,8 +125,10 @@ async fn every_kind_of_change_ends_in_what_the_folder_shows() {
     let component = guest::component(&core);
     let settings = fs::read_to_string(at("10-strip-columns.toml")).unwrap();
     let (keeps, keeps_too) = (guest::chaos(), guest::component(&guest::chaos()));
+    let twins = twins();
 
-    let mut running = world.start().ready().await;
+    let running = if by.is_empty() { world.start() } else { world.start_by(by, args) };
+    let mut running = running.ready().await;
     let work = load.start();
     let mut generation = until_live(&world, &mut running, "the start").await;
     let outside = world.path("outside");
@@ -127,6 +149,10 @@ async fn every_kind_of_change_ends_in_what_the_folder_shows() {
         "its target swapped",
         "a hard link",
         "changed through the other name, without an event",
+        "the name in other letters",
+        "one that has a twin",
+        "its twin, of the same size and time",
+        "its twin, in pieces",
         "more events than the queue holds",
     ] {
         match step {
@@ -179,6 +205,14 @@ async fn every_kind_of_change_ends_in_what_the_folder_shows() {
                 // this is what a network file system looks like from here.
                 fs::write(outside.join("linked"), &keeps_too).unwrap();
             }
+            "the name in other letters" => {
+                fs::rename(at("60-mounted.wasm"), at("60-Mounted.wasm")).unwrap();
+            }
+            "one that has a twin" => world.drop_in("60-Mounted.wasm", &twins[0]),
+            "its twin, of the same size and time" => {
+                replace_unseen(&at("60-Mounted.wasm"), &twins[1], 1).await;
+            }
+            "its twin, in pieces" => replace_unseen(&at("60-Mounted.wasm"), &twins[0], 5).await,
             _ => {
                 running.signal("STOP");
                 overflow(&dir);
@@ -210,6 +244,27 @@ async fn every_kind_of_change_ends_in_what_the_folder_shows() {
     assert!(stripped.contains(&true) && stripped.contains(&false), "{columns:?}");
     assert_eq!(world.messages(None).await.len(), 0);
     running.stop().await;
+    world.log()
+}
+
+/// Two modules of the same size.
+fn twins() -> [Vec<u8>; 2] {
+    // An empty custom section, and its name.
+    [b'x', b'y'].map(|name| [&guest::chaos()[..], &[0, 2, 1, name]].concat())
+}
+
+/// Writes a file in place, in so many pieces, so that neither its size nor its time tells of it.
+async fn replace_unseen(path: &Path, bytes: &[u8], pieces: usize) {
+    let before = fs::metadata(path).unwrap();
+    assert_eq!(before.len(), bytes.len() as u64);
+    let mut file = fs::File::options().write(true).open(path).unwrap();
+    for (number, piece) in bytes.chunks(bytes.len() / pieces + 1).enumerate() {
+        if number > 0 {
+            tokio::time::sleep(Duration::from_millis(130)).await;
+        }
+        file.write_all(piece).unwrap();
+        file.set_modified(before.modified().unwrap()).unwrap();
+    }
 }
 
 /// Makes more events than the kernel keeps for a process that does not read them.
@@ -351,6 +406,28 @@ async fn a_version_that_fails_once_it_is_live_is_taken_back() {
     running.stop().await;
 }
 
+/// With nothing to try it on, nobody says that it is fine; and how long it took is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_was_there_to_try_on_is_unvetted() {
+    let world = World::new("unvetted", NOTES, &["public.notes"]).await;
+    let running = world.start().ready().await;
+    world.drop_in("10-chaos.wasm", &guest::chaos());
+    let live = entry(&world, "10-chaos.wasm", "live").await;
+    assert_eq!([&live["vet"]["result"], &live["vet_text"]], ["unvetted", "unvetted"], "{live}");
+    assert!(world.ok(&["transforms", "list"]).await.contains("unvetted"));
+    world.sql(&insert(1, "ok")).await;
+    let chain = world.until_records(1).await[0].header("sb-chain").to_owned();
+    let told = until("the time from the folder to the stream", async || {
+        let log = world.log();
+        let told = log.lines().find(|line| line.contains("S2 has the first record of the chain"));
+        told.map(str::to_owned).ok_or(log)
+    })
+    .await;
+    assert!(told.contains(&chain) && told.contains(" ms after its files were seen"), "{told}");
+    assert!(world.log().contains("vetting: unvetted"));
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_makes_a_parked_message_vanish_does_not_mend_it() {
     let world = World::new("pretends", NOTES, &["public.notes"]).await;
@@ -407,8 +484,11 @@ async fn a_start_tries_what_is_new_and_goes_on_with_a_probation() {
     entry(&world, "20-chaos.wasm", "live").await;
     running.stop().await;
 
-    // A restart proves nothing.
+    // A restart proves nothing, and knows what was said of what is live.
     let running = world.start().ready().await;
+    let still = entry(&world, "10-strip-columns.wasm", "live").await;
+    assert_eq!(still["vet"], live["vet"], "{still}");
+    assert!(world.ok(&["transforms", "list"]).await.contains("fixes 1 of 1, breaks 0"));
     world.sql(&(3..20).map(|id| insert(id, "trap")).collect::<String>()).await;
     entry(&world, "20-chaos.wasm", "rolled_back").await;
     world.until_records(19).await;

@@ -22,6 +22,7 @@ mod one_step;
 mod parts;
 mod provocations;
 mod restart;
+mod rights;
 mod rollback;
 mod routes;
 mod routes_recovery;

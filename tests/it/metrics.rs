@@ -1,5 +1,7 @@
 //! What a scraper sees of a running pipeline.
 
+use crate::folder::{NOTES, insert};
+use crate::support::guest;
 use crate::support::oracle::TABLES;
 use crate::support::until;
 use crate::support::world::World;
@@ -49,5 +51,39 @@ async fn a_scrape_tells_what_happened() {
         assert!(scrape.contains(&format!("\nsluicebox_{name} ")), "{name} is not in\n{scrape}");
     }
     assert!(scrape.contains("\nprocess_resident_memory_bytes "));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_settings_drop_for_an_error_is_counted_and_logged() {
+    let world = World::new("drops", NOTES, &["public.notes"]).await;
+    world.drop_in_settings("10-chaos.wasm", "on_error = \"drop\"\n");
+    world.drop_in("10-chaos.wasm", &guest::chaos());
+    let running = world.start().ready().await;
+    let live = world.until_transform("10-chaos.wasm", "live").await;
+    assert_eq!(live["dropped"], 0, "{live}");
+    let rows = [insert(1, "ok"), insert(2, "trap"), insert(3, "error"), insert(4, "ok")];
+    world.sql(&rows.concat()).await;
+    world.until_records(2).await;
+    world.until_confirmed().await;
+    let expected = [
+        "sluicebox_transform_calls_total{file=\"10-chaos.wasm\"} 4",
+        "sluicebox_transform_errors_total{file=\"10-chaos.wasm\"} 2",
+        "sluicebox_transform_dropped_total{file=\"10-chaos.wasm\"} 2",
+        "sluicebox_messages{state=\"parked\"} 0",
+    ];
+    until("the scrape to say so", async || {
+        let text = world.metrics().await?;
+        let is_there = |line: &&str| text.lines().any(|found| found == *line);
+        if expected.iter().all(is_there) { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let live = world.until_transform("10-chaos.wasm", "live").await;
+    assert_eq!(live["dropped"], 2, "{live}");
+    let log = world.log();
+    let dropped =
+        log.lines().filter(|line| line.contains("10-chaos.wasm") && line.contains("drop"));
+    assert_eq!(dropped.count(), 2, "{log}");
+    assert!(world.messages(None).await.is_empty());
     running.stop().await;
 }

@@ -4,6 +4,7 @@
 use std::fs;
 
 use serde_json::Value;
+use sluicebox::transform::ready_made;
 
 use crate::support::guest;
 use crate::support::sluicebox::Home;
@@ -147,6 +148,22 @@ async fn a_failed_message_is_replayed_elsewhere() {
     assert_eq!(redacted["redacted"], true);
     let label = redacted["change"]["new"]["label"].as_str().unwrap();
     assert_eq!(label.len(), "trap r0wv4lue".len());
+    // What sizes do to it, they do to it elsewhere: it is too large, and without its body it is not.
+    let large = parked[1]["id"].as_str().unwrap();
+    let file = world.path("redacted.json").display().to_string();
+    world.ok(&["messages", "export", large, "--redact", "-o", &file]).await;
+    assert!(!fs::read_to_string(&file).unwrap().contains("r0wv4lue"));
+    let apart = world.path("apart");
+    fs::create_dir(&apart).unwrap();
+    let strip = apart.join("10-strip.wasm").display().to_string();
+    fs::write(&strip, ready_made::find("strip-columns").unwrap().module()).unwrap();
+    fs::write(apart.join("10-strip.toml"), "[config]\ncolumns = [\"body\"]\n").unwrap();
+    for (module, outcome, exit) in [(&module, "oversize", 1), (&strip, "sent", 0)] {
+        let output = world.cli(&["transforms", "test", module, "--case", &file, "--json"]).await;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["samples"][0]["outcome"], outcome, "{report}");
+        assert_eq!(output.status.code(), Some(exit), "{report}");
+    }
     let gone = world.cli(&["messages", "export", "99"]).await;
     assert_eq!(gone.status.code(), Some(1));
 

@@ -103,10 +103,23 @@ impl Home {
     }
 
     pub fn start_with(&self, args: &[&str]) -> Running<'_> {
+        self.spawn(self.command(&[&["run"], args].concat()))
+    }
+
+    /// Starts `run` by another program, which turns into it: as `env` does.
+    pub fn start_by(&self, program: &str, args: &[&str]) -> Running<'_> {
+        let own = self.command(&["run"]);
+        let own = own.as_std();
+        let mut command = Command::new(program);
+        command.args(args).arg(own.get_program()).args(own.get_args()).current_dir("/");
+        command.env_remove("SLUICEBOX_LOG").stdin(Stdio::null()).kill_on_drop(true);
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Running<'_> {
         let mut log = fs::OpenOptions::new();
         let mut log = log.create(true).append(true).open(self.path("log")).unwrap();
         writeln!(log, "---- run").unwrap();
-        let mut command = self.command(&[&["run"], args].concat());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         Running { home: self, child: command.spawn().unwrap() }
     }
