@@ -74,7 +74,7 @@ enum Phase {
 struct TableQueue {
     unsent: BTreeMap<Position, MessageId>,
     barriers: BTreeSet<Position>,
-    /// How many of the unsent are of each grouping.
+    /// How many messages are of each grouping, sent or not.
     groupings: BTreeMap<[u8; GROUPING_BYTES], usize>,
 }
 
@@ -128,6 +128,10 @@ impl Holds {
         if mutation::broken(Rule::BothGroups) {
             groups.second = None;
         }
+        self.beside(groups)
+    }
+
+    fn beside(&self, groups: Groups) -> Groups {
         let other = |table: &TableQueue| {
             table.groupings.keys().any(|grouping| Some(*grouping) != groups.grouping())
         };
@@ -174,6 +178,7 @@ impl Holds {
     ) {
         let held = Held { position, groups, due, failed, phase: Phase::Idle };
         self.count(&held, 1);
+        self.count_grouping(&held.groups, true);
         self.messages.insert(id, held);
         if position > self.passed {
             self.gated.insert(position, id);
@@ -280,6 +285,7 @@ impl Holds {
         let followers = self.dequeue(id);
         if let Some(held) = self.messages.remove(&id) {
             self.count(&held, -1);
+            self.count_grouping(&held.groups, false);
         }
         for follower in followers {
             self.arm(follower);
@@ -359,9 +365,28 @@ impl Holds {
         }
         let table = self.tables.entry(held.groups.table).or_default();
         table.unsent.insert(held.position, id);
-        match held.groups.grouping() {
-            Some(grouping) => *table.groupings.entry(grouping).or_default() += 1,
-            None => _ = table.barriers.insert(held.position),
+        if held.groups.is_barrier() {
+            table.barriers.insert(held.position);
+        }
+    }
+
+    /// Counts a message's grouping in, or out. What is sent still counts: it may be in a queue behind a
+    /// change of another grouping, which is refused and has to hold it then.
+    fn count_grouping(&mut self, groups: &Groups, is_in: bool) {
+        let Some(grouping) = groups.grouping() else { return };
+        let table = self.tables.entry(groups.table).or_default();
+        let count = table.groupings.entry(grouping).or_default();
+        *count = if is_in { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            table.groupings.remove(&grouping);
+        }
+        self.forget_table(groups.table);
+    }
+
+    fn forget_table(&mut self, table: GroupId) {
+        let is_over = |table: &TableQueue| table.unsent.is_empty() && table.groupings.is_empty();
+        if self.tables.get(&table).is_some_and(is_over) {
+            self.tables.remove(&table);
         }
     }
 
@@ -378,20 +403,10 @@ impl Holds {
             }
         }
         if let Some(table) = self.tables.get_mut(&held.groups.table) {
-            let unsent = table.unsent.remove(&held.position).is_some();
+            table.unsent.remove(&held.position);
             table.barriers.remove(&held.position);
-            if let (true, Some(grouping)) = (unsent, held.groups.grouping())
-                && let Some(count) = table.groupings.get_mut(&grouping)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    table.groupings.remove(&grouping);
-                }
-            }
-            if table.unsent.is_empty() {
-                self.tables.remove(&held.groups.table);
-            }
         }
+        self.forget_table(held.groups.table);
         followers
     }
 
@@ -485,6 +500,29 @@ mod tests {
         assert!(!holds.holds(at(2), &row(2)));
         assert!(!holds.holds(at(0), &row(1)), "an earlier change goes first");
         assert_eq!(holds.counts(), Counts { parked: 1, retrying: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn a_refused_change_holds_what_was_sent_behind_it_under_another_grouping() {
+        let of = |grouping: u8| {
+            let mut id = [1; 16];
+            id[..GROUPING_BYTES].fill(grouping);
+            Groups { table: TABLE, first: Some(GroupId(id)), second: None }
+        };
+        let mut holds = holds_all_read();
+        holds.insert(8, at(8), of(1), false, Due::Now);
+        assert_eq!(holds.next_due(Instant::now(), u64::MAX), Some(8));
+        holds.sent(8);
+        // Changes in front of it in the queue have another grouping, and one is refused.
+        let refused = holds.beside(of(2));
+        assert!(refused.is_barrier());
+        holds.insert(9, at(3), refused, true, Due::OnRequest);
+        assert!(holds.is_held(8));
+        holds.back(8, false, Due::Now);
+        holds.remove(9);
+        assert_eq!(holds.next_due(Instant::now(), u64::MAX), Some(8));
+        holds.remove(8);
+        assert!(!holds.beside(of(2)).is_barrier() && holds.tables.is_empty());
     }
 
     #[test]
