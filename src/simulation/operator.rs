@@ -15,7 +15,18 @@ pub(super) fn grants(world: &World) -> Grants {
     let once = std::mem::take(&mut state.take_over_once);
     let abandon_parked = std::mem::take(&mut state.abandon) || freely[0];
     let take_over = state.take_over || once || freely[1];
-    Grants { take_over, abandon_parked, lost_records, ..Grants::default() }
+    let grants = Grants { take_over, abandon_parked, lost_records, ..Grants::default() };
+    state.last_grants = grants;
+    grants
+}
+
+/// A process that ended with a question had used none of its grants: they are given with the answer.
+pub(super) fn grants_again(world: &World) {
+    let mut state = world.state();
+    let Grants { take_over, abandon_parked, lost_records, .. } = state.last_grants;
+    state.take_over_once |= take_over;
+    state.abandon |= abandon_parked;
+    state.grant = state.grant.or(lost_records);
 }
 
 /// Records of a routed stream are gone, and the process goes on without it until an operator has chosen.

@@ -296,12 +296,14 @@ impl Running {
                 let deleted = world.state().deleted.contains(STREAM);
                 if !world.state().decimated.is_empty() && text.contains("--lost-records") {
                     operator::decide(world, number);
+                    operator::grants_again(world);
                 } else if deleted && text.contains("--take-over") {
                     // A zombie woke up just when it had no token. It finds out when it is fenced.
                     world.note("it is to take the stream over", number, 0);
                     world.state().take_over = true;
                 } else if operator::grants_ownership(world, &text) {
                     world.note("it is to take the stream from others", number, 0);
+                    operator::grants_again(world);
                 } else {
                     world.violated(format!("process {number} ended by itself: {text}"));
                 }

@@ -22,7 +22,7 @@ use super::workload::{Planned, Workload};
 use crate::change::Position;
 use crate::pipeline::budget::ByteBudget;
 use crate::pipeline::control::Status;
-use crate::pipeline::grants::LostRecords;
+use crate::pipeline::grants::{Grants, LostRecords};
 use crate::sink::model::Model;
 use crate::store::{Database, Write};
 
@@ -180,6 +180,8 @@ pub(super) struct State {
     pub(super) deleted: BTreeSet<&'static str>,
     /// These answer nothing else, until then.
     shut: BTreeMap<&'static str, (u16, &'static str, Instant)>,
+    /// What the last process was granted.
+    pub(super) last_grants: Grants,
     /// What the operator decided about records that are gone, for the next process.
     pub(super) grant: Option<LostRecords>,
     /// From now on processes may take the stream from another one on this store: a zombie got it while
@@ -339,6 +341,7 @@ impl World {
                 decimated: BTreeSet::new(),
                 deleted: BTreeSet::new(),
                 shut: BTreeMap::new(),
+                last_grants: Grants::default(),
                 grant: None,
                 take_over: false,
                 take_over_once: false,
