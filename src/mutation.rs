@@ -76,6 +76,8 @@ pub(crate) enum Rule {
     WaitForOtherStreams,
     /// What was sent to a stream that is shut goes nowhere else before that is read.
     DoubtWhatWasSent,
+    /// What may be in a stream that could not be read since the start goes nowhere before that.
+    DoubtTheUnread,
     /// What stands behind messages of a stream that is shut waits, too.
     HoldBehindShut,
     /// A routed stream is promised what the pipeline's own is.
@@ -92,7 +94,7 @@ pub(crate) enum Rule {
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 41] = [
+    pub(crate) const ALL: [Self; 42] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
@@ -128,6 +130,7 @@ impl Rule {
         Self::ReadEveryStream,
         Self::WaitForOtherStreams,
         Self::DoubtWhatWasSent,
+        Self::DoubtTheUnread,
         Self::HoldBehindShut,
         Self::PromiseForAll,
         Self::FindWhatWasStored,

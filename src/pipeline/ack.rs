@@ -90,6 +90,24 @@ impl AckTracker {
         self.progress
     }
 
+    /// The last change that was read, or what was settled before any.
+    #[must_use]
+    pub fn read_through(&self) -> Position {
+        let last = self.entries.iter().rev().find_map(|entry| match entry {
+            Entry::Open { position } | Entry::Settled { position, .. } => Some(*position),
+            Entry::Mark { .. } => None,
+        });
+        last.unwrap_or_default().max(self.progress.position)
+    }
+
+    /// What was read and is not settled.
+    pub fn open(&self) -> impl Iterator<Item = Position> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Open { position } => Some(*position),
+            Entry::Settled { .. } | Entry::Mark { .. } => None,
+        })
+    }
+
     /// Adds the places of settled changes that the progress does not cover yet: what a restart has to
     /// read again.
     pub fn add_beyond(&self, floors: &mut Floors) {
@@ -163,10 +181,15 @@ mod tests {
         tracker.settle(second, own(7));
         assert_eq!(tracker.progress(), Progress::default());
         assert_eq!(seq_beyond(&tracker), Some(7));
+        assert_eq!(
+            (tracker.read_through(), tracker.open().collect()),
+            (at(10, 1), vec![at(10, 0)])
+        );
         tracker.settle(first, own(6));
         assert_eq!(tracker.progress(), Progress { position: at(10, 1), lsn: Lsn(12) });
         assert_eq!(seq_beyond(&tracker), None);
         assert!(tracker.is_idle());
+        assert_eq!((tracker.read_through(), tracker.open().count()), (at(10, 1), 0));
     }
 
     #[test]

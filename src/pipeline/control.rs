@@ -272,8 +272,8 @@ pub enum Error {
     #[error("message {id} is on its way to S2 at this moment; try again")]
     Busy { id: u64 },
     #[error(
-        "message {id} may be in the stream already, which is known once S2 has been read; S2 does not \
-         answer at this moment (`sluicebox check` says why): try again when it does"
+        "message {id} may be in a stream already, which is known once that has been read; it cannot be \
+         at this moment (`sluicebox check` says why): try again when it can"
     )]
     Unread { id: u64 },
     #[error("the pipeline has stopped")]

@@ -140,6 +140,19 @@
 //! - A start reads every stream that has a row before anything is sent to any: what is in one of them may
 //!   be routed to another now (`ReadEveryStream`). All are opened with the promise of the first
 //!   (`PromiseForAll`).
+//! - One that cannot be read then, by trouble of its own, does not keep the others waiting. What it may
+//!   have, or may still get from a batch under way or from a process that stood still, is what somebody
+//!   had in memory or in this store before the slot and the store were ours: nothing that was committed
+//!   later than the WAL's end as it was asked once our connection had the slot. Everything up to there that
+//!   was not found in another stream goes into the store, whatever the chain makes of it, a drop too,
+//!   and is sent nowhere before the stream was read (`DoubtTheUnread`). Newer changes are in no stream, and
+//!   go on, except behind one in the store of their group. So what that stream turns out to have is in no
+//!   other, and nothing that comes after it in its group was sent. Its row stays as it is meanwhile, so
+//!   that the next start finds the same. Once it was read, all that it holds leaves the store, or is left
+//!   out on its way there, and the rest follows. One thing would be newer: what a frozen process reads that
+//!   gets the slot again, in a pause of our own connection. Our confirming keeps it from that, and after
+//!   `--take-over`, where one is to be expected, such a stream keeps everything waiting.
+//!   (`routes_recovery::a_stream_that_cannot_be_read_at_a_start_…`.)
 //! - A stream that is in trouble of its own is shut, and what is bound for it parks. What was sent there
 //!   without an answer goes nowhere else before that stream is read (`DoubtWhatWasSent`), and what stands
 //!   behind it in its groups waits in the store, whatever stream it is for (`HoldBehindShut`).

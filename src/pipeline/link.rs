@@ -265,6 +265,13 @@ fn part(record: &ReadRecord) -> Option<(u64, u64)> {
 }
 
 impl Line {
+    /// A line of a test, on which nothing goes.
+    #[cfg(test)]
+    pub(super) fn silent(client: &Client) -> Self {
+        let guarantee = Guarantee::ExactlyOnce;
+        Self { session: Session::open(client), next_seq: None, fencing_token: None, guarantee }
+    }
+
     /// The token that the stream has now, if it is fenced.
     #[must_use]
     pub fn fencing_token(&self) -> Option<&str> {

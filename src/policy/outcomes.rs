@@ -30,7 +30,8 @@
 //! answer, and go by themselves as soon as it is back, which is tried all the time. Every other outcome
 //! means there what it means everywhere: the stream waits, and so does what is behind it in its groups.
 //! Why not the head in every case: one stream, whose name may come from a row's value, would stop them
-//! all.
+//! all. Where a start cannot read such a stream, which may have what an earlier run sent, everything that
+//! was committed before parks likewise.
 //!
 //! | outcome | what happens | landed | code |
 //! | --- | --- | --- | --- |

@@ -132,8 +132,8 @@ fn check(world: &World) -> Result<(), String> {
             return Err(format!("{position} was given up, and delivered later"));
         }
     }
-    // What is routed parks where its stream is in trouble.
-    let mut may_be_held = troubled(world, state.refused_any, true);
+    // What is routed parks where its stream is in trouble, and whatever may be in one that was not read.
+    let mut may_be_held = troubled(world, state.refused_any || state.unread_any, true);
     may_be_held.extend(&store.ever);
     in_order(world, &state, [&landed, &whole], &may_be_held)?;
     bodies(world, history)

@@ -113,6 +113,19 @@ async fn unary(
     process: Arc<Process>,
     request: Request,
 ) -> Result<Response, Failed> {
+    let stream = stream_of(&request);
+    let answer = ask(Arc::clone(&world), Arc::clone(&process), request).await;
+    if answer.as_ref().map_or(true, |answer| !answer.status().is_success()) {
+        world.fails_unread(&stream, process.number);
+    }
+    answer
+}
+
+async fn ask(
+    world: Arc<World>,
+    process: Arc<Process>,
+    request: Request,
+) -> Result<Response, Failed> {
     if world.fault(Fault::Refuse, 0.2) || world.is_away() {
         sleep(world.delay()).await;
         return Err(failed(Broken::Connect));
@@ -201,6 +214,7 @@ async fn session(
         return Ok(respond(trouble(&world, &process, &stream_of(&request)).0));
     }
     let stream = stream_of(&request);
+    world.has_session(&stream, process.number);
     let body = request.body_mut().take().unwrap_or_default();
     let (answers, mut received) = mpsc::unbounded_channel::<Result<Bytes, io::Error>>();
     let http2 = world.chance(0.5);

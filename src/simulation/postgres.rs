@@ -105,6 +105,7 @@ impl Slot {
                 status.made_slot |= !std::mem::replace(&mut self.world.state().has_slot, true);
                 let system_identifier = "7".to_owned();
                 status.identity = Some(Identity { system_identifier, timeline: 1, wal_end });
+                status.taken_at = Some(wal_end);
             });
             if !self.stream().await {
                 return;

@@ -183,6 +183,10 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     world.state().owner = number;
     super::judge::store_is_as_told(world, &loaded);
     world.note("start", number, loaded.messages.len() as u64);
+    if number > 1 && world.streams().len() > 1 && world.fault(Fault::Shut, 0.4) {
+        let routed = &world.streams()[1..];
+        world.shut(routed[world.draw(|rng| rng.random_range(0..routed.len()))]);
+    }
     // What operators do between two runs.
     if world.fault(Fault::Reload, 0.3) {
         another_chain(world);

@@ -17,7 +17,7 @@ use super::judge::{self, Ours};
 use super::letters::{self, Paper};
 use super::mirror::Mirror;
 use super::process::Process;
-use super::routes::ROUTED;
+use super::routes::{self, ROUTED};
 use super::workload::{Planned, Workload};
 use crate::change::Position;
 use crate::pipeline::budget::ByteBudget;
@@ -207,6 +207,10 @@ pub(super) struct State {
     pub(super) excused: BTreeSet<Position>,
     /// S2 has refused a batch that was in order.
     pub(super) refused_any: bool,
+    /// A process could not read a stream at its start that was to be read, and may go on without it.
+    pub(super) unread_any: bool,
+    /// Sessions with routed streams, by their processes.
+    sessions: BTreeSet<(u64, &'static str)>,
     pub(super) disk_full: bool,
     pub(super) slow: bool,
     /// How far the machine's clock is off, in milliseconds.
@@ -354,6 +358,8 @@ impl World {
                 granted: false,
                 excused: BTreeSet::new(),
                 refused_any: false,
+                unread_any: false,
+                sessions: BTreeSet::new(),
                 disk_full: false,
                 slow: false,
                 clock_off_ms: 0,
@@ -665,6 +671,23 @@ impl World {
         // What it was sent may be in it, and its answers are lost.
         if self.chance(0.5) {
             self.cut.notify_waiters();
+        }
+    }
+
+    /// A request about a stream fails, and its process may not have read that yet.
+    pub(super) fn fails_unread(&self, stream: &str, process: u64) {
+        let Some(stream) = routes::stream(stream).filter(|stream| *stream != STREAM) else {
+            return;
+        };
+        let mut state = self.state();
+        let is_read = state.sessions.contains(&(process, stream));
+        state.unread_any |= !is_read && state.store.streams.contains_key(stream);
+    }
+
+    /// A process has read a stream.
+    pub(super) fn has_session(&self, stream: &str, process: u64) {
+        if let Some(stream) = routes::stream(stream) {
+            self.state().sessions.insert((process, stream));
         }
     }
 

@@ -169,6 +169,9 @@ pub struct SourceStatus {
     pub made_slot: bool,
     /// Of the cluster, once it was asked.
     pub identity: Option<Identity>,
+    /// Where the WAL ended once the slot was this process's: whoever had it before has read nothing that
+    /// was committed later. Asked with each connection, as somebody may have had it in between.
+    pub taken_at: Option<Lsn>,
     /// What the slot keeps, asked every few seconds.
     pub slot: Option<SlotHealth>,
     /// What works and may stop working, one sentence each with its mend.
@@ -187,6 +190,7 @@ impl Default for SourceStatus {
             connections: 0,
             made_slot: false,
             identity: None,
+            taken_at: None,
             slot: None,
             warnings: Vec::new(),
         }

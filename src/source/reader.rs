@@ -250,6 +250,7 @@ impl Reader {
         if let Err(error) = started {
             return Err(self.explain_start(&session, error).await);
         }
+        let taken_at = preflight::wal_end(&session).await?;
         (self.take_over, self.lost_changes) = (false, false);
         self.mark = self.mark.max(Some(prepared.confirmed));
         self.publication = Some(prepared.publication);
@@ -274,6 +275,7 @@ impl Reader {
             status.connections += 1;
             status.warnings = warnings;
             status.identity = Some(identity);
+            status.taken_at = Some(taken_at);
         });
         tracing::info!(
             slot = self.settings.slot,

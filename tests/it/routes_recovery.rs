@@ -158,3 +158,80 @@ async fn a_stream_that_was_only_said_to_be_gone_gets_nothing_twice() {
     judge_streams(&world, &STREAMS).await;
     running.stop().await;
 }
+
+/// A start finds a stream forbidden that may have what an earlier run has sent, and a newer chain sends
+/// that elsewhere: it waits, and nothing else does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_cannot_be_read_at_a_start_keeps_only_what_may_be_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world("routes_unread", dir.path(), "{column:label}", "").await;
+    let front = Front::of(&world.s2).await;
+    world.home.settings.endpoint = front.endpoint();
+    world.home.write_config();
+    let insert = async |id: u64, stream: &str| {
+        let row = format!("{id}, {id}, '{stream}', 'r0wv4lue'");
+        world.sql(&format!("insert into items values ({row})")).await;
+    };
+    let ids = async |stream: &str| {
+        if world.s2.tail(BASIN, stream).await.is_err() {
+            return Vec::new();
+        }
+        let records = world.s2.read(BASIN, stream).await;
+        data(&records).iter().map(|record| field(record, "id")).collect::<Vec<_>>()
+    };
+    let until_ids = async |stream: &'static str, expected: &[&str]| {
+        until(&format!("{expected:?} in {stream}"), async || {
+            let found = ids(stream).await;
+            if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    };
+    let running = world.start().ready().await;
+    insert(1, "left").await;
+    until_ids("left", &["1"]).await;
+    world.until_confirmed().await;
+    // One that does not get through keeps the checkpoint from passing what comes behind it. No start
+    // that cannot read the stream can know that it is not there.
+    front.set(Fault::OfStream { stream: "changes", status: 503, code: "unavailable" });
+    insert(4, "changes").await;
+    insert(2, "left").await;
+    insert(3, "left").await;
+    until_ids("left", &["1", "2", "3"]).await;
+    running.kill().await;
+
+    world.drop_in_settings("10-route.wasm", "[config]\nstream = \"changes\"\n");
+    front.set(Fault::OfStream { stream: "left", status: 403, code: "permission_denied" });
+    let running = world.start().ready().await;
+    world.until_messages("failed", 3).await;
+    insert(5, "left").await;
+    until_ids("changes", &["5"]).await;
+    world.sql("update items set label = 'y' where id = 2").await;
+    world.until_messages("waiting", 1).await;
+    world.until_confirmed().await;
+    for message in world.messages(Some("failed")).await {
+        assert_eq!(message["error"]["class"], "route", "{message}");
+        let text = message["error"]["text"].as_str().unwrap();
+        assert!(text.contains("`left`") && text.contains("could not be read"), "{text}");
+    }
+    let shut = world.status().await.unwrap()["streams"][0].clone();
+    assert_eq!((&shut["name"], &shut["state"]), (&"left".into(), &"shut".into()), "{shut}");
+    let text = shut["reason"]["text"].as_str().unwrap();
+    assert!(text.contains("403") && text.contains("not known before it can be read"), "{text}");
+    let refused = world.cli(&["messages", "ack", "--all"]).await;
+    assert!(!refused.status.success(), "what consumers may have is not given up");
+    running.kill().await;
+
+    // The next start finds it just so.
+    let running = world.start().ready().await;
+    insert(6, "left").await;
+    until_ids("changes", &["5", "6"]).await;
+    assert_eq!(world.messages(None).await.len(), 4);
+    front.set(Fault::None);
+    world.until_no_messages().await;
+    until_ids("left", &["1", "2", "3"]).await;
+    let mut found = ids("changes").await;
+    found[2..].sort_unstable();
+    // The update of what was there, and what was not there.
+    assert_eq!(found, ["5", "6", "2", "4"]);
+    running.stop().await;
+}

@@ -181,7 +181,7 @@ async fn what_was_delivered_cannot_be_given_up() {
     let refused = world.cli(&["messages", "ack", &id]).await;
     assert!(!refused.status.success());
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(text.contains("may be in the stream already"), "{text}");
+    assert!(text.contains("may be in a stream already"), "{text}");
     world.s2.up().await;
     relay.set(Wire::Pass);
     let running = running.ready().await;

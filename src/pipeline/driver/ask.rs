@@ -140,13 +140,13 @@ impl Driver {
         }
     }
 
-    /// Whether a stored message may be in a stream without our knowing: after a restart, and where it was
-    /// on its way when spilling began or when its stream was shut. Giving it up then would deny what consumers have.
+    /// Whether a stored message may be in a stream without our knowing: after a restart, until each stream
+    /// was read, and where it was on its way when spilling began or when its stream was shut. Giving it up then would deny what consumers have.
     fn may_have_landed(&self, id: MessageId) -> bool {
         let is_open = self.lanes.own.is_open();
         let position = self.holds.position(id);
         !self.established
-            || position.is_some_and(|position| self.doubts.is_open(position))
+            || position.is_some_and(|position| self.is_in_doubt(position))
             || self.spill.is_on() && !is_open && self.holds.is_gated(id)
     }
 
@@ -171,7 +171,7 @@ impl Driver {
         .chain(
             self.lanes
                 .routed()
-                .filter(|(_, lane)| lane.unread)
+                .filter(|(_, lane)| lane.is_awaited())
                 .map(|(_, lane)| lane.reason.as_ref()),
         )
         .flatten()

@@ -366,7 +366,7 @@ impl Driver {
             }
             let is_begun = self.letter_is_begun(id);
             let position = self.holds.position(id);
-            let in_doubt = position.is_some_and(|position| self.doubts.is_open(position));
+            let in_doubt = position.is_some_and(|position| self.is_in_doubt(position));
             let may_be_there = is_begun || in_doubt || self.dead.in_doubt.contains(&id);
             if !may_be_there && self.established {
                 self.dead.spent.remove(&id);

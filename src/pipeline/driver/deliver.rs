@@ -21,7 +21,7 @@ use crate::policy::outcomes::{self, Condition};
 use crate::sink::Guarantee;
 use crate::sink::error::{Class, Operation, Refusal};
 use crate::store::{Failure, Tokens};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,7 @@ impl Driver {
                     }
                     link::Error::Store(error) => return Err(error.into()),
                     link::Error::Owned { text } => match self.lanes.get(id) {
-                        Some(lane) if lane.routed.is_some() && !lane.unread => {
+                        Some(lane) if lane.routed.is_some() && !lane.is_awaited() => {
                             let row = outcomes::of_condition(Condition::OtherToken);
                             let (part, code) = ("sink".to_owned(), row.code.to_owned());
                             self.shut(id, Reason { part, code, text }, false);
@@ -174,7 +174,7 @@ impl Driver {
         let first = std::mem::take(&mut lane.unread);
         self.counters.sink_sessions += 1;
         if first {
-            self.apply_landed(id, &landed);
+            self.apply_landed(id, landed.iter().map(|(position, seq)| (*position, *seq)));
         } else {
             let of = |parcel: &Parcel| {
                 let position = &parcel.item.change.position;
@@ -196,21 +196,51 @@ impl Driver {
         self.decide();
     }
 
-    /// Once every stream in which something unknown may be has been read, sending begins.
+    /// Once every stream in which something unknown may be has been read or is shut, sending begins.
     pub(super) fn check_established(&mut self) {
         let is_left = |lane: &Lane| {
-            lane.unread && (lane.routed.is_none() || !mutation::broken(Rule::ReadEveryStream))
+            lane.is_awaited() && (lane.routed.is_none() || !mutation::broken(Rule::ReadEveryStream))
         };
         self.established |= !self.lanes.all().any(|(_, lane)| is_left(lane));
     }
 
-    /// At start: what the stream holds is not sent again, and messages that are in it leave the store.
-    fn apply_landed(&mut self, lane: LaneId, landed: &HashMap<Position, u64>) {
-        let through = self.delivered_position();
-        let beyond = landed.iter().filter(|(position, _)| **position > through);
-        self.replayed
-            .extend(beyond.map(|(position, &seq)| (*position, Some(Landed { lane, seq }))));
-        self.forget_landed(lane, landed);
+    /// A stream was read for the first time, at the start or, where it was shut then, later: what it
+    /// holds is not sent again, wherever that is by now, and messages that are in it leave the store.
+    pub(super) fn apply_landed(
+        &mut self,
+        lane: LaneId,
+        landed: impl Iterator<Item = (Position, u64)>,
+    ) {
+        let mut landed: Vec<(Position, u64)> = landed.collect();
+        if landed.is_empty() {
+            return;
+        }
+        landed.sort_unstable();
+        let stored: HashMap<Position, MessageId> = self.holds.positions().collect();
+        let (read, open) = (self.spill.read_through(&self.tracker), self.open_positions());
+        for (position, seq) in landed {
+            let landed = Landed { lane, seq };
+            let is_to_come = position > read;
+            match stored.get(&position) {
+                Some(id) if self.holds.is_idle(*id) => {
+                    self.delivered_from_store(*id, position, landed);
+                }
+                // It is on its way through the transforms.
+                Some(_) => self.doubts.find(position, landed),
+                None if !is_to_come && open.contains(&position) => {
+                    self.doubts.find(position, landed);
+                }
+                None => {}
+            }
+            if is_to_come {
+                self.replayed.insert(position, Some(landed));
+            }
+        }
+    }
+
+    /// What was read from the source, or from the spill, and is not settled.
+    fn open_positions(&self) -> HashSet<Position> {
+        self.tracker.open().chain(self.spill.open()).collect()
     }
 
     /// Stored messages that are in a stream leave the store, unless they are on their way: then they are

@@ -85,8 +85,7 @@ pub(super) struct Lane {
     pub(super) reconnecting: bool,
     /// What S2 refused, until it is certain what landed before it.
     pub(super) refused: Option<(Parcel, Failure)>,
-    /// It has to be read before anything at all is sent: what an earlier process sent there without
-    /// hearing of it is not known.
+    /// What an earlier process sent there without hearing of it is not known.
     pub(super) unread: bool,
     /// Nothing for the pipeline's own stream.
     pub(super) routed: Option<Routed>,
@@ -123,6 +122,11 @@ impl Lane {
 
     pub(super) fn is_open(&self) -> bool {
         matches!(self.sink, Sink::Open(_))
+    }
+
+    /// It has to be read before anything at all is sent.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.unread && self.routed.as_ref().is_none_or(|routed| !routed.is_shut())
     }
 
     /// Something of it is ready, on its way, or not yet decided.

@@ -117,7 +117,7 @@ impl Driver {
     /// Unsettled changes that nobody has.
     fn look_at_pipeline(&self) -> Look {
         let somebody = !self.jobs.is_empty()
-            || self.lanes.all().any(|(_, lane)| lane.is_busy() || lane.unread)
+            || self.lanes.all().any(|(_, lane)| lane.is_busy() || lane.is_awaited())
             || !self.writes.is_empty()
             || self.writing.is_some()
             || self.reading.is_some()

@@ -165,7 +165,7 @@ impl Driver {
         if self.parts.known.get(&id).is_none_or(is_begun) {
             return;
         }
-        if self.holds.position(id).is_some_and(|position| self.doubts.is_open(position)) {
+        if self.holds.position(id).is_some_and(|position| self.is_in_doubt(position)) {
             return;
         }
         self.parts.known.remove(&id);

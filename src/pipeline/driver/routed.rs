@@ -16,6 +16,14 @@
 //!   may be in it. It may be tried again for the same stream only, where the stream is read before it
 //!   goes; routed elsewhere it parks until the stream has been read, or is said not to be there any more.
 //!   That may be wrong, as a proxy's 404 is: when the stream is back, it is looked for there all the same.
+//! - *Veiled.* A stream that has a row and is shut before it was read at the start holds what nobody here
+//!   knows. What may be in it is what an earlier process had: at most everything that was committed when
+//!   the slot became ours ([`SourceStatus::taken_at`](crate::source::SourceStatus::taken_at)), and what was
+//!   in the store then, which is no newer. All of that is doubtful at once, whatever the chain makes of
+//!   it: it parks, and newer changes go on, except behind a parked one of their group. Once the stream can
+//!   be read, what is found in it leaves the store, and the rest follows. Where the store is full of it,
+//!   nothing new is read, as always. After `--take-over` nothing is veiled, and everything waits: a frozen
+//!   process may still read on, and nothing keeps it from a stream that cannot be fenced.
 //! - A stream that was deleted has taken its records along: it is begun anew, with what is beyond the
 //!   checkpoint.
 //!
@@ -23,7 +31,7 @@
 //! [`Transport`](crate::sink::transport::Transport): it is the same for all, and a request's path names
 //! the stream.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,6 +77,9 @@ pub(super) struct Routed {
     troubled_since: Option<Instant>,
     /// What is bound for it parks.
     shut: Option<Reason>,
+    /// S2 says that there is no such stream, so that nothing that was sent there is anywhere: it may go
+    /// elsewhere. Whoever said so may be wrong, so that it is looked for when the stream is back.
+    gone: bool,
     probed_at: Instant,
     /// Changes up to here, or to the end of Postgres's log, are taken as delivered, as an operator chose
     /// because records of it are gone.
@@ -92,9 +103,8 @@ pub(super) enum Row {
 pub(super) struct Doubts {
     /// Which stream.
     open: HashMap<Position, LaneId>,
-    /// Streams that were said not to be there any more, with all that was in them: what may have been sent
-    /// to them may go elsewhere. Whoever said so may be wrong, so that it is looked for when they are back.
-    gone: HashSet<LaneId>,
+    /// Streams that are shut and were not read since the start.
+    veiled: BTreeSet<LaneId>,
     /// Found there while the message was on its way through the transforms.
     found: HashMap<Position, Landed>,
 }
@@ -108,6 +118,16 @@ impl Doubts {
         self.open.contains_key(&position)
     }
 
+    /// Nothing is in doubt.
+    fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.veiled.is_empty()
+    }
+
+    /// It was found while it is on its way here.
+    pub(super) fn find(&mut self, position: Position, landed: Landed) {
+        self.found.insert(position, landed);
+    }
+
     /// What was found and is still on its way here: a restart has to find it again.
     pub(super) fn add_found(&self, floors: &mut Floors) {
         self.found.values().for_each(|landed| floors.add(*landed));
@@ -118,6 +138,15 @@ impl Doubts {
         if !self.open.is_empty() {
             self.open.remove(&position);
         }
+        if !self.found.is_empty() {
+            self.found.remove(&position);
+        }
+    }
+}
+
+impl Routed {
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut.is_some()
     }
 }
 
@@ -135,7 +164,8 @@ impl Lane {
     /// Whether a routed stream has anything to do with a session.
     pub(super) fn wants_session(&self) -> bool {
         let Some(routed) = &self.routed else { return true };
-        routed.row != Row::Leaving && (self.unread || self.is_busy() || !routed.parked.is_empty())
+        let is_unread = self.unread && !routed.gone;
+        routed.row != Row::Leaving && (is_unread || self.is_busy() || !routed.parked.is_empty())
     }
 
     /// When it has had its session long enough for others to have one, unless it ends it already.
@@ -147,7 +177,8 @@ impl Lane {
     /// Whether a routed stream has had nothing to do for so long.
     pub(super) fn is_idle(&self, now: Instant, time: Duration) -> bool {
         let Some(routed) = &self.routed else { return false };
-        let is_free = !self.unread && !self.is_busy() && routed.parked.is_empty();
+        let is_unread = self.unread && !routed.gone;
+        let is_free = !is_unread && !self.is_busy() && routed.parked.is_empty();
         let opens = matches!(self.sink, Sink::Opening(_)) || routed.row == Row::Leaving;
         is_free && !opens && routed.active_at + time <= now
     }
@@ -206,6 +237,7 @@ impl Driver {
             active_at: now,
             troubled_since: None,
             shut: None,
+            gone: false,
             probed_at: now,
             skips: None,
             parked: HashSet::new(),
@@ -233,41 +265,102 @@ impl Driver {
     /// The stream that may have a message already, and what to say of it meanwhile.
     pub(super) fn doubtful(&self, item: &Item) -> Option<(LaneId, Failure)> {
         let open = self.doubts.open.get(&item.change.position).copied();
-        let lane = open.filter(|lane| !self.doubts.gone.contains(lane))?;
-        let name = self.lanes.get(lane).map(|lane| lane.client.place().stream.clone());
+        let is_gone = |lane: &LaneId| {
+            let routed = self.lanes.get(*lane).and_then(|lane| lane.routed.as_ref());
+            routed.is_some_and(|routed| routed.gone)
+        };
+        let Some(lane) = open.filter(|lane| !is_gone(lane)) else {
+            return self.veiled(item.change.position);
+        };
         let failure = route_failure(format!(
             "an earlier attempt to send it to stream `{}` got no answer, and that stream cannot be read \
              to find out; it goes nowhere else before that",
-            name.unwrap_or_default()
+            self.stream_of(lane)
         ));
         Some((lane, failure))
     }
 
-    /// What keeps a message from going to the stream that transforms chose for it: the failure that it
-    /// parks with.
-    pub(super) fn obstacle(&mut self, id: LaneId, item: &Item) -> Option<Failure> {
-        if id == LaneId::OWN && self.doubts.open.is_empty() {
+    /// The stream that was not read since the start and may have a change of this position, and what to
+    /// say of it meanwhile.
+    pub(super) fn veiled(&self, position: Position) -> Option<(LaneId, Failure)> {
+        let lane = *self.doubts.veiled.first()?;
+        let taken_at = self.source.status.borrow().taken_at;
+        // Before the slot is ours, only messages of the store are on their way.
+        let may_be_there = taken_at.is_none_or(|lsn| position <= Position::last_before(lsn));
+        if !may_be_there || mutation::broken(Rule::DoubtTheUnread) {
+            return None;
+        }
+        let failure = route_failure(format!(
+            "it was committed before this start, and stream `{}`, which may have it, could not be read \
+             since then; it goes nowhere before that",
+            self.stream_of(lane)
+        ));
+        Some((lane, failure))
+    }
+
+    /// Whether a stream may have a change of this position without our knowing.
+    pub(super) fn is_in_doubt(&self, position: Position) -> bool {
+        self.doubts.is_open(position) || self.veiled(position).is_some()
+    }
+
+    /// One sentence for the operator, while a stream's content is not known.
+    pub(super) fn veil_sentence(&self) -> Option<String> {
+        let lane = *self.doubts.veiled.first()?;
+        Some(format!(
+            "stream `{}` could not be read since the start, so that what was committed before is parked",
+            self.stream_of(lane)
+        ))
+    }
+
+    fn stream_of(&self, lane: LaneId) -> &str {
+        self.lanes.get(lane).map_or("", |lane| &lane.client.place().stream)
+    }
+
+    /// What keeps a message from going to the stream that transforms chose for it: the stream that has
+    /// to be back first, and the failure that it parks with.
+    pub(super) fn obstacle(&mut self, id: LaneId, item: &Item) -> Option<(LaneId, Failure)> {
+        if id == LaneId::OWN && self.doubts.is_empty() {
             return None;
         }
         if let Some((doubtful, failure)) = self.doubtful(item)
             && doubtful != id
         {
-            return Some(failure);
+            return Some((doubtful, failure));
         }
         let now = self.clock.now();
         let lane = self.lanes.get_mut(id)?;
         lane.touch(now);
-        let routed = lane.routed.as_mut()?;
-        let reason = routed.shut.as_ref()?;
-        let failure = route_failure(reason.text.clone());
-        // The message may be tried because somebody has mended the stream.
+        let reason = lane.routed.as_ref()?.shut.as_ref()?;
+        Some((id, route_failure(reason.text.clone())))
+    }
+
+    /// Parks what cannot be sent before a stream is back.
+    pub(super) fn waits_for(&mut self, item: Item, lane: LaneId, failure: Failure) {
+        self.probe(lane);
+        let id = match item.origin {
+            Origin::Source { .. } | Origin::Spilled { .. } => {
+                self.park(item, failure, MadeBy::Current)
+            }
+            Origin::Store { id } => {
+                self.off_the_way(&item);
+                self.failed_again(id, failure, MadeBy::Current);
+                id
+            }
+        };
+        self.parked_for(lane, id);
+    }
+
+    /// A message waits for a stream, and may be tried because somebody has mended that.
+    pub(super) fn probe(&mut self, id: LaneId) {
+        let now = self.clock.now();
+        let Some(lane) = self.lanes.get_mut(id) else { return };
+        let Some(routed) = &lane.routed else { return };
         let probe = now.max(routed.probed_at + PROBE_PAUSE);
         if let Sink::Waiting { until } = &mut lane.sink
             && *until > probe
         {
             *until = probe;
         }
-        Some(failure)
     }
 
     /// A message was parked because of a stream, and follows when that is back.
@@ -304,7 +397,7 @@ impl Driver {
 
     /// A stream has been read: what was in doubt is in it or not.
     pub(super) fn end_doubts(&mut self, id: LaneId, landed: &HashMap<Position, u64>) {
-        self.doubts.gone.remove(&id);
+        self.doubts.veiled.remove(&id);
         if self.doubts.open.is_empty() {
             return;
         }
@@ -313,24 +406,11 @@ impl Driver {
             if *lane == id
                 && let Some(seq) = landed.get(position)
             {
-                found.push((*position, Landed { lane: id, seq: *seq }));
+                found.push((*position, *seq));
             }
             *lane != id
         });
-        if found.is_empty() {
-            return;
-        }
-        let stored: HashMap<Position, MessageId> = self.holds.positions().collect();
-        for (position, landed) in found {
-            match stored.get(&position) {
-                Some(id) if self.holds.is_idle(*id) => {
-                    self.delivered_from_store(*id, position, landed);
-                }
-                // What comes out of the spill later is looked up there.
-                None if self.replayed.contains_key(&position) || !self.spill.is_on() => {}
-                _ => _ = self.doubts.found.insert(position, landed),
-            }
-        }
+        self.apply_landed(id, found.into_iter());
     }
 
     /// A routed stream was opened, and its end was read: what was parked for it is tried at once.
@@ -342,6 +422,7 @@ impl Driver {
         routed.row = Row::Present;
         routed.since = now;
         routed.active_at = now;
+        routed.gone = false;
         if !is_busy {
             routed.troubled_since = None;
         }
@@ -364,6 +445,9 @@ impl Driver {
             code: code.to_owned(),
             text,
         };
+        // Of what a frozen process may still do to one that was not read, nobody knows an end.
+        let may_be_veiled = error.is_stream_missing() || !self.settings.grants.take_over;
+        let may_be_shut = !lane.is_awaited() || may_be_veiled;
         match error.class() {
             Class::Sink(trouble) => {
                 let now = self.clock.now();
@@ -373,17 +457,17 @@ impl Driver {
                     || error.is_stream_leaving()
                     || routed.shut.is_some()
                     || (is_late && self.lanes.own.is_open());
-                // What it holds of an earlier run has to be known first, unless it is gone.
-                let is_known = !lane.unread || error.is_stream_missing();
-                (is_own && is_known).then(|| reason(&trouble.code, trouble.text))
+                (is_own && may_be_shut).then(|| reason(&trouble.code, trouble.text))
             }
-            Class::Fenced { actual } if !lane.unread && !actual.is_empty() => {
+            // At a start, an operator is asked before anything goes on without it.
+            Class::Fenced { actual } if !lane.is_awaited() && !actual.is_empty() => {
                 let text = refusal(lane.client.place(), &actual, &self.pipeline_id);
                 Some(reason(outcomes::of_condition(Condition::OtherToken).code, text))
             }
-            Class::Stream { code, text } if !lane.unread => Some(reason(code, text)),
-            Class::Fatal { code, text } => Some(reason(code, text)),
-            Class::Fenced { .. }
+            Class::Stream { code, text } if !lane.is_awaited() => Some(reason(code, text)),
+            Class::Fatal { code, text } if may_be_shut => Some(reason(code, text)),
+            Class::Fatal { .. }
+            | Class::Fenced { .. }
             | Class::Stream { .. }
             | Class::Oversize(_)
             | Class::Refused(_)
@@ -393,7 +477,7 @@ impl Driver {
 
     /// Parks everything that is bound for a stream, and tries it again after a while. `gone`: S2 says that
     /// it has no such stream, so that nothing that was sent is anywhere.
-    pub(super) fn shut(&mut self, id: LaneId, reason: Reason, gone: bool) {
+    pub(super) fn shut(&mut self, id: LaneId, mut reason: Reason, gone: bool) {
         let now = self.clock.now();
         let crowd = self.lanes.crowd();
         let Some(lane) = self.lanes.get_mut(id) else { return };
@@ -402,7 +486,13 @@ impl Driver {
         let delay = policy::SINK.delay(lane.failures, &mut self.rng) * crowd;
         lane.sink = Sink::Waiting { until: now + delay };
         lane.reconnecting = false;
-        lane.unread = false;
+        let is_veiled = lane.unread && !gone;
+        if is_veiled {
+            reason.text.push_str(
+                ". What an earlier run has sent to it is not known before it can be read: whatever was \
+                 committed before this start may be there, and is parked until then",
+            );
+        }
         let mut parcels: Vec<Parcel> =
             lane.refused.take().map(|(parcel, _)| parcel).into_iter().collect();
         // What was refused is first, and certainly not in it.
@@ -421,6 +511,7 @@ impl Driver {
                 );
             }
             routed.shut = Some(reason.clone());
+            routed.gone = gone;
             let holds = &self.holds;
             routed.parked.retain(|id| holds.has_failed(*id));
         }
@@ -428,11 +519,11 @@ impl Driver {
             self.end_doubts(id, &HashMap::new());
         } else {
             self.doubt(id, &parcels[refused..refused + sent]);
-            match gone {
-                true => self.doubts.gone.insert(id),
-                false => self.doubts.gone.remove(&id),
-            };
         }
+        match is_veiled {
+            true => self.doubts.veiled.insert(id),
+            false => self.doubts.veiled.remove(&id),
+        };
         for parcel in parcels {
             if self.is_held(&parcel) {
                 self.hold_back(parcel);
@@ -520,6 +611,7 @@ impl Driver {
         // What came for it meanwhile finds it as new.
         routed.row = Row::Absent;
         lane.acknowledged = None;
+        lane.unread = false;
         if !is_busy {
             self.lanes.remove(id);
         }

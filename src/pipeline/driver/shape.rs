@@ -226,6 +226,14 @@ impl Driver {
             self.on_found(&item, landed);
             return None;
         }
+        if !held
+            && !matches!(shaped, Shaped::Failed(_))
+            && let Some((lane, failure)) = self.veiled(item.change.position)
+        {
+            // What it is made of now does not matter: it may be delivered.
+            self.waits_for(item, lane, failure);
+            return None;
+        }
         match item.origin {
             origin @ (Origin::Source { .. } | Origin::Spilled { .. }) => match shaped {
                 _ if held => self.store_waiting(item),
@@ -280,7 +288,7 @@ impl Driver {
             Ok(lane) => (lane, self.obstacle(lane, item)),
             Err(error) => {
                 let text = crate::error_chain::error_chain(&error);
-                (LaneId::OWN, Some(route_failure(text)))
+                (LaneId::OWN, Some((LaneId::OWN, route_failure(text))))
             }
         };
         if obstacle.is_none() && self.skips_in(lane, item) {
@@ -289,19 +297,13 @@ impl Driver {
         }
         let is_letter = is_letter(&parcel);
         match (obstacle, item.origin) {
-            (Some(failure), Origin::Store { .. }) if is_letter => {
+            (Some((lane, failure)), Origin::Store { .. }) if is_letter => {
+                self.probe(lane);
                 self.letter_waits(item, lane, &failure);
                 return;
             }
-            (Some(failure), Origin::Source { .. } | Origin::Spilled { .. }) => {
-                let id = self.park(parcel.item, failure, MadeBy::Current);
-                self.parked_for(lane, id);
-                return;
-            }
-            (Some(failure), Origin::Store { id }) => {
-                self.off_the_way(item);
-                self.failed_again(id, failure, MadeBy::Current);
-                self.parked_for(lane, id);
+            (Some((lane, failure)), _) => {
+                self.waits_for(parcel.item, lane, failure);
                 return;
             }
             (None, Origin::Store { id }) => {

@@ -164,6 +164,17 @@ impl Spill {
         self.reason.as_ref()
     }
 
+    /// The last change that will not come any more: what is read again while something is spilled, else
+    /// what the source has read.
+    pub(super) fn read_through(&self, source: &AckTracker) -> Position {
+        if self.mode == Mode::On { self.read_through } else { source.read_through() }
+    }
+
+    /// What came out of it and is not settled.
+    pub(super) fn open(&self) -> impl Iterator<Item = Position> {
+        self.delivered.open()
+    }
+
     pub(super) fn add_beyond(&self, floors: &mut Floors) {
         self.delivered.add_beyond(floors);
         floors.merge(&self.floors);
@@ -600,8 +611,9 @@ impl Driver {
                 text: format!(
                     "the message store holds {stored} bytes, and state.bytes_max is {}: nothing new \
                      is read from Postgres, which keeps its WAL meanwhile, until messages have left \
-                     it; mend or give up what is parked, or raise the bound",
-                    bounds.store_bytes_max
+                     it; mend or give up what is parked, or raise the bound{}",
+                    bounds.store_bytes_max,
+                    self.veil_sentence().map_or_else(String::new, |text| format!(". {text}")),
                 ),
             })
         } else if self.spill.mode == Mode::On

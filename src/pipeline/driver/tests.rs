@@ -13,7 +13,7 @@ use crate::change::{Action, Cell, Change, Column, Grouping, Lsn, Table, Tuple};
 use crate::config::{LetterPlace, SpillAfter};
 use crate::pg_type::Kind;
 use crate::pipeline::heartbeat::heartbeat;
-use crate::pipeline::item::Item;
+use crate::pipeline::item::{Item, Shaped};
 use crate::pipeline::outbox::Parcel;
 use crate::pipeline::place::LaneId;
 use crate::pipeline::sample::Sample;
@@ -39,7 +39,7 @@ struct Bench {
     driver: Driver,
     tasks: Arc<Mutex<Vec<Task>>>,
     database: store::Database,
-    _outside: (watch::Receiver<Status>, mpsc::Sender<source::Batch>, watch::Sender<SourceStatus>),
+    outside: (watch::Receiver<Status>, mpsc::Sender<source::Batch>, watch::Sender<SourceStatus>),
 }
 
 impl Bench {
@@ -98,7 +98,7 @@ impl Bench {
             shutdown: CancellationToken::new(),
         };
         let driver = Driver::new(parts, mpsc::unbounded_channel().0).unwrap();
-        Self { driver, tasks, database, _outside: (published, batches_in, status_in) }
+        Self { driver, tasks, database, outside: (published, batches_in, status_in) }
     }
 
     /// Has everything written that is due.
@@ -255,4 +255,58 @@ async fn a_spent_message_that_may_be_in_a_stream_waits_until_that_is_read() {
     bench.driver.end_doubts(lane, &HashMap::from([(at(1), 7)]));
     bench.written().await;
     assert!(bench.driver.holds.is_empty());
+}
+
+/// Hands over what a chain made of a change: one record for the pipeline's own stream.
+fn shaped(bench: &mut Bench, item: Item) {
+    let record =
+        Record { timestamp_ms: None, headers: [].into_iter().collect(), body: Bytes::new() };
+    let shaped = Shaped::Records(vec![size_gate::check(record).unwrap()]);
+    assert!(bench.driver.on_shaped(item, shaped, keep::MadeBy::Current).is_none());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_shut_before_it_was_read_is_read_before_what_it_may_have_is_sent() {
+    let mut bench = Bench::new(None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    bench.driver.lanes.own.unread = false;
+    let lane = bench.routed("orders");
+    bench.driver.check_established();
+    assert!(!bench.driver.established, "it may be read yet");
+    let fatal = crate::sink::error::Error::Settings { text: "of the test".to_owned() };
+    assert!(matches!(fatal.class(), crate::sink::error::Class::Fatal { .. }));
+    bench.driver.on_sink_error(lane, &fatal).unwrap();
+    assert!(bench.driver.established, "all that is not concerned goes on");
+
+    bench.outside.2.send_modify(|status| status.taken_at = Some(Lsn(101)));
+    let (first, second) = (bench.read(at(1)).await, bench.read(at(2)).await);
+    let newer = Position { commit_lsn: Lsn(101), index: 7 };
+    let newer = bench.read(newer).await;
+    shaped(&mut bench, first);
+    let dropped = bench.driver.on_shaped(second, Shaped::Dropped, keep::MadeBy::Current);
+    assert!(dropped.is_none());
+    shaped(&mut bench, newer);
+    assert_eq!(bench.driver.lanes.own.outbox.size().0, 1, "the newer one");
+    bench.written().await;
+    let stored: Vec<_> = bench.driver.holds.positions().map(|(at, _)| at).collect();
+    assert_eq!(stored.len(), 2, "{stored:?}");
+    assert!(stored.iter().all(|at| bench.driver.is_in_doubt(*at)), "nobody gives them up now");
+
+    // The stream can be read, and has one of them. Another is on its way through the transforms.
+    let third = bench.read(Position { commit_lsn: Lsn(100), index: 3 }).await;
+    let (line, next) = (crate::pipeline::link::Line::silent(&bench.driver.lanes.own.client), 9);
+    let established = crate::pipeline::link::Established {
+        line,
+        landed: HashMap::from([(at(1), 7), (at(3), 8)]),
+        begun: HashMap::new(),
+        letters: HashSet::new(),
+        known_to: next,
+        lost: None,
+    };
+    bench.driver.on_established(lane, established);
+    let stored: Vec<_> = bench.driver.holds.positions().map(|(at, _)| at).collect();
+    assert_eq!(stored, [at(2)]);
+    shaped(&mut bench, third);
+    assert_eq!(bench.driver.lanes.own.outbox.size().0, 1, "what is there is not sent again");
+    assert!(!bench.driver.is_in_doubt(at(2)));
 }

@@ -35,6 +35,17 @@ pub struct SlotHealth {
     pub oldest: Option<OpenTransaction>,
 }
 
+/// Up to where WAL is given to anybody.
+const WAL_END: &str = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                       ELSE pg_current_wal_flush_lsn() END::text";
+
+/// Where the server's WAL ends: nothing beyond it was given to anybody.
+pub(in crate::source) async fn wal_end(session: &Session) -> Result<Lsn, Error> {
+    let row = session.one(&format!("SELECT {WAL_END}"), &[]).await?;
+    let text: String = get(&row, 0)?;
+    text.parse().map_err(|_| Error::Protocol { what: "a place in the WAL that is none".to_owned() })
+}
+
 pub(in crate::source) async fn health(
     session: &Session,
     settings: &Settings,
@@ -42,12 +53,13 @@ pub(in crate::source) async fn health(
     let lsn = |text: Option<String>| text.and_then(|text| text.parse::<Lsn>().ok());
     let row = session
         .one(
-            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
-                         ELSE pg_current_wal_flush_lsn() END::text, \
-                    (SELECT oid FROM pg_publication WHERE pubname = $1), \
-                    s.slot_name IS NOT NULL, s.restart_lsn::text, s.confirmed_flush_lsn::text, \
-                    s.wal_status, s.safe_wal_size \
-             FROM (SELECT 1) AS one LEFT JOIN pg_replication_slots s ON s.slot_name = $2",
+            &format!(
+                "SELECT {WAL_END}, \
+                        (SELECT oid FROM pg_publication WHERE pubname = $1), \
+                        s.slot_name IS NOT NULL, s.restart_lsn::text, s.confirmed_flush_lsn::text, \
+                        s.wal_status, s.safe_wal_size \
+                 FROM (SELECT 1) AS one LEFT JOIN pg_replication_slots s ON s.slot_name = $2"
+            ),
             &[&settings.publication, &settings.slot],
         )
         .await?;
