@@ -156,6 +156,16 @@
 //! - A stream that is in trouble of its own is shut, and what is bound for it parks. What was sent there
 //!   without an answer goes nowhere else before that stream is read (`DoubtWhatWasSent`), and what stands
 //!   behind it in its groups waits in the store, whatever stream it is for (`HoldBehindShut`).
+//! - A stream that was deleted and made anew is begun anew, and nobody is asked as for the pipeline's own.
+//!   It has nothing of ours that is older than itself, so that each change is in it at most once and in
+//!   order; what is beyond the checkpoint is not missing from it, and comes again for whoever had read it
+//!   in the one that was deleted. An operator could hardly choose otherwise, and only for a whole start:
+//!   by names that come from rows, each deletion would stop all others. Where one has chosen to skip for
+//!   this start, that holds here too. A frozen process gets nothing into it. Its batches have a token that
+//!   the new stream has not, and before it sends anything with another it has to write that down, in a
+//!   store that is another's by then.
+//!   (`routes_recovery::a_stream_that_was_made_anew_…`; the simulation deletes streams under processes
+//!   that stand still.)
 //! - Across streams, a record is sent once everything before it in its groups is acknowledged
 //!   ([`crossing`](super::crossing), `WaitForOtherStreams`).
 //!

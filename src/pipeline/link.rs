@@ -188,15 +188,17 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
         };
         match (&error, grants.lost_records) {
             _ if used > GRANTS_USED_MAX => {}
-            // It has taken its records along, and holds nothing of ours that is older than itself.
-            (sink::error::Error::StreamRecreated { tail, .. }, _)
-                if routed.is_some() && read_from > 0 =>
+            // It has taken its records along, and holds nothing of ours that is older than itself. Nobody
+            // is asked, for the reasons in `exactly_once`.
+            (sink::error::Error::StreamRecreated { tail, .. }, choice)
+                if routed.is_some() && read_from > 0 && choice != Some(LostRecords::Skip) =>
             {
                 tracing::warn!(
                     stream = routed.as_deref(),
                     read_from,
                     tail,
-                    "the stream was deleted; it is begun anew with what is beyond the checkpoint"
+                    "the stream was deleted and made anew, and what was in it is gone: it is begun anew \
+                     with what is beyond the checkpoint, also where the deleted one had it already"
                 );
                 read_from = 0;
                 row_is_due = true;

@@ -235,3 +235,58 @@ async fn a_stream_that_cannot_be_read_at_a_start_keeps_only_what_may_be_in_it() 
     assert_eq!(found, ["5", "6", "2", "4"]);
     running.stop().await;
 }
+
+/// What is beyond the checkpoint comes again in a stream that was deleted and made anew, also where the
+/// deleted one had it; or does not, where an operator has chosen so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_was_made_anew_is_begun_anew() {
+    for (test, args, expected) in [
+        ("routes_anew", &[][..], &["2", "3", "4"][..]),
+        ("routes_anew_skip", &["--lost-records", "skip"], &["4"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = world(test, dir.path(), "{column:label}", "").await;
+        let front = Front::of(&world.s2).await;
+        world.home.settings.endpoint = front.endpoint();
+        world.home.write_config();
+        let insert = async |id: u64, stream: &str| {
+            let row = format!("{id}, {id}, '{stream}', 'r0wv4lue'");
+            world.sql(&format!("insert into items values ({row})")).await;
+        };
+        let until_ids = async |expected: &[&str]| {
+            until(&format!("{expected:?} in the stream"), async || {
+                world.s2.tail(BASIN, "left").await.map_err(|status| status.to_string())?;
+                let records = world.s2.read(BASIN, "left").await;
+                let found: Vec<_> =
+                    data(&records).iter().map(|record| field(record, "id")).collect();
+                if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+            .await;
+        };
+        let running = world.start().ready().await;
+        insert(1, "left").await;
+        until_ids(&["1"]).await;
+        world.until_confirmed().await;
+        // One that does not get through keeps the checkpoint from passing what comes behind it.
+        front.set(Fault::OfStream { stream: "changes", status: 503, code: "unavailable" });
+        insert(9, "changes").await;
+        insert(2, "left").await;
+        insert(3, "left").await;
+        until_ids(&["1", "2", "3"]).await;
+        running.kill().await;
+        front.set(Fault::None);
+        world.s2.delete_stream(BASIN, "left").await;
+        let running = world.start_with(args).ready().await;
+        until("what came before to be confirmed", async || {
+            let messages = world.messages(None).await;
+            if messages.is_empty() { Ok(()) } else { Err(format!("{messages:?}")) }
+        })
+        .await;
+        world.until_confirmed().await;
+        insert(4, "left").await;
+        until_ids(expected).await;
+        assert_eq!(world.log().contains("was deleted and made anew"), args.is_empty());
+        world.until_confirmed().await;
+        running.stop().await;
+    }
+}
