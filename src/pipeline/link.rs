@@ -6,7 +6,9 @@
 //!
 //! What was promised is remembered, in the store, before anything is sent: a token that may do less at
 //! the next start, or one start with a 403 that passes, would otherwise send again what cannot be looked
-//! for. Less is promised only where an operator has said so (`sink.guarantee`).
+//! for. Less is promised only where an operator has said so (`sink.guarantee`) or, before anything was
+//! promised, where S2 has said 403 for some seconds: where the stream begins for this store is written
+//! down then, and its beginning may have been trimmed long ago.
 //!
 //! The stream is only taken from whom this store knows, or an operator granted it: see
 //! [`grants`](super::grants).
@@ -129,7 +131,7 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
     let mut row_is_due = read_from.is_none();
     let mut read_from = match read_from {
         Some(read_from) => read_from,
-        None => first_read_from(&client, routed.is_none().then_some(&store)).await?,
+        None => first_read_from(&client, routed.is_none().then_some(&store), least).await?,
     };
     // The one that is most likely in force comes first. The newest is among them: an earlier try of
     // it may have landed without an answer.
@@ -229,7 +231,11 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
 /// Before the first session of a store, nothing of it is in the stream: reading begins at the end. The
 /// store has to know that before anything is sent: of the pipeline's own stream here, of a routed one
 /// once it is open.
-async fn first_read_from(client: &Client, store: Option<&Store>) -> Result<u64, Error> {
+async fn first_read_from(
+    client: &Client,
+    store: Option<&Store>,
+    least: Guarantee,
+) -> Result<u64, Error> {
     let seq = match client.tail().await {
         Ok(tail) => tail.next_seq,
         Err(error)
@@ -239,7 +245,7 @@ async fn first_read_from(client: &Client, store: Option<&Store>) -> Result<u64, 
             0
         }
         // The token may only append: nothing will be read.
-        Err(error) if error.is_forbidden() => 0,
+        Err(error) if error.is_forbidden() && !least.has_numbers() => 0,
         Err(error) => return Err(error.into()),
     };
     if let Some(store) = store

@@ -71,15 +71,10 @@ const TROUBLES: [(u16, &str, bool); 17] = [
     (504, "upstream_timeout", true),
 ];
 
-fn trouble(world: &World, process: &Process, stream: &str) -> (Answer, bool) {
+fn trouble(world: &World, stream: &str) -> (Answer, bool) {
     let (status, code, may_land) = loop {
         let drawn = world.draw(|rng| TROUBLES[rng.random_range(0..TROUBLES.len())]);
         let believed = match drawn.1 {
-            // Before anything was promised, the token counts as one that may no more.
-            "permission_denied" => {
-                let state = world.state();
-                state.store.promised.is_none() || state.strangers.contains(&process.number)
-            }
             // Where missing streams are to be created, this one would count as deleted, and so does a
             // routed one.
             "stream_not_found" => world.workload.create || stream != STREAM,
@@ -141,7 +136,7 @@ async fn ask(
             let answer = if let Some((status, code)) = world.is_shut(&stream) {
                 error(status, code, "simulated")
             } else if world.fault(Fault::Status, 0.1) {
-                let (answer, lands) = trouble(&world, &process, &stream);
+                let (answer, lands) = trouble(&world, &stream);
                 if lands {
                     handle(&world, &process, &request);
                 }
@@ -211,7 +206,7 @@ async fn session(
         return Err(failed(Broken::Connect));
     }
     if world.fault(Fault::Status, 0.05) {
-        return Ok(respond(trouble(&world, &process, &stream_of(&request)).0));
+        return Ok(respond(trouble(&world, &stream_of(&request)).0));
     }
     let stream = stream_of(&request);
     world.has_session(&stream, process.number);
@@ -298,7 +293,7 @@ async fn serve(
             return;
         }
         if !silent && world.fault(Fault::Status, 0.05) {
-            let (answer, lands) = trouble(&world, &process, &stream);
+            let (answer, lands) = trouble(&world, &stream);
             if lands {
                 drop(append(&input));
             }

@@ -335,3 +335,31 @@ async fn what_was_promised_is_kept_over_a_restart() {
     assert!(world.log().contains("less is promised than before"), "{}", world.log());
     running.stop().await;
 }
+
+/// Before anything was promised, a 403 says what the access token may do, if it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_403_that_passes_at_the_very_first_start_changes_nothing() {
+    let (world, front) = fronted("passing").await;
+    // The stream does not begin where it began.
+    for _ in 0..2 {
+        world.s2.append_foreign(BASIN, STREAM).await;
+    }
+    let tail = world.s2.tail(BASIN, STREAM).await.unwrap();
+    world.s2.trim(BASIN, STREAM, tail).await;
+    front.set(Fault::AppendOnly);
+    let mut running = world.start();
+    let text = running.unready("sink_403").await;
+    assert_text(&text, &["If it stays so for some seconds", "less than exactly once"]);
+    front.set(Fault::None);
+    let running = running.ready().await;
+    let status = world.status().await.unwrap();
+    assert!(status["guarantee"].as_str().unwrap().starts_with("exactly once"), "{status}");
+    running.stop().await;
+
+    let (world, front) = fronted("staying").await;
+    front.set(Fault::AppendOnly);
+    let running = world.start().ready().await;
+    let status = world.status().await.unwrap();
+    assert!(status["guarantee"].as_str().unwrap().starts_with("at least once"), "{status}");
+    running.stop().await;
+}

@@ -2,7 +2,7 @@
 
 use super::dead::is_letter;
 use super::keep::MadeBy;
-use super::lane::{Lane, Sink, SinkEvent, Tools};
+use super::lane::{Forbidden, Lane, Sink, SinkEvent, Tools};
 use super::{Driver, Error};
 use crate::change::Position;
 use crate::message::Draft;
@@ -150,6 +150,7 @@ impl Driver {
         // numbers.
         lane.acknowledged = Some(known_to);
         lane.grants = Grants::default();
+        lane.forbidden = Forbidden::default();
         let place = lane.client.place();
         if lane.guarantee.is_none() || lane.reason.is_some() {
             tracing::info!(
@@ -329,6 +330,11 @@ impl Driver {
         id: LaneId,
         error: &crate::sink::error::Error,
     ) -> Result<(), Error> {
+        if error.is_forbidden()
+            && let Some(lane) = self.lanes.get_mut(id)
+        {
+            lane.forbidden.note(self.clock.now());
+        }
         if id != LaneId::OWN {
             self.note_trouble(id);
             if let Some(reason) = self.shuts(id, error) {
@@ -373,7 +379,8 @@ impl Driver {
 
     /// What to add to a 403 that would do for a lesser promise.
     fn kept_promise(&self, id: LaneId, error: &crate::sink::error::Error) -> Option<String> {
-        let least = self.lanes.get(id)?.least(self.settings.guarantee);
+        let lane = self.lanes.get(id)?;
+        let least = lane.least(self.settings.guarantee, self.clock.now());
         let needed = |operation| error.is_forbidden_to(operation);
         let is_for_less = if needed(Operation::Fence) {
             least == Guarantee::ExactlyOnce
@@ -382,6 +389,11 @@ impl Driver {
         };
         let less =
             if needed(Operation::Fence) { Guarantee::NumbersOnly } else { Guarantee::AtLeastOnce };
+        if is_for_less && lane.promised.or(self.settings.guarantee).is_none() {
+            return Some(
+                ". If it stays so for some seconds, less than exactly once is promised".to_owned(),
+            );
+        }
         is_for_less.then(|| {
             format!(
                 ". `{}` is promised of this stream and not given up by itself; to go on with less, set \

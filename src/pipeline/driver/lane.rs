@@ -7,7 +7,7 @@
 //!    └──────── trouble: after a pause ┴── the session broke, or S2 advised another one ◀─────┘
 //! ```
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Pending;
 use super::others::OtherWriters;
@@ -62,6 +62,34 @@ pub(super) struct Tools<'a> {
     pub(super) guarantee: Option<Guarantee>,
 }
 
+/// Refusals for want of a permission, since a stream was last open.
+///
+/// A 403 may be the access token's for good, or pass, as one does while permissions are being changed or
+/// something in front of S2 is set up. What it means for what is promised counts for all later starts,
+/// and where the stream is to be read from is written down once: so a first one is not believed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Forbidden {
+    count: u32,
+    since: Option<Instant>,
+}
+
+/// So many in so much time are believed. With the pauses between attempts, the time decides.
+const FORBIDDEN_MIN: u32 = 4;
+const FORBIDDEN_TIME: Duration = Duration::from_secs(10);
+
+impl Forbidden {
+    pub(super) fn note(&mut self, now: Instant) {
+        self.count += 1;
+        self.since.get_or_insert(now);
+    }
+
+    /// Whether it is no passing one.
+    fn stays(self, now: Instant) -> bool {
+        let lasts = self.since.is_some_and(|since| since + FORBIDDEN_TIME <= now);
+        self.count >= FORBIDDEN_MIN && lasts
+    }
+}
+
 /// A stream.
 pub(super) struct Lane {
     pub(super) client: Client,
@@ -70,6 +98,8 @@ pub(super) struct Lane {
     pub(super) reason: Option<Reason>,
     /// Attempts that failed since the last acknowledgement.
     pub(super) failures: u64,
+    /// How often it was forbidden to open it.
+    pub(super) forbidden: Forbidden,
     /// Drawn for an opening that failed.
     pub(super) tokens: Option<Tokens>,
     /// Used up by the first line.
@@ -107,6 +137,7 @@ impl Lane {
             sink: Sink::Waiting { until: now },
             reason: None,
             failures: 0,
+            forbidden: Forbidden::default(),
             tokens: None,
             grants,
             others: OtherWriters::default(),
@@ -145,9 +176,13 @@ impl Lane {
         matches!(self.sink, Sink::Waiting { until } if until <= now)
     }
 
-    /// No less may be promised than this. `set` is what an operator has said.
-    pub(super) fn least(&self, set: Option<Guarantee>) -> Guarantee {
-        set.or(self.promised).unwrap_or(Guarantee::AtLeastOnce)
+    /// No less may be promised than this. `set` is what an operator has said. Before anything was
+    /// promised of the pipeline's own stream, a 403 says what the access token may do, once it has stayed;
+    /// the others have the promise of that one.
+    pub(super) fn least(&self, set: Option<Guarantee>, now: Instant) -> Guarantee {
+        let is_known = self.routed.is_some() || self.forbidden.stays(now);
+        let found = if is_known { Guarantee::AtLeastOnce } else { Guarantee::ExactlyOnce };
+        set.or(self.promised).unwrap_or(found)
     }
 
     /// Begins to open the line.
@@ -157,7 +192,7 @@ impl Lane {
         let tokens = drawn.or_else(|| self.tokens.take());
         let (nonce, grants) = (tools.nonce, self.grants);
         let numbers = self.others.leave_numbers(now);
-        let (least, promised) = (self.least(tools.guarantee), self.promised);
+        let (least, promised) = (self.least(tools.guarantee, now), self.promised);
         let name = self.name();
         self.sink = Sink::Opening(Box::pin(async move {
             let tokens = match tokens {
