@@ -21,9 +21,9 @@ pub(super) struct Arguments {
     /// anew.
     #[arg(long, value_name = "WHAT")]
     lost_records: Option<LostRecords>,
-    /// Go on although the slot is gone, was made anew or was moved by others; a missing one is made. What
-    /// was changed since it was last read is never delivered (`sluicebox verify` shows the rows that
-    /// differ).
+    /// Go on although the slot is gone, was made anew or was moved by others, or the publication or the
+    /// cluster is another one; a missing slot is made. What was changed since it was last read is never
+    /// delivered (`sluicebox verify` shows the rows that differ).
     #[arg(long)]
     skip_lost_changes: bool,
 }

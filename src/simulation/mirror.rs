@@ -118,6 +118,7 @@ impl Mirror {
                 Write::Chain { .. }
                 | Write::InForce { .. }
                 | Write::SourceIdentity { .. }
+                | Write::Publication(_)
                 | Write::SlotMade { .. } => {}
             }
         }

@@ -83,6 +83,8 @@ pub struct Resume {
     pub cursor: Option<Lsn>,
     /// Of the cluster that the earlier run read; another one is refused.
     pub system_identifier: Option<String>,
+    /// The publication that the earlier run read; one of the same name that was made anew is refused.
+    pub publication: Option<PublicationId>,
     /// End the connection of another Sluicebox that still has the slot, once.
     pub take_over: bool,
     /// Once, a slot is taken as it is found, and one that is missing is made in spite of the cursor: what
@@ -98,10 +100,18 @@ impl From<&Loaded> for Resume {
             // Nothing was confirmed yet, so nothing can be missing.
             cursor: checkpoint.map(|checkpoint| checkpoint.confirm).filter(|lsn| *lsn > Lsn(0)),
             system_identifier: loaded.source_identity.clone(),
+            publication: loaded.publication.clone(),
             take_over: false,
             lost_changes: false,
         }
     }
+}
+
+/// Tells a publication from another one of its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicationId {
+    pub name: String,
+    pub oid: u32,
 }
 
 /// What comes out of the slot, in its order.
@@ -169,6 +179,8 @@ pub struct SourceStatus {
     pub made_slot: bool,
     /// Of the cluster, once it was asked.
     pub identity: Option<Identity>,
+    /// What is read, once it was found or made.
+    pub publication: Option<PublicationId>,
     /// Where the WAL ended once the slot was this process's: whoever had it before has read nothing that
     /// was committed later. Asked with each connection, as somebody may have had it in between.
     pub taken_at: Option<Lsn>,
@@ -190,6 +202,7 @@ impl Default for SourceStatus {
             connections: 0,
             made_slot: false,
             identity: None,
+            publication: None,
             taken_at: None,
             slot: None,
             warnings: Vec::new(),

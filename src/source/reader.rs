@@ -11,6 +11,7 @@
 //! there is not.
 
 mod intake;
+mod known;
 mod link;
 mod pace;
 mod watch_over;
@@ -23,16 +24,17 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::catalog::Catalog;
-use super::error::{Error, SKIP_LOST_CHANGES, Trouble, chain};
+use super::error::{Error, Trouble, chain};
 use super::frame::Streamed;
 use super::preflight::{self, Health, Prepared};
 use super::seen::Seen;
 use super::sql::{Session, Sql};
-use super::transport::{Identity, Replication};
-use super::{APPLICATION_NAME, Batch, Resume, Settings, SourceStatus, State, quote_literal};
+use super::transport::Replication;
+use super::{APPLICATION_NAME, Batch, PublicationId, Resume, Settings, SourceStatus, State};
 use crate::change::Lsn;
 use crate::pipeline::budget::ByteBudget;
 use intake::{Decoding, Intake};
+use known::Known;
 use link::{Link, Pulse};
 use pace::Pace;
 use watch_over::{Told, watch_over};
@@ -67,11 +69,7 @@ pub(super) struct Reader {
     reconnects: watch::Receiver<()>,
     publish: watch::Sender<SourceStatus>,
     shutdown: CancellationToken,
-    /// What the slot may have been confirmed to at most; none before the first look at it.
-    mark: Option<Lsn>,
-    system_identifier: Option<String>,
-    /// The publication that streaming began with.
-    publication: Option<u32>,
+    known: Known,
     /// The code that was last logged.
     logged: Option<&'static str>,
     silent_losses: u32,
@@ -79,8 +77,6 @@ pub(super) struct Reader {
     given_up: Option<i32>,
     /// See [`Resume::take_over`].
     take_over: bool,
-    /// See [`Resume::lost_changes`].
-    lost_changes: bool,
 }
 
 /// The task's ends of the channels that its owner holds the others of.
@@ -122,14 +118,17 @@ impl Reader {
             publish,
             // A child: that our owner has gone is nobody else's business.
             shutdown: shutdown.child_token(),
-            mark: resume.cursor,
-            system_identifier: resume.system_identifier,
-            publication: None,
+            known: Known {
+                mark: resume.cursor,
+                read: resume.skip_through.map_or(Lsn::default(), |position| position.commit_lsn),
+                system_identifier: resume.system_identifier,
+                publication: resume.publication,
+                lost_changes: resume.lost_changes,
+            },
             logged: None,
             silent_losses: 0,
             given_up: None,
             take_over: resume.take_over,
-            lost_changes: resume.lost_changes,
         }
     }
 
@@ -220,27 +219,37 @@ impl Reader {
         let health = preflight::health(&session, &self.settings).await?;
         self.publish.send_modify(|status| {
             status.wal_end = status.wal_end.max(health.wal_end);
-            status.slot = health.slot;
+            status.slot.clone_from(&health.slot);
         });
-        let cursor = self.mark.filter(|_| !self.lost_changes);
+        // Before anything is made there.
+        if let Some(cluster) = preflight::system_identifier(&session).await {
+            self.known.check_cluster(&cluster, health.wal_end)?;
+        }
+        self.check_publication(&health)?;
+        let cursor = self.known.mark.filter(|_| !self.known.lost_changes);
         let prepared = preflight::prepare(&session, &self.settings, cursor).await?;
         self.publish.send_modify(|status| status.made_slot |= prepared.made_slot);
-        self.check_mark(prepared.confirmed)?;
-        self.check_publication(Some(prepared.publication))?;
+        self.known.check_slot(&self.settings.slot, prepared.confirmed)?;
         let dsn = &self.settings.dsn;
         let mut connection = Replication::connect(dsn, &session.endpoint).await?;
         let identity = answered(connection.identify()).await?;
-        self.check_identity(&identity)?;
+        self.known.check_identity(&identity)?;
         let (slot, publication) = (&self.settings.slot, &self.settings.publication);
         let started = answered(connection.start(slot, publication)).await;
         if let Err(error) = started {
             return Err(self.explain_start(&session, error).await);
         }
         let taken_at = preflight::wal_end(&session).await?;
-        (self.take_over, self.lost_changes) = (false, false);
-        self.mark = self.mark.max(Some(prepared.confirmed));
-        self.publication = Some(prepared.publication);
-        self.system_identifier = Some(identity.system_identifier.clone());
+        self.take_over = false;
+        let publication =
+            PublicationId { name: self.settings.publication.clone(), oid: prepared.publication };
+        self.known = Known {
+            mark: self.known.mark.max(Some(prepared.confirmed)),
+            read: self.known.read,
+            system_identifier: Some(identity.system_identifier.clone()),
+            publication: Some(publication.clone()),
+            lost_changes: false,
+        };
         let (standing, warnings): (Vec<_>, Vec<_>) =
             prepared.warnings.iter().partition(|finding| finding.standing);
         let warnings: Vec<_> = warnings.into_iter().map(with_mend).collect();
@@ -261,6 +270,7 @@ impl Reader {
             status.connections += 1;
             status.warnings = warnings;
             status.identity = Some(identity);
+            status.publication = Some(publication);
             status.taken_at = Some(taken_at);
         });
         tracing::info!(
@@ -270,74 +280,6 @@ impl Reader {
             "streaming"
         );
         Ok((connection, session, prepared))
-    }
-
-    /// The slot must not have been confirmed by anybody else.
-    fn check_mark(&self, confirmed: Lsn) -> Result<(), Error> {
-        let Some(mark) = self.mark.filter(|&mark| confirmed > mark) else { return Ok(()) };
-        if self.lost_changes {
-            tracing::warn!(from = %mark, to = %confirmed, "what was changed in between is given up");
-            return Ok(());
-        }
-        Err(Error::Unmet {
-            code: "source_slot_advanced",
-            text: format!(
-                "slot `{}` was confirmed up to {confirmed}, but this pipeline has read only up to \
-                 {mark}: changes in between may be lost to it. Something else has read from the \
-                 slot, it was made anew, or the state folder is an older copy",
-                self.settings.slot
-            ),
-            mend: Some(format!(
-                "put the state folder back that belongs to it; or {SKIP_LOST_CHANGES}"
-            )),
-            fatal: true,
-        })
-    }
-
-    /// It must be the same cluster, and not an older copy of it.
-    fn check_identity(&self, identity: &Identity) -> Result<(), Error> {
-        let unmet = |text| {
-            Err(Error::Unmet { code: "source_other_cluster", text, mend: None, fatal: true })
-        };
-        let found = &identity.system_identifier;
-        if let Some(known) = self.system_identifier.as_ref().filter(|known| *known != found) {
-            return unmet(format!(
-                "this is another Postgres cluster (system identifier {found}) than the one that \
-                 the pipeline has read ({known})"
-            ));
-        }
-        match self.mark.filter(|&mark| identity.wal_end < mark) {
-            Some(mark) => unmet(format!(
-                "the WAL of this Postgres ends at {}, but the pipeline has read up to {mark}: it \
-                 was restored from an older copy",
-                identity.wal_end
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// A publication that was dropped and made anew has not published in between; Postgres 18 says
-    /// nothing about it.
-    fn check_publication(&self, found: Option<u32>) -> Result<(), Error> {
-        let name = &self.settings.publication;
-        let text = match (self.publication, found) {
-            (None, _) => return Ok(()),
-            (Some(known), Some(found)) if known == found => return Ok(()),
-            (Some(_), Some(_)) => format!("publication `{name}` was dropped and made anew"),
-            (Some(_), None) => format!("publication `{name}` was dropped"),
-        };
-        Err(Error::Unmet {
-            code: "source_publication",
-            text: format!(
-                "{text}: changes since then may not be in the stream, and the slot may not be able to \
-                 pass them"
-            ),
-            mend: Some(format!(
-                "SELECT pg_drop_replication_slot({}); then {SKIP_LOST_CHANGES}",
-                quote_literal(&self.settings.slot)
-            )),
-            fatal: true,
-        })
     }
 
     /// Says who holds the slot where that is why streaming did not start.
@@ -389,7 +331,7 @@ impl Reader {
         let timeout = prepared.server.wal_sender_timeout;
         let pulse = Pulse::new(
             self.confirmed.clone(),
-            self.mark.unwrap_or_default(),
+            self.known.mark.unwrap_or_default(),
             timeout,
             timeout.unwrap_or(SILENCE_DEFAULT) * 2_u32.pow(self.silent_losses),
         );
@@ -412,7 +354,7 @@ impl Reader {
         let ended = self.read(&mut link, &mut health).await;
         watcher.abort();
         self.publish_numbers(&link);
-        self.mark = self.mark.max(Some(link.pulse.confirmed));
+        self.known.mark = self.known.mark.max(Some(link.pulse.confirmed));
         if let Err(Error::Silent { .. } | Error::Stuck) = ended {
             self.given_up = pid;
         }
@@ -540,9 +482,14 @@ impl Reader {
         });
     }
 
+    fn check_publication(&self, health: &Health) -> Result<(), Error> {
+        let Health { publication, unpublished, slot, .. } = health;
+        self.known.check_publication(&self.settings, *publication, unpublished, slot.is_some())
+    }
+
     fn on_health(&self, health: Health) -> Result<(), Error> {
-        let Health { publication, unpublished, .. } = health;
-        self.check_publication(publication)?;
+        self.check_publication(&health)?;
+        let unpublished = health.unpublished;
         let warning = (!unpublished.is_empty()).then(|| {
             let names: Vec<_> = unpublished.iter().map(ToString::to_string).collect();
             format!(

@@ -40,6 +40,7 @@ use crate::mutation::{self, Rule};
 use crate::pipeline::control::{self, ColumnBytes, ErrorView, MessageList, PageQuery, TraceStep};
 use crate::pipeline::group::{GroupId, Groups};
 use crate::sink::Guarantee;
+use crate::source::PublicationId;
 
 pub use codec::{primary_key, primary_keys};
 pub use dead_letters::LetterFile;
@@ -252,6 +253,8 @@ pub enum Write {
     InForce { stream: Option<Arc<str>>, token: String },
     /// Which Postgres is read, by its `system_identifier`.
     SourceIdentity { system_identifier: String },
+    /// Which publication is read.
+    Publication(PublicationId),
     /// The slot of this name was made for this store, so that no other can have read from it.
     SlotMade { slot: String },
 }
@@ -306,6 +309,8 @@ pub struct Loaded {
     pub promised: Option<Guarantee>,
     /// `system_identifier` of the Postgres that was read, once one was.
     pub source_identity: Option<String>,
+    /// The publication that was read, once one was.
+    pub publication: Option<PublicationId>,
     /// The slot that was made for this store, if one was.
     pub slot_made: Option<String>,
     pub messages: Vec<Known>,
@@ -740,6 +745,7 @@ impl Database {
             chain_digest: self.fact("chain_digest")?,
             promised: self.fact("promised")?.map(|word| promise(&word)).transpose()?,
             source_identity: self.fact("source_identity")?,
+            publication: self.fact("publication")?.and_then(|text| publication(&text)),
             slot_made: self.fact("slot_made")?,
             messages: self.known()?,
             next_id: unsigned(next_id),
@@ -915,6 +921,12 @@ fn promise(word: &str) -> Result<Guarantee, Error> {
         .ok_or_else(|| Error::Content { text: format!("the promise `{word}` of a stream") })
 }
 
+/// As [`Write::Publication`] has it.
+fn publication(text: &str) -> Option<PublicationId> {
+    let (oid, name) = text.split_once(' ')?;
+    Some(PublicationId { name: name.to_owned(), oid: oid.parse().ok()? })
+}
+
 fn fact(connection: &Connection, name: &str) -> Result<Option<String>, Error> {
     let mut statement =
         connection.prepare_cached("SELECT CAST(value AS TEXT) FROM facts WHERE name = ?1")?;
@@ -1037,6 +1049,9 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::Promise(guarantee) => set_fact(connection, "promised", guarantee.word()),
         Write::SourceIdentity { system_identifier } => {
             set_fact(connection, "source_identity", system_identifier)
+        }
+        Write::Publication(PublicationId { name, oid }) => {
+            set_fact(connection, "publication", &format!("{oid} {name}"))
         }
         Write::SlotMade { slot } => set_fact(connection, "slot_made", slot),
     }

@@ -406,6 +406,7 @@ impl Driver {
                 | Write::Promise(_)
                 | Write::InForce { .. }
                 | Write::SourceIdentity { .. }
+                | Write::Publication(_)
                 | Write::SlotMade { .. } => {}
             }
         }

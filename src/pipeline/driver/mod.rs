@@ -82,7 +82,7 @@ use crate::pipeline::workers::{Done, Workers};
 use crate::policy::Backoff;
 use crate::sink::Guarantee;
 use crate::sink::client::Client;
-use crate::source::Source;
+use crate::source::{PublicationId, Source};
 use crate::store::{self, Attempts, Loaded, Store, StoredState, Write};
 use crate::transform::Chain;
 use database::Database;
@@ -303,6 +303,7 @@ struct Driver {
     source_reason: Option<Reason>,
     /// As the store has it: which Postgres its messages are from.
     source_identity: Option<String>,
+    publication: Option<PublicationId>,
     /// The slot was made for this store: see [`spill`].
     slot_is_ours: bool,
     draining: Option<Instant>,
@@ -436,6 +437,7 @@ impl Driver {
             classes,
             source_reason: None,
             source_identity: loaded.source_identity,
+            publication: loaded.publication,
             slot_is_ours,
             draining: None,
         };

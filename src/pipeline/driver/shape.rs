@@ -61,10 +61,18 @@ impl Driver {
     }
 
     pub(super) fn on_source_status(&mut self, status: &source::SourceStatus) -> Result<(), Error> {
-        if let (None, Some(identity)) = (&self.source_identity, &status.identity) {
+        if let Some(identity) = &status.identity
+            && self.source_identity.as_ref() != Some(&identity.system_identifier)
+        {
             let system_identifier = identity.system_identifier.clone();
             self.source_identity = Some(system_identifier.clone());
             self.writes.push(Write::SourceIdentity { system_identifier });
+        }
+        if let Some(publication) = &status.publication
+            && self.publication.as_ref() != Some(publication)
+        {
+            self.publication = Some(publication.clone());
+            self.writes.push(Write::Publication(publication.clone()));
         }
         if status.made_slot && !self.slot_is_ours {
             self.slot_is_ours = true;

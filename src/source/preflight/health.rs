@@ -46,6 +46,12 @@ pub(in crate::source) async fn wal_end(session: &Session) -> Result<Lsn, Error> 
     text.parse().map_err(|_| Error::Protocol { what: "a place in the WAL that is none".to_owned() })
 }
 
+/// Which cluster it is, where the role may ask.
+pub(in crate::source) async fn system_identifier(session: &Session) -> Option<String> {
+    let asked = session.one("SELECT system_identifier::text FROM pg_control_system()", &[]).await;
+    get(&asked.ok()?, 0).ok()
+}
+
 pub(in crate::source) async fn health(
     session: &Session,
     settings: &Settings,

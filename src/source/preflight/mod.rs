@@ -25,7 +25,7 @@ use super::{Settings, quote_identifier};
 use crate::change::Lsn;
 use crate::finding::Level;
 
-pub(super) use health::{Health, health, wal_end};
+pub(super) use health::{Health, health, system_identifier, wal_end};
 use server::Server;
 use tables::{Publication, TABLE_MISSING, UPDATES_FAIL};
 

@@ -46,6 +46,7 @@ impl Model {
                 | Write::Promise(_)
                 | Write::InForce { .. }
                 | Write::SourceIdentity { .. }
+                | Write::Publication(_)
                 | Write::SlotMade { .. } => {}
             }
         }

@@ -477,3 +477,26 @@ fn the_token_in_force_is_never_forgotten() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_is_read_from_is_remembered_as_it_was_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = |name: &str, oid| PublicationId { name: name.to_owned(), oid };
+    with_store(dir.path(), async |store, loaded| {
+        assert_eq!((loaded.source_identity, loaded.publication), (None, None));
+        for (system, oid) in [("7321", 16_400), ("7322", 4_000_000_000)] {
+            let system_identifier = system.to_owned();
+            let writes = vec![
+                Write::SourceIdentity { system_identifier },
+                Write::Publication(id("a name", oid)),
+            ];
+            store.write(writes.into()).await.unwrap();
+        }
+    })
+    .await;
+    with_store(dir.path(), async |_, loaded| {
+        assert_eq!(loaded.source_identity.as_deref(), Some("7322"));
+        assert_eq!(loaded.publication, Some(id("a name", 4_000_000_000)));
+    })
+    .await;
+}

@@ -14,7 +14,7 @@
 //! | 10 | a transaction that has written and is left open | `log::a_transaction_that_is_left_open_is_named_with_its_process` |
 //! | 11 | more log kept than the server allows | `log::a_slot_that_the_server_gave_up_is_named_with_its_mend` |
 //! | 12 | the slot dropped, or advanced by somebody else | `slot::a_slot_that_was_advanced_or_dropped_is_refused` |
-//! | 13 | the publication dropped and made anew | `slot::a_publication_that_was_made_anew_is_noticed` |
+//! | 13 | the publication dropped and made anew | `slot::a_publication_that_was_made_anew_…` |
 //! | 14 | names in mixed case, with quotes and dots | `rows::names_are_taken_letter_for_letter` |
 //! | 15 | what is missing on the server | `bad_input` |
 //! | 16 | two processes | `restart::a_second_process_takes_over_only_when_the_first_is_gone` |

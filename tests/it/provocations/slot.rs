@@ -93,6 +93,37 @@ async fn a_publication_that_was_made_anew_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_was_made_anew_between_two_runs_is_refused() {
+    let world = world("publication_between").await;
+    let running = world.start().ready().await;
+    world.sql("insert into t values (1, 'r0wv4lue')").await;
+    world.until_records(1).await;
+    running.stop().await;
+    // What is changed while it does not hold the table is in no stream of changes.
+    world.sql("drop publication sluicebox; create publication sluicebox for table other").await;
+    world.sql("insert into t values (2, 'r0wv4lue')").await;
+    assert_eq!(world.start().ended().await.code(), Some(1));
+    assert!(world.log().contains("without public.t"), "{}", world.log());
+    world.sql("alter publication sluicebox add table t").await;
+    let before = world.log().len();
+    assert_eq!(world.start().ended().await.code(), Some(1));
+    let log = world.log()[before..].to_owned();
+    for part in ["was dropped and made anew (it was OID", "drop_replication_slot", "--skip-lost-"] {
+        assert!(log.contains(part), "`{part}` is not in:\n{log}");
+    }
+
+    let slot = &world.settings.slot;
+    world.sql(&format!("select pg_drop_replication_slot('{slot}')")).await;
+    let running = world.start_with(&["--skip-lost-changes"]).ready().await;
+    world.sql("insert into t values (3, 'r0wv4lue')").await;
+    world.until_records(2).await;
+    running.stop().await;
+    // It is not asked for again.
+    let running = world.start().ready().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_transaction_that_blocks_a_new_slot_is_named() {
     let world = world("blocked_slot").await;
     let blocker = world.database.connect().await;
