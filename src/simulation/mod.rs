@@ -8,6 +8,7 @@
 //! ```text
 //! make sim ARGS=seed=4711            one run, with all of its events
 //! make sim ARGS='seeds=100000'       many, from a seed that is printed; from=N chooses it
+//! make sim ARGS=broken=Fence         how soon one broken rule is found out
 //! ```
 //!
 //! | file | what | real |

@@ -112,6 +112,11 @@ fn long() {
         println!("{run:?}");
         return report(run.violation.is_some().then_some((seed, run)).into_iter().collect());
     }
+    let broken = arguments.split_whitespace().find_map(|one| one.strip_prefix("broken="));
+    if let Some(name) = broken {
+        let rule = Rule::ALL.into_iter().find(|rule| format!("{rule:?}") == name);
+        return find_out(&[rule.expect("it is a rule")], number("seeds=").unwrap_or(SEEDS_TO_FIND));
+    }
     let from = number("from=").unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let seeds = number("seeds=").unwrap_or(10_000);
     println!("{seeds} seeds from {from}");
