@@ -124,6 +124,14 @@ pub(crate) fn look(dir: &Path) -> io::Result<Look> {
     Ok(look)
 }
 
+/// One module and its settings file, as a look at the whole folder would see them; nothing where the module
+/// is not there.
+pub(crate) fn look_at(dir: &Path, name: &str) -> Option<Seen> {
+    let module = fingerprint(&dir.join(name))?;
+    let settings = fingerprint(&dir.join(settings_name(name)));
+    Some(Seen { module, settings })
+}
+
 /// Reads a transform's files whole.
 pub(crate) fn read(dir: &Path, name: &str) -> io::Result<Content> {
     // One byte more than is allowed shows that there is more.

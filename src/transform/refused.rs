@@ -65,6 +65,7 @@ struct RolledBack {
 pub(crate) struct Refusals {
     entries: Kept<BTreeMap<String, Refused>>,
     rolled_back: Kept<Vec<RolledBack>>,
+    is_saved: bool,
 }
 
 impl Refusals {
@@ -72,7 +73,7 @@ impl Refusals {
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let entries = Kept::open(state_dir.join(FILE))?;
         let rolled_back = Kept::open(state_dir.join(ROLLED_BACK_FILE))?;
-        Ok(Self { entries, rolled_back })
+        Ok(Self { entries, rolled_back, is_saved: true })
     }
 
     pub(crate) fn get(&self, file: &str) -> Option<&Refused> {
@@ -98,9 +99,17 @@ impl Refusals {
         self.entries.now.iter()
     }
 
+    /// Kept by [`Self::save`]: whoever puts a thousand files into the folder must not make it write as often.
     pub(crate) fn insert(&mut self, file: &str, refused: Refused) {
         self.entries.now.insert(file.to_owned(), refused);
-        self.entries.save();
+        self.is_saved = false;
+    }
+
+    /// Keeps what was refused, and what is not any more, for a restart.
+    pub(crate) fn save(&mut self) {
+        if !std::mem::replace(&mut self.is_saved, true) {
+            self.entries.save();
+        }
     }
 
     /// Refuses a content from now on that was live under this name.
@@ -113,12 +122,13 @@ impl Refusals {
         known.push(RolledBack { file: file.to_owned(), refused: refused.clone() });
         self.rolled_back.save();
         self.insert(file, refused);
+        self.save();
     }
 
     /// Nothing of this name is refused any more. What was rolled back goes on to be, should it come back.
     pub(crate) fn remove(&mut self, file: &str) {
         if self.entries.now.remove(file).is_some() {
-            self.entries.save();
+            self.is_saved = false;
         }
     }
 }
@@ -157,5 +167,36 @@ impl<T: Clone + Default + PartialEq + Serialize + DeserializeOwned> Kept<T> {
                  {error}"
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(reason: &str) -> Refused {
+        let (reason, since) = (reason.to_owned(), "2026-01-01T00:00:00Z".to_owned());
+        let state = TransformState::Rejected;
+        Refused { digest: "d".to_owned(), settings: None, state, reason, since, vet: None }
+    }
+
+    #[test]
+    fn many_refusals_are_written_once_and_a_rollback_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = || {
+            let refusals = Refusals::open(dir.path()).unwrap();
+            refusals.iter().map(|(file, _)| file.clone()).collect::<Vec<_>>()
+        };
+        let mut refusals = Refusals::open(dir.path()).unwrap();
+        for number in 10..14 {
+            refusals.insert(&format!("{number}-x.wasm"), refused("it is broken"));
+        }
+        refusals.remove("11-x.wasm");
+        assert!(kept().is_empty());
+        refusals.save();
+        assert_eq!(kept(), ["10-x.wasm", "12-x.wasm", "13-x.wasm"]);
+        // A crash must not let it go live again.
+        refusals.insert_rolled_back("12-x.wasm", refused("it failed"));
+        assert_eq!(Refusals::open(dir.path()).unwrap().get("12-x.wasm"), refusals.get("12-x.wasm"));
     }
 }

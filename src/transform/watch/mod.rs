@@ -312,6 +312,7 @@ impl Watcher {
             // Reports come in bursts; one look is enough for all of them.
             while let Some(next) = wake {
                 if !self.on_wake(next) {
+                    self.refusals.save();
                     return;
                 }
                 wake = woken.try_recv().ok();
@@ -366,14 +367,19 @@ impl Watcher {
         self.ready.retain(|file, change| {
             !(matches!(change, Change::Gone) && look.modules.contains_key(file))
         });
-        for (file, seen) in std::mem::take(&mut settled.changed) {
-            self.begin(file, seen);
+        let changed = std::mem::take(&mut settled.changed);
+        if !changed.is_empty() {
+            let known = self.known().into();
+            for (file, seen) in changed {
+                self.begin(file, seen, &known);
+            }
         }
         self.warn_of_what_is_odd(&look, &settled.restless);
         let held = self.advance(settled.wait.is_some());
         if self.staying != self.staying() {
             self.keep_copies();
         }
+        self.refusals.save();
         self.show();
         let held = if held { SETTLE } else { POLL };
         let on_probation = if on_probation { probation::LOOK } else { POLL };

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use super::super::chain::{self, Chain, Transform};
 use super::super::compiler::Stop;
-use super::super::folder::{self, Look, Seen};
-use super::super::loader;
+use super::super::folder::{self, Seen};
+use super::super::loader::{self, Module};
 use super::super::refused::Refused;
 use super::super::runner::Runner;
 use super::super::settings::Judgement;
@@ -77,10 +77,10 @@ impl UnderTrial {
 }
 
 impl Watcher {
-    /// Starts to make a transform of a file.
-    pub(super) fn begin(&mut self, file: String, seen: Seen) {
+    /// Starts to make a transform of a file. `known`: the modules that are live.
+    pub(super) fn begin(&mut self, file: String, seen: Seen, known: &Arc<[Arc<Module>]>) {
         let workshop = Arc::clone(&self.workshop);
-        let known = self.live.values().map(|live| Arc::clone(&live.module)).collect::<Vec<_>>();
+        let known = Arc::clone(known);
         self.making.insert(file.clone(), seen.clone());
         let stop = Stop::default();
         let begun = (Instant::now(), stop.clone());
@@ -125,8 +125,7 @@ impl Watcher {
             self.making.remove(file);
             self.stops.remove(file);
         }
-        let look = folder::look(self.dir()).unwrap_or_default();
-        if look.modules.get(file) != Some(&seen) {
+        if folder::look_at(self.dir(), file).as_ref() != Some(&seen) {
             // It changed while it was read; what it is now is made next.
             return;
         }
@@ -304,8 +303,7 @@ impl Watcher {
     pub(super) fn on_tried(&mut self, number: u64, comparison: Option<Comparison>) {
         let Some(trial) = self.trial.take_if(|trial| trial.number == number) else { return };
         let UnderTrial { changes, chain, with_gone, .. } = trial;
-        let look = folder::look(self.dir()).ok();
-        if changes.iter().any(|(file, change)| !self.is_current(file, change, look.as_ref())) {
+        if changes.iter().any(|(file, change)| !self.is_current(file, change)) {
             // What it was about is not what the folder shows any more.
             return;
         }
@@ -336,10 +334,11 @@ impl Watcher {
         }
     }
 
-    fn is_current(&self, file: &str, change: &Change, look: Option<&Look>) -> bool {
-        let seen = look.map(|look| look.modules.get(file));
+    fn is_current(&self, file: &str, change: &Change) -> bool {
+        // Of a folder that is away nothing is known.
+        let seen = self.dir().exists().then(|| folder::look_at(self.dir(), file));
         self.ready.get(file).is_some_and(|ready| ready.is(change))
-            && seen.is_none_or(|seen| self.settler.is_handled(file, seen))
+            && seen.is_none_or(|seen| self.settler.is_handled(file, seen.as_ref()))
     }
 
     /// Refuses a version for what a trial showed, or for a trial that broke off.

@@ -120,6 +120,7 @@ impl Watcher {
             self.begin_probation(&chain, (before, reports), &Chain::empty(0), &changes);
         }
         self.publish(chain);
+        self.refusals.save();
         self.show();
         Ok(())
     }
