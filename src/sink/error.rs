@@ -455,6 +455,10 @@ fn hidden_tls(error: &io::Error) -> Option<&rustls::Error> {
     inner.downcast_ref().or_else(|| hidden_tls(inner.downcast_ref()?))
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a certificate can be wrong in two dozen ways, and these are told apart"
+)]
 fn fault_of_tls(error: &rustls::Error) -> Fault {
     use rustls::CertificateError as Certificate;
     let rustls::Error::InvalidCertificate(error) = error else { return Fault::Tls };
