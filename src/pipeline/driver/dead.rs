@@ -45,6 +45,9 @@ type Work = Pending<Result<Written, String>>;
 pub(super) struct Dead {
     settings: Option<DeadLetters>,
     spent: HashSet<MessageId>,
+    /// Of these, those of which the store does not know it yet: no letter is written before, since a
+    /// restart would try them once more.
+    unsaid: HashSet<MessageId>,
     /// Of these, those that are to be tried once more and were on their way as letters then.
     again: HashSet<MessageId>,
     /// Read, in order, and not yet written as letters.
@@ -75,6 +78,7 @@ impl Dead {
         Self {
             settings,
             spent: HashSet::new(),
+            unsaid: HashSet::new(),
             again: HashSet::new(),
             waiting: Vec::new(),
             work: None,
@@ -109,6 +113,17 @@ impl Dead {
 
     pub(super) fn spend(&mut self, id: MessageId) {
         self.spent.insert(id);
+        self.unsaid.insert(id);
+    }
+
+    /// Its letter waits until its last failure is on disk.
+    pub(super) fn is_unsaid(&self, id: MessageId) -> bool {
+        self.unsaid.contains(&id)
+    }
+
+    /// That is on disk.
+    pub(super) fn is_said(&mut self, id: MessageId) {
+        self.unsaid.remove(&id);
     }
 
     pub(super) fn is_spent(&self, id: MessageId) -> bool {
@@ -145,6 +160,7 @@ impl Dead {
     /// A message leaves the store. Says whether as a dead letter.
     pub(super) fn leaves(&mut self, id: MessageId, position: Option<Position>) -> bool {
         self.spent.remove(&id);
+        self.unsaid.remove(&id);
         self.again.remove(&id);
         self.in_doubt.remove(&id);
         position.is_some_and(|position| self.there.remove(&position))
@@ -153,6 +169,7 @@ impl Dead {
     /// An operator has given it up.
     pub(super) fn given_up(&mut self, id: MessageId) {
         self.spent.remove(&id);
+        self.unsaid.remove(&id);
         self.again.remove(&id);
     }
 
@@ -182,6 +199,12 @@ impl Driver {
         let item = Item { change, origin: Origin::Store { id } };
         if let Some(landed) = self.found_landed(&item) {
             self.on_found(&item, landed);
+            return Ok(());
+        }
+        if self.dead.is_unsaid(id) {
+            self.off_the_way(&item);
+            self.holds.back(id, true, Due::OnRequest);
+            self.is_back(id);
             return Ok(());
         }
         match parts {
@@ -370,6 +393,7 @@ impl Driver {
             let may_be_there = is_begun || in_doubt || self.dead.in_doubt.contains(&id);
             if !may_be_there && self.established {
                 self.dead.spent.remove(&id);
+                self.dead.unsaid.remove(&id);
                 self.shape_anew(id);
             }
         }

@@ -101,7 +101,7 @@ impl Driver {
             Retry::OnRequest => (StoredState::Parked, None, Due::OnRequest),
             Retry::Spent => {
                 self.dead.spend(id);
-                (StoredState::Retrying, Some(self.clock.time_of_day()), Due::Now)
+                (StoredState::Retrying, Some(self.clock.time_of_day()), Due::OnRequest)
             }
             Retry::After(delay) => {
                 let at = self.clock.time_of_day() + delay;
@@ -337,6 +337,19 @@ impl Driver {
         self.writing = Some(Writing { done, writes, effects });
     }
 
+    /// A spent message becomes a letter once the store knows that it is spent.
+    fn on_failure_stored(&mut self, id: MessageId) {
+        // What was written may be an earlier failure.
+        let is_of_it = |write: &Write| {
+            matches!(write, Write::Failed { id: other, .. } | Write::Insert { id: other, .. }
+                if *other == id)
+        };
+        if self.dead.is_unsaid(id) && !self.writes.iter().any(is_of_it) {
+            self.dead.is_said(id);
+            self.holds.request(id);
+        }
+    }
+
     /// Postgres may forget what is settled up to here.
     pub(super) fn confirm(&self, progress: Progress) {
         self.source.confirm.send_if_modified(|confirm| {
@@ -388,13 +401,16 @@ impl Driver {
         }
         for write in &*writes {
             match write {
-                Write::Insert { id, .. } => self.stored = self.stored.max(*id),
+                Write::Insert { id, .. } => {
+                    self.stored = self.stored.max(*id);
+                    self.on_failure_stored(*id);
+                }
                 Write::Parts { id, .. } => self.on_parts_stored(*id),
                 Write::DeadLetter { .. } => self.dead.count(),
                 Write::Spill { id, changes } => self.spilled(*id, changes),
                 Write::Stream { name, seq: None } => self.on_row_left(name),
-                Write::Failed { .. }
-                | Write::Remove { .. }
+                Write::Failed { id, .. } => self.on_failure_stored(*id),
+                Write::Remove { .. }
                 | Write::PartsSent { .. }
                 | Write::LetterFile(_)
                 | Write::Acknowledge { .. }

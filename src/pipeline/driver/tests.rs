@@ -143,6 +143,7 @@ impl Bench {
         let due = self.driver.holds.next_due(self.driver.clock.now(), self.driver.stored);
         assert_eq!(due, Some(id));
         self.driver.dead.spend(id);
+        self.driver.dead.is_said(id);
         let failure = Some(serde_json::to_string(&failure).unwrap());
         store::Message { id, change, parts: None, failure }
     }
@@ -309,4 +310,27 @@ async fn a_stream_that_is_shut_before_it_was_read_is_read_before_what_it_may_hav
     shaped(&mut bench, third);
     assert_eq!(bench.driver.lanes.own.outbox.size().0, 1, "what is there is not sent again");
     assert!(!bench.driver.is_in_doubt(at(2)));
+}
+
+#[tokio::test]
+async fn a_message_becomes_a_letter_once_the_store_knows_that_it_is_spent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(into_a_file(dir.path()));
+    bench.driver.lanes.own.acknowledged = Some(0);
+    let item = bench.read(at(1)).await;
+    let change = item.change.clone();
+    let failed = failure("oversize");
+    let id = bench.driver.park(item, failed.clone(), keep::MadeBy::Current);
+    // It is asked for, or was on its way, before its failure is on disk.
+    bench.driver.stored = id;
+    bench.driver.holds.request(id);
+    assert_eq!(bench.driver.holds.next_due(bench.driver.clock.now(), id), Some(id));
+    let failed = Some(serde_json::to_string(&failed).unwrap());
+    let message = store::Message { id, change, parts: None, failure: failed };
+    bench.driver.on_spent_read(message).unwrap();
+    letters_written(&mut bench).await;
+    assert!(!dir.path().join("dead.jsonl").exists(), "a restart would try it once more");
+    assert_eq!(bench.driver.holds.next_due(bench.driver.clock.now(), id), None);
+    bench.written().await;
+    assert_eq!(bench.driver.holds.next_due(bench.driver.clock.now(), id), Some(id));
 }
