@@ -17,6 +17,7 @@ pub(super) fn grants(world: &World) -> Grants {
     let take_over = state.take_over || once || freely[1];
     let grants = Grants { take_over, abandon_parked, lost_records, ..Grants::default() };
     state.last_grants = grants;
+    state.told_to_take_over |= take_over;
     grants
 }
 
@@ -42,12 +43,14 @@ pub(super) fn wants_decision(world: &World) -> bool {
 /// A stream is another's, and an operator who knows better reads what to say for the next process.
 pub(super) fn grants_ownership(world: &World, text: &str) -> bool {
     let mut state = world.state();
-    let others = !state.fenced.is_empty() && text.contains("--take-over");
+    // Whoever was told to take over and stood still may do so later.
+    let is_shared = !state.fenced.is_empty() || state.told_to_take_over;
+    let others = is_shared && text.contains("--take-over");
     let lost = state.store_since > 0 && text.contains("--abandon-parked");
     state.take_over_once |= others;
     state.abandon |= lost;
     // A running process only learns that it is fenced out: the next one says what may be done.
-    let is_out = !state.fenced.is_empty() && text.contains("was taken over by another writer");
+    let is_out = is_shared && text.contains("was taken over by another writer");
     others || lost || is_out
 }
 

@@ -180,6 +180,8 @@ pub(super) struct State {
     pub(super) deleted: BTreeSet<&'static str>,
     /// These answer nothing else, until then.
     shut: BTreeMap<&'static str, (u16, &'static str, Instant)>,
+    /// A process was told to take a stream over at least once.
+    pub(super) told_to_take_over: bool,
     /// What the last process was granted.
     pub(super) last_grants: Grants,
     /// What the operator decided about records that are gone, for the next process.
@@ -345,6 +347,7 @@ impl World {
                 decimated: BTreeSet::new(),
                 deleted: BTreeSet::new(),
                 shut: BTreeMap::new(),
+                told_to_take_over: false,
                 last_grants: Grants::default(),
                 grant: None,
                 take_over: false,
