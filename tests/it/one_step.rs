@@ -66,3 +66,58 @@ async fn a_replacement_under_another_name_is_one_step_however_long_it_is_compile
     running.assert_alive();
     running.stop().await;
 }
+
+/// What hides something is not lost by renaming it to what is refused, whatever refuses it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_renamed_and_refused_is_missing_in_no_record() {
+    let world = World::new("refused_step", TABLES, &["public.items"]).await;
+    let load = Workload::new(world.database.url(), 2);
+    let module = |text: &str| guest::core_module(text, &guest::interface_text());
+    let text = guest::stripping_text();
+    world.drop_in("10-strip.wasm", &module(&text));
+    let mut running = world.start().ready().await;
+    let work = load.start();
+    let generation = until_live(&world, &mut running, "the start").await;
+    work.commits(10).await;
+    let at = |name: &str| world.transforms().join(name);
+
+    // It fails on every row that there is.
+    let failing = text.replace("(local $word i32)", "(local $word i32) unreachable");
+    assert_ne!(failing, text);
+    fs::rename(at("10-strip.wasm"), at("20-strip.wasm")).unwrap();
+    for (file, bytes) in [
+        ("20-strip.wasm", b"broken".to_vec()),
+        ("20-strip.wasm", module(&failing)),
+        ("20-strip.cwasm", b"broken, too".to_vec()),
+    ] {
+        world.drop_in(file, &bytes);
+        if file != "20-strip.wasm" {
+            fs::remove_file(at("20-strip.wasm")).unwrap();
+        }
+        world.until_transform(file, "rejected").await;
+        until_warned(&world, &["`10-strip.wasm` was deleted, and stays live", file]).await;
+        // Longer than what is gone counts as deleted.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        work.commits(10).await;
+        running.kill().await;
+        running = world.start().ready().await;
+        world.until_transform("10-strip.wasm", "live").await;
+        work.commits(10).await;
+    }
+    assert_eq!(list(&world).await["generation"], generation);
+    let columns = check_chains(&world).await;
+    assert!(columns.values().all(|columns| !columns.contains(&"body".to_owned())), "{columns:?}");
+
+    // Mended, it goes live in the other one's place, in one step.
+    fs::remove_file(at("20-strip.cwasm")).unwrap();
+    world.drop_in("20-strip.wasm", &guest::component(&module(&text)));
+    let now = until_live(&world, &mut running, "the mended one").await;
+    assert_eq!(now, generation + 1);
+    work.commits(10).await;
+    work.stop().await;
+    judge(&world, Order::Whole).await;
+    let columns = check_chains(&world).await;
+    assert!(columns.values().all(|columns| !columns.contains(&"body".to_owned())), "{columns:?}");
+    running.assert_alive();
+    running.stop().await;
+}

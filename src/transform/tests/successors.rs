@@ -72,8 +72,19 @@ fn what_is_renamed_and_refused_leaves_the_old_version_live() {
     stays(&world, "20-hide.wasm", "20-hide.WASM");
     world.start().unwrap();
     stays(&world, "20-hide.wasm", "20-hide.WASM");
+    // However often it is renamed.
+    for (from, to) in [("20-hide.WASM", "25-hide.Wasm"), ("25-hide.Wasm", "30-hide.wat")] {
+        fs::rename(world.path(from), world.path(to)).unwrap();
+        stays(&world, "20-hide.wasm", to);
+        std::thread::sleep(LONG_ENOUGH);
+        stays(&world, "20-hide.wasm", to);
+    }
+    fs::rename(world.path("30-hide.wat"), world.path("40-hide.cwasm")).unwrap();
+    stays(&world, "20-hide.wasm", "40-hide.cwasm");
+    std::thread::sleep(LONG_ENOUGH);
+    stays(&world, "20-hide.wasm", "40-hide.cwasm");
     // Taken away, the deletion is no more than a deletion.
-    fs::remove_file(world.path("20-hide.WASM")).unwrap();
+    fs::remove_file(world.path("40-hide.cwasm")).unwrap();
     world.wait_for_files(&[]);
 }
 

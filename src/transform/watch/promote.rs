@@ -190,6 +190,7 @@ impl Watcher {
 
     /// The file is gone for good.
     pub(super) fn on_gone(&mut self, file: &str, since: Instant) {
+        self.note_replaced_again(file, since);
         self.refusals.remove(file);
         self.making.remove(file);
         if let Some((_, stop)) = self.stops.remove(file) {

@@ -37,8 +37,23 @@ pub(super) struct Waiting<'a> {
 impl Watcher {
     /// A live file is gone, since then.
     pub(super) fn note_replaced(&mut self, file: &str, since: Instant) {
-        let by = self.settler.seen_after(since.checked_sub(TOGETHER).unwrap_or(since));
+        let by = self.came_with(since);
         self.replaced.insert(file.to_owned(), by);
+    }
+
+    /// A file is gone, since then. Where a deletion waits for it, what came in its place is waited for.
+    pub(super) fn note_replaced_again(&mut self, file: &str, since: Instant) {
+        let came = self.came_with(since);
+        for by in self.replaced.values_mut() {
+            if by.remove(file) {
+                by.extend(came.iter().cloned());
+            }
+        }
+    }
+
+    /// What came with a deletion at this time.
+    fn came_with(&self, since: Instant) -> BTreeSet<String> {
+        self.settler.seen_after(since.checked_sub(TOGETHER).unwrap_or(since))
     }
 
     /// The deletions that wait, each with what it waits for.

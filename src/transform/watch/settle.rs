@@ -151,7 +151,13 @@ impl Settler {
     ) -> Settled {
         let mut settled = Settled::default();
         let reported = self.reported.take().map_or(now, |reported| reported.min(now));
-        self.misnamed.retain(|name, _| look.misnamed.iter().any(|(misnamed, _)| misnamed == name));
+        self.misnamed.retain(|name, _| {
+            let is_there = look.misnamed.iter().any(|(misnamed, _)| misnamed == name);
+            if !is_there {
+                settled.gone.push((name.clone(), reported));
+            }
+            is_there
+        });
         for (name, _) in &look.misnamed {
             self.misnamed.entry(name.clone()).or_insert(Some(now));
         }
