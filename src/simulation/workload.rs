@@ -255,7 +255,8 @@ fn portions(rng: &mut SmallRng) -> Portions {
         job_changes: rng.random_range(1..6),
         letters: rng.random_range(1..5),
         sessions_max: rng.random_range(1..4),
-        session_turn: Duration::from_millis(rng.random_range(0..2000)),
+        // In no time at all, nobody would get to send anything.
+        session_turn: Duration::from_millis(rng.random_range(0..2000_u64).max(1)),
         // Often closed while something comes for it.
         stream_idle: Duration::from_millis(match rng.random_range(0..2) {
             0 => rng.random_range(0..20),
