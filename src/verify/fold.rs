@@ -232,28 +232,48 @@ impl<'a> Fold<'a> {
             self.counts.other_tables += 1;
             return Ok(());
         };
-        match serde_json::from_slice::<Message<'_>>(&record.body) {
-            Ok(message) => {
-                self.check_headers(&name, &headers, &message);
-                self.judge_order(stream, &name, table, headers.position, &message)?;
-                if self.is_spooled() {
-                    return self.scratch.spool(&Spooled {
-                        at: headers.position,
-                        part: headers.part,
-                        parts: headers.parts,
-                        stream,
-                        seq: record.seq,
-                        table,
-                        body: record.body.to_vec(),
-                    });
-                }
-                self.apply(&name, table, headers.position, headers.parts, &message)
-            }
-            Err(_) => {
-                self.tables[table].opaque += 1;
-                Ok(())
-            }
+        if let Ok(message) = serde_json::from_slice(&record.body) {
+            return self.take(stream, record, table, &headers, &message, &record.body);
         }
+        self.tables[table].opaque += 1;
+        // A message that was cut is put together as its consumers do it.
+        let Headers { position, part, parts, .. } = headers;
+        if parts > 1
+            && let Some(body) = self.scratch.join(position, part, parts, &record.body)?
+            && let Ok(message) = serde_json::from_slice(&body)
+        {
+            self.tables[table].opaque -= u64::from(parts);
+            let whole = Headers { part: 0, parts: 1, ..headers };
+            return self.take(stream, record, table, &whole, &message, &body);
+        }
+        Ok(())
+    }
+
+    /// Takes what a record, or the last of several, has told.
+    fn take(
+        &mut self,
+        stream: usize,
+        record: &ReadRecord,
+        table: usize,
+        headers: &Headers,
+        message: &Message<'_>,
+        body: &[u8],
+    ) -> Result<(), Error> {
+        let name = self.record(stream, record.seq);
+        self.check_headers(&name, headers, message);
+        self.judge_order(stream, &name, table, headers.position, message)?;
+        if self.is_spooled() {
+            return self.scratch.spool(&Spooled {
+                at: headers.position,
+                part: headers.part,
+                parts: headers.parts,
+                stream,
+                seq: record.seq,
+                table,
+                body: body.to_vec(),
+            });
+        }
+        self.apply(&name, table, headers.position, headers.parts, message)
     }
 
     /// Does what several streams told, in the order of the source. To be called once, when all of them

@@ -28,6 +28,8 @@ CREATE TABLE bags (tbl INTEGER, digest BLOB, n INTEGER, late INTEGER, PRIMARY KE
     WITHOUT ROWID;
 CREATE TABLE groups (stream INTEGER, tbl INTEGER, key TEXT, lsn INTEGER, idx INTEGER,
     PRIMARY KEY (stream, tbl, key)) WITHOUT ROWID;
+CREATE TABLE pieces (lsn INTEGER, idx INTEGER, part INTEGER, body BLOB, PRIMARY KEY (lsn, idx, part))
+    WITHOUT ROWID;
 CREATE TABLE spool (lsn INTEGER, idx INTEGER, part INTEGER, parts INTEGER, stream INTEGER,
     seq INTEGER, tbl INTEGER, body BLOB, PRIMARY KEY (lsn, idx, part));
 CREATE TABLE held (tbl INTEGER, key TEXT, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
@@ -122,6 +124,32 @@ impl Scratch {
         let mut insert = self.connection.prepare_cached(sql)?;
         insert.execute(params![signed(at.commit_lsn.0), signed(at.index), parts, label])?;
         Ok(())
+    }
+
+    /// Lays aside a part that is no message by itself. With the last of them all the bodies come back, one
+    /// behind the other.
+    pub(super) fn join(
+        &self,
+        at: Position,
+        part: u32,
+        parts: u32,
+        body: &[u8],
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let (lsn, idx) = (signed(at.commit_lsn.0), signed(at.index));
+        let sql = "INSERT INTO pieces VALUES (?1, ?2, ?3, ?4)";
+        self.connection.prepare_cached(sql)?.execute(params![lsn, idx, part, body])?;
+        let sql = "SELECT body FROM pieces WHERE lsn = ?1 AND idx = ?2 ORDER BY part";
+        let mut select = self.connection.prepare_cached(sql)?;
+        let sql = "SELECT count(*) FROM pieces WHERE lsn = ?1 AND idx = ?2";
+        let mut count = self.connection.prepare_cached(sql)?;
+        if count.query_row([lsn, idx], |row| row.get::<_, u32>(0))? < parts {
+            return Ok(None);
+        }
+        let bodies: Vec<Vec<u8>> =
+            select.query_map([lsn, idx], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let sql = "DELETE FROM pieces WHERE lsn = ?1 AND idx = ?2";
+        self.connection.prepare_cached(sql)?.execute([lsn, idx])?;
+        Ok(Some(bodies.concat()))
     }
 
     /// The changes of which parts are missing: what they are, and how many of how many were found.

@@ -356,6 +356,45 @@ fn a_part_that_is_missing_is_missing() {
 }
 
 #[test]
+fn a_message_that_was_cut_is_put_together() {
+    let pieces = |event: &Event<'_>, first_seq: u64| {
+        let whole = record(event);
+        let cut = whole.body.len() / 3;
+        let bodies =
+            [whole.body.slice(..cut), whole.body.slice(cut..2 * cut), whole.body.slice(2 * cut..)];
+        bodies.into_iter().zip(0_u64..).map(move |(body, part)| {
+            let mut piece = ReadRecord { seq: first_seq + part, body, ..whole.clone() };
+            piece.headers[2].value = Bytes::from(format!("{part}/3"));
+            piece
+        })
+    };
+    for streams in [1, 2] {
+        let names = (0..streams).map(|stream| stream.to_string()).collect();
+        let mut folded = fold_of(&["id"], Grouping::Key, names);
+        let again = Event { position: (4, 0), ..INSERT };
+        let update = Event { position: (5, 0), ..UPDATE };
+        let parts: Vec<ReadRecord> = pieces(&again, 10).collect();
+        let all = [record(&INSERT), record(&DELETE)].into_iter().chain(parts);
+        for (index, record) in all.chain([record(&update)]).enumerate() {
+            folded.add(0, &record).unwrap();
+            // Until it is whole, the table cannot be compared.
+            assert_eq!(folded.tables[0].opaque, [0, 0, 1, 2, 0, 0][index]);
+        }
+        folded.settle().unwrap();
+        assert!(folded.scratch.incomplete().unwrap().is_empty());
+        let (faults, report) = compared(&mut folded, &[["1", r#""y""#]], RULES);
+        assert_eq!((faults, report.values), (vec![], 2));
+    }
+    // What a transform puts in the place of a message stays what nobody can compare.
+    let mut folded = fold(&["id"]);
+    for mut piece in pieces(&INSERT, 1) {
+        piece.body = Bytes::from_static(b"own");
+        folded.add(0, &piece).unwrap();
+    }
+    assert_eq!(folded.tables[0].opaque, 3);
+}
+
+#[test]
 fn shortened_texts_end_at_a_character() {
     assert_eq!(shorten("äöü", 3), "äöü");
     assert_eq!(shorten("äöü", 2), "äö… (6 bytes)");
