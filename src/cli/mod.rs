@@ -22,6 +22,7 @@ mod verify;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -34,6 +35,9 @@ pub use logging::LogFormat;
 const EXIT_NO: u8 = 1;
 /// Exit code of wrong usage and wrong configuration; clap uses the same.
 const EXIT_USAGE: u8 = 2;
+
+/// How long a process that is done waits for its threads.
+const THREADS_MAX: Duration = Duration::from_secs(2);
 
 /// Postgres changes, through your own WebAssembly, into an S2 stream.
 #[derive(Debug, Parser)]
@@ -111,7 +115,8 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
         | Command::Tail(_)
         | Command::Verify(_) => logging::start(global.log_format, "warn")?,
     }
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async move {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(async move {
         match command {
             Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
             Command::Run(arguments) => Box::pin(run::run(&global, arguments)).await,
@@ -123,7 +128,10 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Transforms(command) => Box::pin(transforms::run(&global, command)).await,
             Command::CompileModule => unreachable!("it needs none of this, and was done before"),
         }
-    })
+    });
+    // What a thread still waits for, such as a disk or a name server, may never come.
+    runtime.shutdown_timeout(THREADS_MAX);
+    done
 }
 
 /// Bytes in, code out, and no words but those of the compiler.

@@ -1,6 +1,11 @@
 //! `sluicebox run`: the pipeline until SIGINT or SIGTERM.
 
 use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::{Global, signals};
 use crate::app;
@@ -28,6 +33,9 @@ pub(super) struct Arguments {
     skip_lost_changes: bool,
 }
 
+/// How long a start that is told to stop may go on to a place where it notices.
+const START_MAX: Duration = Duration::from_secs(1);
+
 /// What can heal is waited for by the pipeline itself; an error from here needs a hand.
 pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { take_over, abandon_parked, lost_records, skip_lost_changes } = arguments;
@@ -35,9 +43,44 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
         Grants { take_over, abandon_parked, lost_records, lost_changes: skip_lost_changes };
     let config = Config::load(&global.config)?;
     let shutdown = signals::shutdown()?;
-    let running = Box::pin(app::start(config, grants, shutdown)).await?;
+    let Some(running) = start(config, grants, shutdown).await? else {
+        tracing::info!("sluicebox was stopped before its pipeline ran");
+        return Ok(ExitCode::SUCCESS);
+    };
     tracing::info!(console = format!("http://{}", running.console), "sluicebox runs");
     running.finish().await?;
     tracing::info!("sluicebox has stopped; what was not confirmed is read again at the next start");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the pipeline, or nothing where somebody wants it to end first: to compile modules, to try them
+/// on what is stored and to look through a large store takes as long as it takes, and nothing of that is
+/// lost by leaving it.
+async fn start(
+    config: Config,
+    grants: Grants,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Option<app::Running>> {
+    let told = shutdown.clone();
+    let runtime = Handle::current();
+    // On a thread of its own: what computes or waits for a disk would keep others from their turn.
+    let start = tokio::task::spawn_blocking(move || {
+        runtime.block_on(Box::pin(app::start(config, grants, told)))
+    });
+    let late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(START_MAX).await;
+    };
+    tokio::select! {
+        biased;
+        started = start => match started.context("the start broke off, which is a defect")? {
+            Ok(running) => Ok(Some(running)),
+            Err(error) if shutdown.is_cancelled() => {
+                tracing::info!("what the start had come to: {error:#}");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        },
+        () = late => Ok(None),
+    }
 }

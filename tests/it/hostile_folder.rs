@@ -172,6 +172,27 @@ async fn what_kills_its_reader_kills_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_a_module_keeps_busy_ends_when_it_is_told_to() {
+    let world = World::new("bomb_at_start", TABLES, &["public.items"]).await;
+    world.drop_in("10-bomb.wasm", &bomb(0));
+    let running = world.start();
+    until("a process that compiles", async || {
+        let found = children(running.pid());
+        if found.len() == 1 { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    let compiler = children(running.pid());
+    running.stop().await;
+    let log = world.log();
+    assert!(log.contains("stopped before its pipeline ran"), "{log}");
+    until("what it had begun to end with it", async || {
+        let is_gone = !std::path::Path::new(&format!("/proc/{}", compiler[0])).exists();
+        if is_gone { Ok(()) } else { Err(format!("{compiler:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn odd_names_and_what_is_no_file_are_told_and_cost_nothing() {
     let world = World::new("odd_names", TABLES, &["public.items"]).await;
     let load = Workload::new(world.database.url(), 2);

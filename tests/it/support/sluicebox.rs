@@ -394,8 +394,10 @@ impl Running<'_> {
 
     /// Waits for the process to end by itself.
     pub async fn ended(mut self) -> ExitStatus {
-        let ended = tokio::time::timeout(super::PATIENCE, self.child.wait()).await;
-        ended.expect("`sluicebox run` did not end").unwrap()
+        match tokio::time::timeout(super::PATIENCE, self.child.wait()).await {
+            Ok(status) => status.unwrap(),
+            Err(_) => panic!("`sluicebox run` did not end:\n{}", where_it_stands(self.pid())),
+        }
     }
 
     /// SIGTERM; the process must drain and exit with 0.
@@ -409,4 +411,18 @@ impl Running<'_> {
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
+}
+
+/// What the threads of a process wait for, for whoever has to find out why it does not go on.
+fn where_it_stands(pid: u32) -> String {
+    let read = |path: &str| fs::read_to_string(format!("/proc/{pid}/{path}")).unwrap_or_default();
+    let status = read("status");
+    let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or("State: unknown");
+    let args = ["-p", &pid.to_string(), "-batch", "-ex", "thread apply all backtrace 25"];
+    let stacks = std::process::Command::new("gdb").args(args).output();
+    let stacks = stacks.map_or_else(
+        |_| "(there is no gdb to look at its stacks)".to_owned(),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    );
+    format!("{state}\n{stacks}")
 }
