@@ -40,7 +40,8 @@ pub enum LostRecords {
     Resend,
     /// Changes up to the newest of ours that can still be read are taken as delivered or, where none
     /// can, all that Postgres has committed by now: none comes twice, and those that had not arrived
-    /// are missing. Messages in the store are sent in any case.
+    /// are missing. Messages in the store are sent in any case: what failed was not delivered, and only
+    /// `messages ack` gives it up. One that was on its way when the process ended may come twice.
     Skip,
 }
 

@@ -225,6 +225,9 @@ async fn a_stream_that_was_made_anew_waits_for_a_choice() {
 
     // The choice is not asked for again, and the other one leaves out what was committed meanwhile.
     let running = world.start().ready().await;
+    world.sql(&insert(30, 2_000_000)).await;
+    world.until_messages("parked", 1).await;
+    world.until_confirmed().await;
     running.kill().await;
     world.s2.delete_stream(BASIN, STREAM).await;
     world.sql(&insert(22, 10)).await;
@@ -232,6 +235,12 @@ async fn a_stream_that_was_made_anew_waits_for_a_choice() {
     world.until_confirmed().await;
     world.sql(&insert(23, 10)).await;
     assert_eq!(ids(&world.until_records(1).await), ["23"]);
+
+    // What the store holds is not skipped: nobody has given it up.
+    world.until_messages("parked", 1).await;
+    world.ok(&["transforms", "add", "strip-columns", "--column", "body"]).await;
+    assert_eq!(ids(&world.until_records(2).await), ["23", "30"]);
+    world.until_no_messages().await;
     running.stop().await;
 }
 
