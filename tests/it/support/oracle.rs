@@ -335,12 +335,27 @@ pub async fn judge_streams(world: &World<'_>, streams: &[&str]) {
     judge_streams_without(world, streams, &AllGivenUp::new()).await;
 }
 
-/// The same where an operator has given messages up. Says how many records each stream has.
+/// What a stream has.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    pub records: usize,
+    /// Of messages that were cut.
+    pub in_parts: usize,
+}
+
+impl Counts {
+    fn of(records: &[Record]) -> Self {
+        let is_part = |record: &&Record| !record.header("sb-part").ends_with("/1");
+        Self { records: records.len(), in_parts: records.iter().filter(is_part).count() }
+    }
+}
+
+/// The same where an operator has given messages up. Says what each stream has.
 pub async fn judge_streams_without(
     world: &World<'_>,
     streams: &[&str],
     given_up: &AllGivenUp,
-) -> Vec<usize> {
+) -> Vec<Counts> {
     let goal = world.database.value("select count(*) from ledger").await.unwrap();
     let goal = goal.parse::<usize>().unwrap() - given_up.len();
     let mut last = (0, Instant::now());
@@ -372,7 +387,7 @@ pub async fn judge_streams_without(
         let records: Vec<&Record> = records.iter().collect();
         check_positions(&whole(&records).iter().collect::<Vec<_>>(), Order::PerRow);
     }
-    let counts = records.iter().map(Vec::len).collect();
+    let counts = records.iter().map(|records| Counts::of(records)).collect();
     let mut all: Vec<Record> = records.into_iter().flatten().collect();
     all.sort_by_key(|record| key_position(record.header("sb-key")));
     judge_records(&world.database, &all, Order::PerRow, given_up).await;

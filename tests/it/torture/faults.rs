@@ -134,6 +134,8 @@ impl Deck {
         self.cards.extend(Wire::FAULTS.map(Fault::S2Wire));
         self.cards.extend(Chain::ALL.map(Fault::Chain));
         self.cards.extend(Burst::ALL.map(Fault::Work));
+        // A message of many batches takes both, and a while.
+        self.cards.extend([Fault::Work(Burst::LargeRows), Fault::Chain(Chain::Splits)]);
         for last in (1..self.cards.len()).rev() {
             let other = self.random.index(last + 1);
             self.cards.swap(last, other);

@@ -1,5 +1,5 @@
 //! What an operator does at random moments: puts modules into the folder and takes them out, has
-//! messages tried again, gives some up. Two modules are there all the time: they route the changes of
+//! messages tried again, gives some up. Three modules are there all the time, with most seeds: they route the changes of
 //! some tables to streams of their own.
 
 use std::collections::BTreeMap;
@@ -108,12 +108,13 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Has the program write the modules once, to keep their files, and leaves those that route.
-    pub async fn new(home: &Home) -> Self {
+    /// Has the program write the modules once, to keep their files, and leaves those that route, where
+    /// there are to be any.
+    pub async fn new(home: &Home, routes: bool) -> Self {
         let strip = Files::of(home, &["strip-columns", "--column", "body"]).await;
         let split = Files::of(home, &["split"]).await;
         let mut route = Files::of(home, &["route", "--set", "stream=x"]).await;
-        for (name, settings) in ROUTES {
+        for (name, settings) in ROUTES.into_iter().filter(|_| routes) {
             route.settings = settings.into();
             route.put(home, name);
         }
