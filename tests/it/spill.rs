@@ -26,14 +26,6 @@ fn workload(world: &World<'_>) -> Workload {
     Workload::new(world.database.url(), 3)
 }
 
-async fn until_nothing_is_spilled(world: &World<'_>) {
-    until("what was spilled to be delivered", async || match world.spilled().await? {
-        0 => Ok(()),
-        changes => Err(format!("{changes} changes are spilled")),
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_database_is_let_go_while_s2_is_away() {
     let dir = tempfile::tempdir().unwrap();
@@ -54,7 +46,7 @@ async fn the_database_is_let_go_while_s2_is_away() {
     }
     work.stop().await;
     judge(&world, Order::Whole).await;
-    until_nothing_is_spilled(&world).await;
+    world.until_nothing_is_spilled().await;
     running.stop().await;
 }
 
@@ -87,7 +79,7 @@ async fn what_is_spilled_survives_a_kill_at_any_moment() {
     }
     work.stop().await;
     judge(&world, Order::Whole).await;
-    until_nothing_is_spilled(&world).await;
+    world.until_nothing_is_spilled().await;
     running.stop().await;
 }
 
@@ -277,7 +269,7 @@ async fn the_database_is_let_go_while_s2_is_slow() {
     relay.set(Wire::Pass);
     running = running.ready().await;
     judge(&world, Order::Whole).await;
-    until_nothing_is_spilled(&world).await;
+    world.until_nothing_is_spilled().await;
     running.stop().await;
 }
 

@@ -196,6 +196,18 @@ impl Home {
         }
     }
 
+    /// Waits until all that was spilled is delivered or stored, for as long as there is less and less of it.
+    pub async fn until_nothing_is_spilled(&self) {
+        let mut least = u64::MAX;
+        while least > 0 {
+            least = until(&format!("fewer spilled changes than {least}"), async || {
+                let spilled = self.spilled().await?;
+                if spilled < least { Ok(spilled) } else { Err(format!("{spilled} are spilled")) }
+            })
+            .await;
+        }
+    }
+
     /// The entry of a file in `transforms list`, once the answer is there and `good` likes it.
     pub async fn until_transform(&self, file: &str, state: &str) -> Value {
         until(&format!("{file} to be {state}"), async || {

@@ -168,6 +168,8 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     operator.change_chain(&world.home, Chain::Empty);
     operator.change_chain(&world.home, Chain::Strips);
     world.until_confirmed().await;
+    // What is spilled is confirmed, and neither a message nor in a stream.
+    world.until_nothing_is_spilled().await;
     world.until_no_messages().await;
     let mut streams = world.s2.streams(BASIN).await;
     let dead = if has_dead_letters { dead_letters(&world).await } else { Vec::new() };
