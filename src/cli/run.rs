@@ -19,7 +19,9 @@ pub(super) struct Arguments {
     #[arg(long)]
     take_over: bool,
     /// Go on although the state folder that belongs to the stream is lost. What was parked or waiting
-    /// there is never delivered, and what was not yet confirmed to Postgres may come twice.
+    /// there is never delivered, and what was not yet confirmed to Postgres may come twice. End every
+    /// process that had the folder first: a frozen one that wakes up may still write to streams that
+    /// transforms route to.
     #[arg(long)]
     abandon_parked: bool,
     /// Go on although records after the checkpoint were trimmed or have expired, or the stream was made

@@ -209,7 +209,9 @@
 //! *A lost store* takes with it what was parked and where to read from. A stream with another store's token
 //! is refused until an operator says that it is given up (`takeover::a_lost_store_…`). Before the stream
 //! has said whose it is, nothing is taken from a slot that was there before the store
-//! (`first_start::a_slot_of_somebody_else_…`). *A copy of the
+//! (`first_start::a_slot_of_somebody_else_…`). With the store went the knowledge of which streams messages
+//! had been routed to. The new one fences each of them when it first opens it, and a process that
+//! stood still with the lost store could write there until then (below). *A copy of the
 //! store* draws tokens that the original does not know, and each refuses the other's
 //! (`takeover::a_copy_of_the_store_…`).
 //!
@@ -226,6 +228,15 @@
 //! With a token that may not fence, read or check the tail, less holds; which is said at the start
 //! ([`Guarantee`](crate::sink::Guarantee)). A change that a transform dropped, and that is read again after
 //! a crash, is decided anew by the chain of that time.
+//!
+//! After `--abandon-parked`, a process that still lives with the lost store, frozen or cut off, or a batch of
+//! it that is still under way, may get into a routed stream until the new store opens that, which is when
+//! the chain first routes something there. It is what that process had read, and each change once; but it
+//! may be what was abandoned, what the new store sends as well, and older than what that has sent of the
+//! same row to another stream. (The judge of the simulation excuses the order of just that.) The pipeline's
+//! own stream is fenced first, so that nothing of it comes there. Looking at that fence before each record
+//! for another stream would not help: no request to S2 depends on two streams, and what is on the wire
+//! cannot be called back. So an operator ends that process first, as the help and the refusal say.
 //!
 //! # And it goes on
 //!

@@ -96,7 +96,9 @@ pub fn refusal(place: &Place, token: &str, pipeline_id: &str) -> String {
              state folder, so nothing is written. Start with that folder (state.dir), or stop that \
              Sluicebox or give this one a stream of its own. If the folder is lost: `sluicebox run \
              --abandon-parked` once. The messages that were parked or waiting there are then never \
-             delivered, and changes that it had delivered and not yet confirmed to Postgres come twice"
+             delivered, and changes that it had delivered and not yet confirmed to Postgres come twice. \
+             End every process that had that folder first: a frozen one that wakes up may still write \
+             to streams that transforms route to, until this one opens them"
         ),
         Owner::OtherProgram => format!(
             "{stream} is fenced by another program (fencing token `{token}`): nothing is written. \
@@ -142,7 +144,7 @@ mod tests {
             "sb-00aa-3-1234",
             Owner::OtherStore("00aa"),
             abandon,
-            &["--abandon-parked", "never delivered", "twice"],
+            &["--abandon-parked", "never delivered", "twice", "End every process"],
         );
         check("sb--1", Owner::OtherProgram, take_over, &["--take-over"]);
         check("flink", Owner::OtherProgram, take_over, &["another program", "--take-over"]);

@@ -105,14 +105,8 @@ fn check(world: &World) -> Result<(), String> {
     let (store, history) = (&state.store, &state.history);
     each_once(world, &state)?;
     // By when each change came first, and when all of it was there.
-    let mut landed: BTreeMap<Position, usize> = BTreeMap::new();
-    let mut whole: BTreeMap<Position, usize> = BTreeMap::new();
-    for (number, record) in history.iter().enumerate() {
-        landed.entry(record.ours.position).or_insert(number);
-        if record.ours.is_last() {
-            whole.entry(record.ours.position).or_insert(number);
-        }
-    }
+    let landed = firsts(history, |_| true);
+    let whole = firsts(history, |record| record.ours.is_last());
     for planned in world.workload.changes() {
         let position = planned.change.position;
         let accounted = whole.contains_key(&position)
@@ -135,8 +129,21 @@ fn check(world: &World) -> Result<(), String> {
     // What is routed parks where its stream is in trouble, and whatever may be in one that was not read.
     let mut may_be_held = troubled(world, state.refused_any || state.unread_any, true);
     may_be_held.extend(&store.ever);
-    in_order(world, &state, [&landed, &whole], &may_be_held)?;
+    // What a process with the lost store still gets into a stream that the next one does not know is
+    // not in its place, and nothing else is out of it for that.
+    let begun = firsts(history, |record| !record.unasked);
+    let ended = firsts(history, |record| !record.unasked && record.ours.is_last());
+    in_order(world, &state, [&begun, &ended], &may_be_held)?;
     bodies(world, history)
+}
+
+/// The first of such records of each change.
+fn firsts(history: &[Landed], which: impl Fn(&Landed) -> bool) -> BTreeMap<Position, usize> {
+    let mut firsts = BTreeMap::new();
+    for (number, record) in history.iter().enumerate().filter(|(_, record)| which(record)) {
+        firsts.entry(record.ours.position).or_insert(number);
+    }
+    firsts
 }
 
 /// Each change once, as its records or as a dead letter, and each of its parts once, made by one chain:

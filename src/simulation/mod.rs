@@ -39,7 +39,8 @@
 //! Operators do what they may: they retry and give up, choose what becomes of records that are gone, take a
 //! stream over from another program, and begin with an empty folder where the right one is lost
 //! (`--abandon-parked`). Then, and only then, what that folder alone held may be missing, and what Postgres
-//! had not been told comes twice.
+//! had not been told comes twice; and a process that stood still with that folder may get more into routed
+//! streams, out of order with the rest, until the new store has opened them.
 //!
 //! [`exactly_once`](crate::pipeline::exactly_once) is the argument that all this follows.
 //!

@@ -120,6 +120,8 @@ pub(super) struct Landed {
     pub(super) current: bool,
     /// Its change is read once more, since the store that knew of it is lost.
     pub(super) again: bool,
+    /// Its process had that store, and no process of the next one has opened this routed stream.
+    pub(super) unasked: bool,
 }
 
 /// A run's world.
@@ -230,7 +232,10 @@ impl State {
             }
         }
         let again = process < self.store_since && ours.position.commit_lsn.0 >= self.lost_at;
-        self.history.push(Landed { ours, stream, process, lost: false, current: true, again });
+        let is_open = self.sessions.iter().any(|(by, of)| *by >= self.store_since && *of == stream);
+        let unasked = process < self.store_since && stream != STREAM && !is_open;
+        let (lost, current) = (false, true);
+        self.history.push(Landed { ours, stream, process, lost, current, again, unasked });
     }
 
     /// The store is lost: what it alone held, and what nobody remembers to have sent.
