@@ -334,3 +334,33 @@ async fn a_message_becomes_a_letter_once_the_store_knows_that_it_is_spent() {
     bench.written().await;
     assert_eq!(bench.driver.holds.next_due(bench.driver.clock.now(), id), Some(id));
 }
+
+#[tokio::test]
+async fn a_spent_message_whose_letter_failed_in_the_middle_is_not_tried_once_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(into_a_file(dir.path()));
+    bench.driver.established = true;
+    let message = bench.spent(at(1)).await;
+    let id = message.id;
+    bench.driver.on_spent_read(message).unwrap();
+    bench.driver.on_letters(Err("of the test".to_owned()));
+    assert!(bench.driver.holds.is_idle(id));
+    bench.driver.reprieve_all();
+    assert!(bench.driver.dead.is_spent(id), "its line may be in the file");
+}
+
+#[tokio::test]
+async fn a_spent_message_that_is_certainly_nowhere_has_another_attempt_with_a_new_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(into_a_file(dir.path()));
+    bench.driver.established = true;
+    let lane = bench.routed("orders");
+    let (nowhere, in_doubt) = (bench.spent(at(1)).await.id, bench.spent(at(2)).await.id);
+    for id in [nowhere, in_doubt] {
+        bench.driver.holds.back(id, true, Due::OnRequest);
+    }
+    bench.driver.doubts.add([(at(2), lane)]);
+    bench.driver.reprieve_all();
+    assert!(!bench.driver.dead.is_spent(nowhere));
+    assert!(bench.driver.dead.is_spent(in_doubt), "it may be in a stream");
+}
