@@ -471,7 +471,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until those that were taken over from have found out, which they do when they have anything
     /// to write. Until then they keep the folder from others.
-    async fn zombies_ended(&mut self) {
+    pub async fn zombies_ended(&mut self) {
         for mut zombie in std::mem::take(&mut self.zombies) {
             until("a process that was taken over from to end", async || {
                 if zombie.has_ended() { Ok(()) } else { Err("it runs".to_owned()) }

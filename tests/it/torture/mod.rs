@@ -147,15 +147,21 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
         Length::For(time) => begun.elapsed() < time,
     } {
         rounds += 1;
+        let mut put_back = false;
         for fault in deck.round() {
             if !stage.provoke(fault).await && returns < RETURNS_MAX && may_be_done(fault) {
                 returns += 1;
                 deck.put_back(fault);
+                put_back = true;
             }
             tokio::time::sleep(Duration::from_millis(random.below(600))).await;
         }
         tokio::time::sleep(Duration::from_millis(random.below(1_000))).await;
         stage.heal().await;
+        // It is to find everything well, and one that was taken over from keeps a second from the folder.
+        if put_back {
+            stage.zombies_ended().await;
+        }
         // Mostly the next fault meets a pipeline that has not recovered yet.
         if random.one_in(4) {
             work.commits(random.below(60)).await;
