@@ -133,8 +133,8 @@ impl Driver {
     pub(super) fn delivered_from_store(&mut self, id: MessageId, at: Position, landed: Landed) {
         self.forget(id);
         self.delivered = true;
-        if at > self.delivered_position() && !mutation::broken(Rule::FindWhatWasStored) {
-            self.ahead.insert(at, landed);
+        if !mutation::broken(Rule::FindWhatWasStored) {
+            self.note_ahead(at, landed);
         }
     }
 
@@ -187,9 +187,13 @@ impl Driver {
                 self.doubts.end(parcel.item.change.position);
                 self.on_delivered(&parcel, Landed { lane: id, seq });
             }
+            // Changes that were sent before they were spilled may be there, and so may stored messages
+            // that went back.
+            if self.spill.is_on() && !mutation::broken(Rule::FindWhatWasSpilled) {
+                self.apply_landed(id, landed.iter().map(|(position, seq)| (*position, *seq)));
+            }
         }
         self.on_begun(id, &begun);
-        self.landed_before_spilling(id, &landed);
         self.end_doubts(id, &landed);
         self.after_refusal(id, now);
         self.on_routed_open(id);
@@ -205,8 +209,8 @@ impl Driver {
         self.established |= !self.lanes.all().any(|(_, lane)| is_left(lane));
     }
 
-    /// A stream was read for the first time, at the start or, where it was shut then, later: what it
-    /// holds is not sent again, wherever that is by now, and messages that are in it leave the store.
+    /// A stream was read, and holds what this process may not have heard of: that is not sent again,
+    /// wherever it is by now, and messages that are in it leave the store.
     pub(super) fn apply_landed(
         &mut self,
         lane: LaneId,
@@ -234,29 +238,22 @@ impl Driver {
                 None => {}
             }
             if is_to_come {
-                self.replayed.insert(position, Some(landed));
+                self.replayed.insert(position);
+                self.note_ahead(position, landed);
             }
+        }
+    }
+
+    /// A change has landed. As long as the checkpoint is before it, a restart has to find its record.
+    fn note_ahead(&mut self, at: Position, landed: Landed) {
+        if at > self.delivered_position() {
+            self.ahead.insert(at, landed);
         }
     }
 
     /// What was read from the source, or from the spill, and is not settled.
     fn open_positions(&self) -> HashSet<Position> {
         self.tracker.open().chain(self.spill.open()).collect()
-    }
-
-    /// Stored messages that are in a stream leave the store, unless they are on their way: then they are
-    /// found when they arrive.
-    pub(super) fn forget_landed(&mut self, lane: LaneId, landed: &HashMap<Position, u64>) {
-        let mut delivered: Vec<(MessageId, Position, u64)> = self
-            .holds
-            .positions()
-            .filter(|(_, id)| self.holds.is_idle(*id))
-            .filter_map(|(position, id)| Some((id, position, *landed.get(&position)?)))
-            .collect();
-        delivered.sort_unstable();
-        for (id, position, seq) in delivered {
-            self.delivered_from_store(id, position, Landed { lane, seq });
-        }
     }
 
     /// A refused message is parked once it is certain what landed, and takes what is behind it along.

@@ -307,13 +307,7 @@ impl Driver {
             let mut floors = Floors::default();
             self.tracker.add_beyond(&mut floors);
             self.spill.add_beyond(&mut floors);
-            self.replayed.values().copied().flatten().for_each(|landed| floors.add(landed));
-            self.ahead.values().for_each(|landed| floors.add(*landed));
             self.doubts.add_found(&mut floors);
-            let seq = acknowledged.map(|acknowledged| match floors.of(LaneId::OWN) {
-                Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
-                _ => acknowledged,
-            });
             // Without the chunks that it passes, the checkpoint may reach further.
             let unspill = self.unspill();
             let position = self.delivered_position();
@@ -322,6 +316,11 @@ impl Driver {
             {
                 first.remove();
             }
+            self.ahead.values().for_each(|landed| floors.add(*landed));
+            let seq = acknowledged.map(|acknowledged| match floors.of(LaneId::OWN) {
+                Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
+                _ => acknowledged,
+            });
             writes.push(Write::Checkpoint(Checkpoint { position, seq, confirm: progress.lsn }));
             writes.extend(self.stream_rows(&floors));
             writes.extend(unspill);

@@ -254,10 +254,10 @@ struct Driver {
     next_id: MessageId,
     /// Messages up to this one are on disk.
     stored: MessageId,
-    /// Changes beyond the checkpoint that are settled already and that the source will read again: in
-    /// a stream, with the place of their first record, or in the store.
-    replayed: HashMap<Position, Option<Landed>>,
-    /// Where messages landed that have left the store, with their changes still beyond the checkpoint.
+    /// Changes beyond the checkpoint that are settled already, and that the source or the spill may give
+    /// again.
+    replayed: HashSet<Position>,
+    /// Where changes landed, found at an opening or sent from the store, that are beyond the checkpoint.
     ahead: BTreeMap<Position, Landed>,
     retry_bytes: usize,
     reading: Option<Reading>,
@@ -335,13 +335,13 @@ impl Driver {
         let read = Progress { position: loaded.read_through(), ..progress };
         let settled = if loaded.spilled.is_empty() { read.position } else { progress.position };
         let mut holds = Holds::new(settled);
-        let mut replayed = HashMap::new();
+        let mut replayed = HashSet::new();
         let mut attempts = HashMap::new();
         let (mut measures, mut classes) = (Measures::default(), Classes::default());
         let mut dead = Dead::new(settings.dead_letters.clone(), &loaded);
         for known in &loaded.messages {
             if known.position > checkpoint.position {
-                replayed.insert(known.position, None);
+                replayed.insert(known.position);
             }
             let failed = match known.state {
                 StoredState::Acknowledged => continue,

@@ -34,22 +34,20 @@ impl Driver {
                     self.counters.changes += 1;
                     let entry = self.tracker.read(change.position);
                     passed = passed.max(change.position);
-                    let replayed = self.replayed.remove(&change.position);
-                    let replayed = replayed.filter(|_| !mutation::broken(Rule::SkipReplayed));
-                    let skipped = || self.skips(change.position).then_some(None);
-                    match replayed.or_else(skipped) {
-                        Some(landed) => {
-                            self.tracker.settle(entry, landed);
-                            self.budget.release(change.bytes());
-                        }
-                        None => items.push(Item { change, origin: Origin::Source { entry } }),
+                    let replayed = self.replayed.remove(&change.position)
+                        && !mutation::broken(Rule::SkipReplayed);
+                    if replayed || self.skips(change.position) {
+                        self.tracker.settle(entry, None);
+                        self.budget.release(change.bytes());
+                    } else {
+                        items.push(Item { change, origin: Origin::Source { entry } });
                     }
                 }
                 source::Item::Commit { end_lsn: lsn } | source::Item::Idle { wal_end: lsn } => {
                     passed = passed.max(Position::last_before(lsn));
                     self.tracker.mark(lsn);
                     if !self.replayed.is_empty() {
-                        self.replayed.retain(|position, _| *position > passed);
+                        self.replayed.retain(|position| *position > passed);
                     }
                 }
             }

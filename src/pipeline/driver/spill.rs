@@ -562,8 +562,8 @@ impl Driver {
             let position = change.position;
             self.spill.read_through = position;
             let entry = self.spill.delivered.read(position);
-            if let Some(landed) = self.replayed.remove(&position) {
-                self.spill.settle(entry, 0, landed);
+            if self.replayed.remove(&position) {
+                self.spill.settle(entry, 0, None);
                 self.delivered = true;
                 continue;
             }
@@ -575,29 +575,12 @@ impl Driver {
         }
         if !self.replayed.is_empty() {
             let through = self.spill.read_through;
-            self.replayed.retain(|position, _| *position > through);
+            self.replayed.retain(|position| *position > through);
         }
         self.dispatch(items)?;
         self.pass(self.spill.read_through);
         self.pass_spilled();
         Ok(())
-    }
-
-    /// After a broken session, changes that were sent before they were spilled may be in the stream, and
-    /// so may stored messages that went back.
-    pub(super) fn landed_before_spilling(
-        &mut self,
-        lane: LaneId,
-        landed: &std::collections::HashMap<Position, u64>,
-    ) {
-        if self.spill.mode != Mode::On || mutation::broken(Rule::FindWhatWasSpilled) {
-            return;
-        }
-        self.forget_landed(lane, landed);
-        let read = self.spill.read_through;
-        let beyond = landed.iter().filter(|(position, _)| **position > read);
-        self.replayed
-            .extend(beyond.map(|(position, &seq)| (*position, Some(Landed { lane, seq }))));
     }
 
     /// Says when a bound is near or reached.

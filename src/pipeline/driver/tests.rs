@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use rand::SeedableRng as _;
 use reqwest::Request;
 
@@ -44,11 +45,27 @@ struct Bench {
 
 impl Bench {
     fn new(dead_letters: Option<DeadLetters>) -> Self {
+        Self::after(Arc::default(), dead_letters)
+    }
+
+    /// On a store of an earlier process that wrote this.
+    fn after(written: Arc<[Write]>, dead_letters: Option<DeadLetters>) -> Self {
         let mut database = store::Database::shared("").unwrap();
-        let loaded = database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
         let tasks = Arc::<Mutex<Vec<Task>>>::default();
         let queue = Arc::clone(&tasks);
         let store = Store::over(&database, move |task| queue.lock().unwrap().push(task));
+        let load = |database: &mut store::Database| {
+            database.load(&mut SmallRng::seed_from_u64(1)).unwrap()
+        };
+        let mut loaded = load(&mut database);
+        if !written.is_empty() {
+            // What is asked for is handed over when it is waited for.
+            let mut writing = std::pin::pin!(store.write(written));
+            assert!(writing.as_mut().now_or_never().is_none());
+            let task = tasks.lock().unwrap().pop().unwrap();
+            assert!(task.carry_out(&mut database));
+            loaded = load(&mut database);
+        }
         let (batches_in, batches) = mpsc::channel(8);
         let (status_in, source_status) = watch::channel(SourceStatus::default());
         let source = Source {
@@ -310,6 +327,62 @@ async fn a_stream_that_is_shut_before_it_was_read_is_read_before_what_it_may_hav
     shaped(&mut bench, third);
     assert_eq!(bench.driver.lanes.own.outbox.size().0, 1, "what is there is not sent again");
     assert!(!bench.driver.is_in_doubt(at(2)));
+}
+
+#[tokio::test]
+async fn what_was_confirmed_and_is_found_at_a_start_keeps_no_row_when_the_spill_is_through() {
+    let stored = Box::new(insert(at(2)));
+    let groups = crate::pipeline::group::Groups {
+        table: crate::pipeline::group::GroupId([1; 16]),
+        first: None,
+        second: None,
+    };
+    let written = [
+        Write::Spill { id: 1, changes: vec![insert(at(1))] },
+        Write::Insert {
+            id: 1,
+            change: stored,
+            groups,
+            state: StoredState::Parked,
+            attempts: store::Attempts::default(),
+            next_attempt: None,
+            failure: Some(failure("trap")),
+        },
+        // Postgres gives none of them again.
+        Write::Checkpoint(store::Checkpoint {
+            position: at(1).before(),
+            seq: Some(0),
+            confirm: Lsn(at(1).commit_lsn.0 + 1),
+        }),
+        Write::Stream { name: "orders".into(), seq: Some(0) },
+    ];
+    let mut bench = Bench::after(written.into(), None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    let lane = bench.driver.lanes.id("orders").unwrap();
+    let established = crate::pipeline::link::Established {
+        line: crate::pipeline::link::Line::silent(&bench.driver.lanes.own.client),
+        // The last was there before the store, and is not in it.
+        landed: HashMap::from([(at(1), 6), (at(2), 7), (at(3), 8)]),
+        begun: HashMap::new(),
+        letters: HashSet::new(),
+        known_to: 9,
+        lost: None,
+    };
+    bench.driver.on_established(lane, established);
+    bench.written().await;
+    assert!(bench.driver.holds.is_empty(), "the message is there");
+    let row =
+        |bench: &mut Bench| bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap().streams;
+    assert_eq!(row(&mut bench), [("orders".to_owned(), 6)], "the checkpoint is before all of them");
+
+    bench.driver.on_spill_read(Ok(Some((1, vec![insert(at(1))])))).unwrap();
+    bench.written().await;
+    bench.written().await;
+    assert_eq!(
+        row(&mut bench),
+        [("orders".to_owned(), 9)],
+        "the checkpoint has passed all of them"
+    );
 }
 
 #[tokio::test]
