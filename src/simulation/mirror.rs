@@ -21,7 +21,7 @@ pub(super) struct Mirror {
     pub(super) streams: BTreeMap<&'static str, u64>,
     /// What was promised of the pipeline's own stream, for the next process.
     pub(super) promised: Option<Guarantee>,
-    /// Every message that ever was in it.
+    /// Every message that ever was in it, or in one that is lost.
     pub(super) ever: BTreeSet<Position>,
     /// Of the messages in it whose records are there, by its id: the number of the first, and how many.
     pub(super) parts: BTreeMap<u64, (u64, u64)>,

@@ -467,18 +467,20 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
             }
             let transaction = task.transaction();
             let written = task.carry_out(&mut database);
-            let is_ours = {
+            let (is_strange, is_lost) = {
                 let state = world.state();
-                !state.strangers.contains(&number) && state.store_since == since
+                (state.strangers.contains(&number), state.store_since != since)
             };
-            if let (Some(writes), true) = (transaction, written && is_ours) {
-                if world.state().owner != number {
-                    world
-                        .violated(format!("process {number} wrote to a store that was taken over"));
-                }
-                world.carried_out(&writes, number);
-                world.event("stored", number, 0);
+            let Some(writes) = transaction.filter(|_| written && !is_strange) else { continue };
+            if is_lost {
+                world.held_by_lost(&writes);
+                continue;
             }
+            if world.state().owner != number {
+                world.violated(format!("process {number} wrote to a store that was taken over"));
+            }
+            world.carried_out(&writes, number);
+            world.event("stored", number, 0);
         }
     };
     let thread = tokio::spawn(Freezing::new(world, process, thread));

@@ -766,6 +766,16 @@ impl World {
         }
     }
 
+    /// A transaction of a process that woke up was carried out on a store that is lost. Until it is fenced
+    /// out, it sends, and in the order that its own store keeps.
+    pub(super) fn held_by_lost(&self, writes: &[Write]) {
+        let held = writes.iter().filter_map(|write| match write {
+            Write::Insert { change, .. } => Some(change.position),
+            _ => None,
+        });
+        self.state().store.ever.extend(held);
+    }
+
     /// What may be spilled at most: at the bound nothing more is read, but what was read by then is.
     fn spilled_bytes_max(&self) -> usize {
         let in_memory = self.workload.budget_bytes.max(self.workload.change_bytes_max());
