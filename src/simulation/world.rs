@@ -769,9 +769,9 @@ impl World {
     /// A transaction of a process that woke up was carried out on a store that is lost. Until it is fenced
     /// out, it sends, and in the order that its own store keeps.
     pub(super) fn held_by_lost(&self, writes: &[Write]) {
-        let held = writes.iter().filter_map(|write| match write {
-            Write::Insert { change, .. } => Some(change.position),
-            _ => None,
+        let held = writes.iter().filter_map(|write| {
+            let Write::Insert { change, .. } = write else { return None };
+            Some(change.position)
         });
         self.state().store.ever.extend(held);
     }
