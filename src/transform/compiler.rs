@@ -1,10 +1,11 @@
 //! Checking and compiling in a process of its own.
 //!
 //! What a compiler takes for a function grows faster than the function: half a megabyte of nested loops
-//! takes minutes and gigabytes, and nobody can stop a compiler inside of this process. And a few
-//! kilobytes of types within types take the parser out of its stack, and the whole process with it: at
-//! each start again. So what a file holds is first looked at by a process with limits of its own, and a
-//! file that was never compiled before costs one.
+//! takes minutes and gigabytes, and nobody can stop a compiler inside of this process. And what parser and
+//! compiler have no defence against would take the whole process with it: at each start again. So what a
+//! file holds is first looked at by a process with limits of its own, and a file that was never compiled
+//! before costs one. Nesting, which would take their stack, is refused before they see it (see `loader`),
+//! for whoever compiles here.
 //!
 //! Where no process can be started, small functions are still compiled here.
 
@@ -98,7 +99,7 @@ impl Compiler {
             }
         }
         let component = loader::check(bytes)?;
-        Component::from_binary(engine.wasm(), &component).map_err(failed)
+        loader::caught(|| Component::from_binary(engine.wasm(), &component).map_err(failed))
     }
 }
 
@@ -248,6 +249,8 @@ pub(crate) fn compile_for_parent(bytes: &[u8]) -> Result<Vec<u8>, (String, u8)> 
     setrlimit(Resource::Cpu, limit(TIME_MAX.as_secs() * 4)).ok();
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
+    // Its standard error is for the reason alone, which a panic is part of.
+    std::panic::set_hook(Box::new(|_| {}));
     let refused = |error: &Error| {
         (error.to_string(), if error.may_be_unfinished() { UNFINISHED } else { REFUSED })
     };

@@ -8,12 +8,16 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use sha2::{Digest as _, Sha256};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
-use wasmparser::{Encoding, Parser, Payload, Validator};
+use wasmparser::{
+    BinaryReader, ComponentType, ComponentTypeDeclaration, Encoding, InstanceTypeDeclaration,
+    Parser, Payload, Validator,
+};
 
 use super::bindings::{TransformPre, VERSION};
 use super::cache::Cache;
@@ -29,8 +33,9 @@ pub const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// lives, and are recycled earlier.
 const INTERPRETER_BYTES_MIN: usize = 4 * 1024 * 1024;
 
-/// How deep components may be nested. Those of toolchains have two levels, and those that are composed a
-/// few more.
+/// How deep components may be nested, and types within the text of types. Those of toolchains have two
+/// levels, and those that are composed a few more. What reads them calls itself for each level of types, so
+/// that this also keeps it in its stack.
 const NESTED_MAX: usize = 100;
 
 /// The interface's package in import and export names.
@@ -101,11 +106,17 @@ pub enum Error {
     #[error("the module does not fit the interface sluicebox:transform@{VERSION}: {reason}")]
     Mismatch { reason: String },
     #[error(
-        "the component is nested {NESTED_MAX} deep and deeper, which no toolchain does; build it again"
+        "the component, or a type in it, is nested {NESTED_MAX} deep and deeper, which no toolchain does; \
+         build it again"
     )]
     Nested,
     #[error("the module could not be compiled: {reason}")]
     Compile { reason: String },
+    #[error(
+        "the module could not be read or compiled, by a defect of the compiler ({reason}); build it in another \
+         way, and report the defect with the file"
+    )]
+    Defect { reason: String },
     /// Another process did so.
     #[error("the module could not be compiled: {reason}")]
     BrokeOff { reason: String },
@@ -138,6 +149,7 @@ impl Error {
             | Self::Mismatch { .. }
             | Self::Nested
             | Self::BrokeOff { .. }
+            | Self::Defect { .. }
             | Self::Compile { .. } => false,
             Self::Apart { may_be_unfinished, .. } => *may_be_unfinished,
         }
@@ -227,6 +239,16 @@ pub(super) fn check(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
     Ok(component)
 }
 
+/// Bytes from outside run through the parser and the compiler: a defect of them costs the file, and not
+/// whoever reads it.
+pub(super) fn caught<T>(read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::Defect { reason: text.unwrap_or_else(|| "without a word".to_owned()) })
+    })
+}
+
 /// An error and its causes on one line.
 pub(crate) fn chain(error: &wasmtime::Error) -> String {
     error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -241,11 +263,15 @@ pub(super) enum Kind {
 }
 
 /// Reads the whole binary and validates it.
+pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
+    caught(|| examine_whole(bytes))
+}
+
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "a binary has dozens of kinds of sections, and few of them matter here"
 )]
-pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
+fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty);
     }
@@ -286,8 +312,14 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
                 }
             }
             Payload::End(_) => depth = depth.saturating_sub(1),
-            Payload::CustomSection(section) if depth == 0 => {
-                has_interface |= section.name().starts_with(INTERFACE_SECTION);
+            Payload::ComponentTypeSection(types) if nests_too_deep(&bytes[types.range()]) => {
+                return Err(Error::Nested);
+            }
+            Payload::CustomSection(section)
+                if depth == 0 && section.name().starts_with(INTERFACE_SECTION) =>
+            {
+                has_interface = true;
+                examine_interface(section.data())?;
             }
             Payload::ImportSection(imports) if depth == 0 => {
                 for import in imports.clone().into_imports() {
@@ -320,6 +352,74 @@ pub(super) fn examine(bytes: &[u8]) -> Result<Kind, Error> {
         Some(Encoding::Module) => Err(Error::NoInterface),
         None => Err(Error::Truncated { bytes: bytes.len() }),
     }
+}
+
+/// The description of an interface is a component itself, which the encoder reads. What else is wrong with
+/// it, the encoder says.
+fn examine_interface(bytes: &[u8]) -> Result<(), Error> {
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
+        if let Payload::ModuleSection { .. } | Payload::ComponentSection { .. } = payload {
+            depth += 1;
+        } else if let Payload::End(_) = payload {
+            depth = depth.saturating_sub(1);
+        } else if let Payload::ComponentTypeSection(types) = payload
+            && nests_too_deep(&bytes[types.range()])
+        {
+            return Err(Error::Nested);
+        }
+        if depth >= NESTED_MAX {
+            return Err(Error::Nested);
+        }
+    }
+    Ok(())
+}
+
+/// Whether types of components and instances are nested too deep in each other's text, which is the one
+/// place where the parser calls itself: everything else in a type is referred to by a number. Read here
+/// without doing so, in the same order; what cannot be read is left to the parser.
+fn nests_too_deep(section: &[u8]) -> bool {
+    const COMPONENT: u8 = 0x41;
+    const INSTANCE: u8 = 0x42;
+    /// Begins the declaration that is a type.
+    const TYPE: u8 = 0x01;
+    let mut reader = BinaryReader::new(section, 0);
+    // For each type that has begun, what it is and how many declarations of it are left.
+    let mut begun: Vec<(u8, u32)> = Vec::new();
+    let mut walk = || -> wasmparser::Result<bool> {
+        for _ in 0..reader.read_var_u32()? {
+            let mut is_type = true;
+            loop {
+                if is_type {
+                    let mut ahead = reader.clone();
+                    let kind = ahead.read_u8()?;
+                    if kind == COMPONENT || kind == INSTANCE {
+                        begun.push((kind, ahead.read_var_u32()?));
+                        reader = ahead;
+                        if begun.len() >= NESTED_MAX {
+                            return Ok(true);
+                        }
+                    } else {
+                        reader.read::<ComponentType<'_>>()?;
+                    }
+                }
+                while begun.pop_if(|(_, left)| *left == 0).is_some() {}
+                let Some((kind, left)) = begun.last_mut() else { break };
+                *left -= 1;
+                let mut ahead = reader.clone();
+                is_type = ahead.read_u8()? == TYPE;
+                if is_type {
+                    reader = ahead;
+                } else if *kind == COMPONENT {
+                    reader.read::<ComponentTypeDeclaration<'_>>()?;
+                } else {
+                    reader.read::<InstanceTypeDeclaration<'_>>()?;
+                }
+            }
+        }
+        Ok(false)
+    };
+    walk().unwrap_or(false)
 }
 
 /// Whether a core module imports something that no interface can have, such as `env.abort`, or that
@@ -355,13 +455,16 @@ fn is_text(bytes: &[u8]) -> bool {
 /// A core module as a component.
 pub(super) fn encode(bytes: &[u8], wasip1: bool) -> Result<Vec<u8>, Error> {
     let failed = |error: anyhow::Error| Error::Encode { reason: format!("{error:#}") };
-    let mut encoder = wit_component::ComponentEncoder::default().module(bytes).map_err(failed)?;
-    if wasip1 {
-        encoder = encoder
-            .adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)
-            .map_err(failed)?;
-    }
-    encoder.encode().map_err(failed)
+    caught(|| {
+        let mut encoder =
+            wit_component::ComponentEncoder::default().module(bytes).map_err(failed)?;
+        if wasip1 {
+            let adapter = WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER;
+            encoder =
+                encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter).map_err(failed)?;
+        }
+        encoder.encode().map_err(failed)
+    })
 }
 
 /// Compares the names of a component's imports and exports with what there is, before minutes are

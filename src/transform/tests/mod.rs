@@ -9,6 +9,7 @@ mod guest;
 mod hostile;
 mod limits;
 mod loading;
+mod nesting;
 mod rules;
 mod soak;
 mod successors;

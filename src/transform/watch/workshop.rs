@@ -80,15 +80,11 @@ impl Workshop {
         stop: &Stop,
     ) -> Result<Made, Unusable> {
         let digest = loader::digest(&content.module);
-        let refuse = |reason: String, may_be_unfinished| Unusable {
-            digest: digest.clone(),
-            reason,
-            may_be_unfinished,
-        };
-        // Bytes from outside run through a compiler here: a defect of it costs this file.
+        // A defect of what reads, compiles and starts it costs this file.
         catch_unwind(AssertUnwindSafe(|| self.make_of(file, &digest, content, known, stop)))
             .unwrap_or_else(|_| {
-                Err(refuse("it could not be compiled, by a defect of the compiler".into(), false))
+                let reason = "it could not be compiled or started, by a defect of Sluicebox; the log has more";
+                Err(Unusable { digest, reason: reason.into(), may_be_unfinished: false })
             })
     }
 
