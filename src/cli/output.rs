@@ -39,14 +39,18 @@ pub(super) fn to_stderr(line: &str) {
     drop(writeln!(io::stderr().lock(), "{line}"));
 }
 
-/// The text with control characters written out, so that a row's value cannot move the cursor,
-/// colour the screen or begin a line.
+/// The text with control characters written out, so that a row's value cannot move the cursor, colour the
+/// screen, begin a line, or turn the direction of what comes behind it.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    let steers = |c: char| {
+        let turns = matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+        c.is_control() || turns
+    };
+    if !text.contains(steers) {
         return Cow::Borrowed(text);
     }
     Cow::Owned(text.chars().fold(String::with_capacity(text.len() + 16), |mut out, c| {
-        if c.is_control() {
+        if steers(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);

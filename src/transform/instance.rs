@@ -25,6 +25,12 @@ const INIT_TIME_MIN: Duration = Duration::from_secs(10);
 const CALLS_MAX: u64 = 10_000;
 const CALLS_OF_INTERPRETER_MAX: u64 = 1000;
 
+/// What a guest's own words stand behind in a reason. There may be values of rows in them, so that they are
+/// for whoever looks at the message, and for no log: see [`without_words`].
+const FAILED: &str = "failed the message: ";
+const WROTE: &str = "; it wrote: ";
+const LAST_LINE: &str = "; its last log line: ";
+
 /// A guest's own error text is cut here, in bytes.
 const GUEST_TEXT_BYTES_MAX: usize = 2000;
 
@@ -57,6 +63,16 @@ impl Class {
     }
 }
 
+/// A failure's text for the log: up to where the guest's own words begin, and whether there are any.
+pub(crate) fn without_words(text: &str) -> (&str, bool) {
+    let begins = [FAILED, WROTE, LAST_LINE].iter().filter_map(|mark| text.find(mark)).min();
+    // The mark's own words are ours, and say where the others would stand.
+    let end = begins.map(|begin| {
+        if text[begin..].starts_with(FAILED) { begin + FAILED.len() - 2 } else { begin }
+    });
+    (&text[..end.unwrap_or(text.len())], end.is_some())
+}
+
 /// Why one call failed. `reason` follows the transform's name in a sentence.
 #[derive(Debug)]
 pub(crate) struct Fault {
@@ -85,10 +101,10 @@ impl Fault {
         if !written.is_empty() {
             let lines = written.into_iter().rev().filter(|line| !line.trim().is_empty());
             let text = lines.map(str::trim).collect::<Vec<_>>().join(" / ");
-            self.reason.push_str("; it wrote: ");
+            self.reason.push_str(WROTE);
             self.reason.push_str(&without_middle(&text));
         } else if let Some(words) = logs.last() {
-            self.reason.push_str("; its last log line: ");
+            self.reason.push_str(LAST_LINE);
             self.reason.push_str(words);
             return self;
         }
@@ -277,13 +293,14 @@ impl Instance {
             Ok((guest, answer))
         });
         let (guest, answer) = started.map_err(|error| {
-            let logs = store.data_mut().take_logs();
+            // Nobody gives it a row's values before it has started.
+            let logs = store.data_mut().take_logs(false);
             let fault = Fault::of(&error, limits, time_max).with_last_words(&logs, module);
             Fault { reason: format!("{} (while it was starting)", fault.reason), logs, ..fault }
         })?;
         answer.map_err(|text| {
             let reason = format!("refused its settings: {}", shortened(&text));
-            let logs = store.data_mut().take_logs();
+            let logs = store.data_mut().take_logs(false);
             Fault { logs, ..Fault::new(Class::Guest, reason) }
         })?;
         let memory_at_start = store.data().limiter.memory_bytes;
@@ -309,9 +326,7 @@ impl Instance {
         let handle = Resource::new_borrow(state.handle);
         match self.guest.call_transform(&mut self.store, handle) {
             Ok(Ok(verdict)) => Ok(verdict),
-            Ok(Err(text)) => {
-                Err(Fault::new(Class::Guest, format!("failed the message: {}", shortened(&text))))
-            }
+            Ok(Err(text)) => Err(Fault::new(Class::Guest, format!("{FAILED}{}", shortened(&text)))),
             Err(error) => Err(Fault::of(&error, limits, time_max)),
         }
     }
@@ -320,8 +335,9 @@ impl Instance {
         self.store.data_mut().message.take()
     }
 
-    pub(crate) fn take_logs(&mut self) -> Vec<String> {
-        self.store.data_mut().take_logs()
+    /// The lines of the last call. `trapped`: that is how it ended.
+    pub(crate) fn take_logs(&mut self, trapped: bool) -> Vec<String> {
+        self.store.data_mut().take_logs(trapped)
     }
 
     /// What its memories hold now.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::chain::{Chain, DROPS_LOGGED_MAX, Transform};
 use super::engine::Engine;
-use super::instance::{Class, Fault, Instance};
+use super::instance::{Class, Fault, Instance, without_words};
 use super::settings::OnError;
 use super::state::Message;
 use super::verdict::{Shaped, apply};
@@ -276,7 +276,7 @@ fn log_dropped(transform: &Transform, change: Option<&Change>, fault: &Fault) {
             table = change.map(|change| change.table.qualified_name()),
             position = change.map(|change| change.position.to_string()),
             "dropped a message, as the transform's settings say: it {}",
-            fault.reason
+            without_words(&fault.reason).0
         );
     }
 }
@@ -310,7 +310,8 @@ impl Slot {
         };
         let answer = instance.call(&transform.settings.limits, started, message);
         let message = instance.take_message();
-        let logs = instance.take_logs();
+        let trapped = answer.as_ref().is_err_and(|fault| fault.class == Class::Trap);
+        let logs = instance.take_logs(trapped);
         let measured = message.as_ref().and_then(|message| message.measured);
         let (result, failed) = match (answer, message) {
             (Ok(verdict), Some(message)) => match apply(verdict, message, &transform.file) {

@@ -59,12 +59,16 @@ impl GuestState {
         }
     }
 
-    /// Takes the lines written since the message began, stdout and stderr of WASI included.
-    pub(crate) fn take_logs(&mut self) -> Vec<String> {
-        if let Some(wasi) = &self.wasi {
-            for line in wasi.take_output() {
-                self.logs.push_output(&line);
-            }
+    /// Takes the lines written since the message began, stdout and stderr of WASI included. What a guest
+    /// said last before it `trapped` is no line that somebody meant for a log: a panic's message, an
+    /// exception and its stack, with whatever value was at hand. It is kept for the message alone.
+    pub(crate) fn take_logs(&mut self, trapped: bool) -> Vec<String> {
+        let output = self.wasi.as_ref().map(|wasi| wasi.take_output()).unwrap_or_default();
+        if trapped {
+            self.logs.last = None;
+        }
+        for line in output {
+            self.logs.push_output(&line, trapped);
         }
         self.logs.take()
     }
@@ -192,6 +196,8 @@ pub(crate) struct Logs {
     /// Lines are kept for the message and not handed on: it is only tried.
     quiet: bool,
     lines: VecDeque<String>,
+    /// What is handed on once it is known that the guest went on behind it.
+    last: Option<(Level, String)>,
     quota: Arc<LogQuota>,
     per_second_max: u32,
 }
@@ -232,7 +238,8 @@ impl Logs {
         quota: Arc<LogQuota>,
         quiet: bool,
     ) -> Self {
-        Self { transform, quiet, lines: VecDeque::new(), quota, per_second_max }
+        let lines = VecDeque::new();
+        Self { transform, quiet, lines, last: None, quota, per_second_max }
     }
 
     /// The file that the lines are of.
@@ -241,21 +248,28 @@ impl Logs {
     }
 
     pub(crate) fn push(&mut self, level: Level, message: &str) {
-        let line = self.write(level, message);
-        self.keep(format!("{}: {line}", word(level)));
-    }
-
-    /// A line of standard output or error.
-    pub(crate) fn push_output(&mut self, message: &str) {
-        let line = self.write(Level::Info, message);
-        self.keep(format!("{OUTPUT}{line}"));
-    }
-
-    /// Hands a line on to the process's log, as far as it may be. Gives it as it can be shown.
-    fn write(&mut self, level: Level, message: &str) -> String {
         let line = printable(message);
-        if !self.quiet && self.may_write() {
-            let transform = &*self.transform;
+        self.keep(format!("{}: {line}", word(level)));
+        self.hand_on();
+        self.last = (!self.quiet).then_some((level, line));
+    }
+
+    /// A line of standard output or error, for the message alone where it is one of its `last_words`.
+    fn push_output(&mut self, message: &str, last_words: bool) {
+        let line = printable(message);
+        self.keep(format!("{OUTPUT}{line}"));
+        if !last_words {
+            self.hand_on();
+            self.last = (!self.quiet).then_some((Level::Info, line));
+        }
+    }
+
+    /// Hands the last line on to the process's log, as far as it may be. What is one line there stays one:
+    /// the next would look like one of ours.
+    fn hand_on(&mut self) {
+        let Some((level, line)) = self.last.take() else { return };
+        if self.may_write() {
+            let (transform, line) = (&*self.transform, line.replace('\n', "\\n"));
             match level {
                 Level::Debug => tracing::debug!(target: "sluicebox::guest", transform, "{line}"),
                 Level::Info => tracing::info!(target: "sluicebox::guest", transform, "{line}"),
@@ -263,7 +277,6 @@ impl Logs {
                 Level::Error => tracing::error!(target: "sluicebox::guest", transform, "{line}"),
             }
         }
-        line
     }
 
     fn keep(&mut self, line: String) {
@@ -274,6 +287,7 @@ impl Logs {
     }
 
     fn take(&mut self) -> Vec<String> {
+        self.hand_on();
         if self.lines.is_empty() { Vec::new() } else { std::mem::take(&mut self.lines).into() }
     }
 
@@ -302,12 +316,16 @@ fn word(level: Level) -> &'static str {
     }
 }
 
-/// The text cut to a line's length, without the control characters that a terminal would obey.
-fn printable(text: &str) -> String {
+/// The text cut to a line's length, without the characters that a terminal would obey: controls, those that
+/// turn the direction of what comes behind them, and other line ends.
+pub(super) fn printable(text: &str) -> String {
     let cut = &text[..text.floor_char_boundary(LOG_LINE_BYTES_MAX)];
     cut.chars()
         .map(|character| match character {
             '\n' | '\t' => character,
+            '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => {
+                '\u{FFFD}'
+            }
             character if character.is_control() => '\u{FFFD}',
             character => character,
         })
@@ -322,6 +340,10 @@ mod tests {
     fn log_lines_are_cut_and_cannot_steer_a_terminal() {
         assert_eq!(printable("a\tb\nc"), "a\tb\nc");
         assert_eq!(printable("\u{1b}[31mred\r"), "\u{FFFD}[31mred\u{FFFD}");
+        assert_eq!(
+            printable("\u{202E}back\u{2028}next\u{9b}1m"),
+            "\u{FFFD}back\u{FFFD}next\u{FFFD}1m"
+        );
         assert_eq!(printable(&"ä".repeat(2000)).len(), 2000);
         assert_eq!(printable(&format!("a{}", "ä".repeat(2000))).len(), 1999);
     }

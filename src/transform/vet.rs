@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::chain::Chain;
+use super::instance::without_words;
 use super::runner::Runner;
 use crate::change::Change;
 
@@ -105,13 +106,25 @@ impl Comparison {
         self.sent >= ALL_MIN && self.sent_lost == self.sent
     }
 
-    /// Why it is refused, for the log and the list; nothing where it may go live. `settings` is the name
-    /// of the settings file.
+    /// Why it is refused, for the list; nothing where it may go live. `settings` is the name of the settings
+    /// file.
     pub(crate) fn refusal(&self, settings: &str) -> Option<String> {
+        self.refusal_with(settings, |example| example.to_owned())
+    }
+
+    /// The same for the log, which has no words of a guest.
+    pub(crate) fn refusal_for_log(&self, settings: &str) -> Option<String> {
+        self.refusal_with(settings, |example| match without_words(example) {
+            (text, true) => format!("{text} (what it said of it: sluicebox transforms list)"),
+            (text, false) => text.to_owned(),
+        })
+    }
+
+    fn refusal_with(&self, settings: &str, shown: impl Fn(&str) -> String) -> Option<String> {
         let tried = self.of + self.sample;
         let again = "put there anew, it is tried again";
         if self.breaks > 0 {
-            let example = self.example.as_deref().unwrap_or("for an unknown reason");
+            let example = shown(self.example.as_deref().unwrap_or("for an unknown reason"));
             return Some(format!(
                 "with it, {} of {tried} messages fail that the chain before handles; the first: \
                  {example}. Mend it, or set vet = \"off\" in {settings} if that is meant; {again}",

@@ -325,3 +325,99 @@ async fn a_full_disk_for_compiled_code_stops_no_replacement() {
     running.assert_alive();
     running.stop().await;
 }
+
+/// A module with the row's value in everything that it says: where the label begins with `erro`, its error;
+/// where with `trap`, its last line before it traps; and in lines of its own, more than one.
+fn talkative(fails_at_all: bool) -> Vec<u8> {
+    let text = guest::chaos_text();
+    let label = "(i32.load (i32.const 1032)) (i32.load (i32.const 1036))";
+    let log =
+        "(import \"sluicebox:transform/logging@1.0.0\" \"log\" (func $log (param i32 i32 i32)))";
+    let import = "(memory (export \"memory\") 2)";
+    let trap = "(then (unreachable)))\n    (if (i32.eq (local.get $word) (i32.const 0x706f6f6c))";
+    let error = "(i32.store (i32.const 2056) (i32.const 16))\n        (i32.store (i32.const 2060) (i32.const 27))";
+    let condition = "(if (i32.eq (local.get $word) (i32.const 0x6f727265)) ;; erro";
+    for part in [import, trap, error, condition] {
+        assert!(text.contains(part), "{part}");
+    }
+    let lines = "(data (i32.const 3500) \"one\\nWARN two\") ";
+    let text = text.replace(import, &format!("{log} {import} {lines}"));
+    let said = format!(
+        "(then (call $log (i32.const 2) (i32.const 3500) (i32.const 12)) \
+         (call $log (i32.const 3) {label}) (unreachable)))\n    \
+         (if (i32.eq (local.get $word) (i32.const 0x706f6f6c))"
+    );
+    let text = text.replace(trap, &said);
+    let value = "(i32.store (i32.const 2056) (i32.load (i32.const 1032))) \
+                 (i32.store (i32.const 2060) (i32.load (i32.const 1036)))";
+    let text = text.replace(error, value);
+    let always =
+        if fails_at_all { "(if (i32.const 1)" } else { condition.trim_end_matches(" ;; erro") };
+    guest::core_module(&text.replace(condition, always), &guest::interface_text())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_module_says_of_a_row_stands_with_the_message_and_in_no_log() {
+    const VALUE: &str = "v4lue-of-a-row";
+    let sql = "create table public.notes (id int primary key, label text)";
+    let world = World::new("talkative", sql, &["public.notes"]).await;
+    world.drop_in("10-talk.wasm", &talkative(false));
+    let mut running = world.start().ready().await;
+    let insert =
+        |id: u32, label: &str| format!("insert into notes values ({id}, '{label} {VALUE}')");
+    for (id, label) in [(1, "well"), (2, "erro"), (3, "trap")] {
+        world.sql(&insert(id, label)).await;
+        if id == 1 {
+            world.until_records(1).await;
+        }
+    }
+    let parked = world.until_messages("failed", 2).await;
+    for message in &parked {
+        let text = message["error"]["text"].as_str().unwrap();
+        assert!(text.contains(VALUE), "{message:#}");
+        let id = message["id"].as_str().unwrap();
+        assert!(world.log().contains(&format!("said of it: sluicebox messages show {id}")));
+    }
+    let log = world.log();
+    assert!(
+        log.contains("`10-talk.wasm` failed the message\"") && log.contains("class=\"guest\""),
+        "{log}"
+    );
+    assert!(
+        log.contains("`10-talk.wasm` trapped: wasm `unreachable` instruction executed\""),
+        "{log}"
+    );
+    // A line of its own is one line, whatever is in it.
+    assert!(log.contains("one\\nWARN two") && !log.contains("\nWARN"), "{log}");
+
+    // What breaks at a trial is told the same way.
+    world.drop_in("20-talk.wasm", &talkative(true));
+    let refused = world.until_transform("20-talk.wasm", "rejected").await;
+    assert!(refused["reason"].as_str().unwrap().contains(VALUE), "{refused:#}");
+    assert!(world.log().contains("(what it said of it: sluicebox transforms list)"));
+    fs::remove_file(world.transforms().join("20-talk.wasm")).unwrap();
+
+    for on_error in ["drop", "halt"] {
+        world.drop_in_settings(
+            "10-talk.wasm",
+            &format!("on_error = \"{on_error}\"\nvet = \"off\"\n"),
+        );
+        until(on_error, async || {
+            let log = world.log();
+            let told = [
+                "dropped a message",
+                "the pipeline stands still: `10-talk.wasm` failed the message (what",
+            ];
+            let is_told = log.contains(told[usize::from(on_error == "halt")]);
+            if on_error == "halt" && !is_told {
+                world.sql(&insert(10 + u32::try_from(log.len()).unwrap(), "erro")).await;
+            }
+            if is_told { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+    let text = running.unready("halted").await;
+    assert!(text.contains(VALUE), "{text}");
+    assert!(!world.log().contains(VALUE), "{}", world.log());
+    running.stop().await;
+}

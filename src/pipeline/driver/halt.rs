@@ -11,6 +11,7 @@ use crate::pipeline::control::Reason;
 use crate::pipeline::item::Item;
 use crate::pipeline::workers::Job;
 use crate::store::Failure;
+use crate::transform::without_words;
 use std::sync::Arc;
 
 /// Where the pipeline stands still.
@@ -26,10 +27,13 @@ pub(super) struct Halt {
 impl Driver {
     /// Stops in front of the first of these items, which failed, or was not tried.
     pub(super) fn halt(&mut self, items: Vec<Item>, failure: Option<&Failure>) {
-        let reason = failure.map(|failure| reason(&items, failure));
-        if let Some(Reason { text, .. }) = &reason {
-            tracing::error!("the pipeline stands still: {text}");
-        }
+        let reason = failure.map(|failure| {
+            let (text, has_words) = without_words(&failure.error.text);
+            let more = if has_words { " (what it said of it is in `/readyz`)" } else { "" };
+            let of = |text: &str| reason(&items, text);
+            tracing::error!("the pipeline stands still: {}", of(&format!("{text}{more}")).text);
+            of(&failure.error.text)
+        });
         let is_over = reason.is_none();
         self.jobs.push_front(None);
         self.halted = Some(Halt { items, reason, is_over });
@@ -77,15 +81,14 @@ impl Driver {
     }
 }
 
-fn reason(items: &[Item], failure: &Failure) -> Reason {
+fn reason(items: &[Item], why: &str) -> Reason {
     let place = items.first().map_or_else(String::new, |item| {
         let change = &item.change;
         format!("a change of {} at {}", change.table.qualified_name(), change.position)
     });
     let text = format!(
-        "{}; its settings say on_error = \"halt\", so that everything waits at this message ({place}): \
-         mend the transform or its settings, and it goes on by itself, with nothing lost",
-        failure.error.text
+        "{why}; its settings say on_error = \"halt\", so that everything waits at this message ({place}): \
+         mend the transform or its settings, and it goes on by itself, with nothing lost"
     );
     Reason { part: "transforms".to_owned(), code: "halted".to_owned(), text }
 }

@@ -453,11 +453,17 @@ fn counted(attempts: Attempts, failure: &Failure, by: MadeBy) -> Attempts {
 }
 
 fn log_failure(id: MessageId, item: &Item, failure: &Failure) {
+    let (reason, has_words) = crate::transform::without_words(&failure.error.text);
+    let more = if has_words {
+        format!("; what the transform said of it: sluicebox messages show {id}")
+    } else {
+        String::new()
+    };
     tracing::warn!(
         id,
         position = %item.change.position,
         class = failure.error.class,
-        reason = failure.error.text,
-        "parked; only its group waits"
+        reason,
+        "parked; only its group waits{more}"
     );
 }

@@ -346,25 +346,26 @@ impl Watcher {
     pub(super) fn refuse(&mut self, transform: &Transform, comparison: Option<&Comparison>) {
         let report = comparison.map(|it| VetReport::of(it).with(VetResult::Refused));
         let settings = folder::settings_name(&transform.file);
-        let reason = comparison.map_or_else(
-            || {
-                format!(
-                    "the trial of the chain with it broke off, by a defect; the log has more. Set vet = \
-                     \"off\" in {settings} to go without; put there anew, it is tried again"
-                )
-            },
-            |comparison| comparison.refusal(&settings).unwrap_or_default(),
-        );
+        let broke_off = || {
+            format!(
+                "the trial of the chain with it broke off, by a defect; the log has more. Set vet = \"off\" \
+                 in {settings} to go without; put there anew, it is tried again"
+            )
+        };
+        let of = |refusal: fn(&Comparison, &str) -> Option<String>| {
+            comparison.map_or_else(broke_off, |it| refusal(it, &settings).unwrap_or_default())
+        };
         tracing::warn!(
             file = &*transform.file,
             vet = report.as_ref().map(VetReport::text),
-            "vetting refused a transform: {reason}"
+            "vetting refused a transform: {}",
+            of(Comparison::refusal_for_log)
         );
         let refused = Refused {
             digest: transform.module.digest.clone(),
             settings: Some(transform.settings.digest().to_owned()),
             state: TransformState::Rejected,
-            reason,
+            reason: of(Comparison::refusal),
             since: now(),
             vet: report,
         };
