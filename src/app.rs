@@ -118,6 +118,7 @@ pub async fn start(
         state_dir: config.state.dir.clone(),
         generation: loaded.generation,
         digest: loaded.chain_digest.clone(),
+        no_transforms: grants.no_transforms,
         vet: Some(Arc::new(Vetting::new(store.clone(), sample.clone(), envelope))),
         compile_apart: true,
     })?);

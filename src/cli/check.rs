@@ -15,7 +15,7 @@ use crate::finding::{Finding, Level};
 use crate::pipeline::dead_letter::file;
 use crate::sink::client::ReadFrom;
 use crate::sink::error::Named;
-use crate::transform::{Refused, Workbench, read_modules};
+use crate::transform::{Refused, Workbench, live_modules, read_modules};
 use crate::{admin, app, sink, source, store};
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
         "file",
         format!("{} is well formed", global.config.display()),
     )];
-    findings.extend(transforms(&config.transforms.dir));
+    findings.extend(transforms(&config.transforms.dir, &config.state.dir));
     findings.push(state_folder(&config.state.dir));
     findings.extend(room(&config.state));
     findings.extend(console(&config).await);
@@ -49,7 +49,7 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
 }
 
 /// The folder, and whether each of its modules would be taken up, as far as that shows without messages.
-fn transforms(dir: &Path) -> Vec<Finding> {
+fn transforms(dir: &Path, state_dir: &Path) -> Vec<Finding> {
     const PART: &str = "transforms";
     let shown = dir.display();
     let failed = |text: String, mend: String| vec![Finding::fail(PART, "folder", text, mend)];
@@ -65,6 +65,19 @@ fn transforms(dir: &Path) -> Vec<Finding> {
         }
     };
     let text = format!("{shown} has {}", human::count(modules.len() as u64, "module"));
+    // What cannot be read of the state is told of there.
+    let live = live_modules(state_dir).ok().flatten().unwrap_or_default();
+    if modules.is_empty() && !live.is_empty() {
+        let files: Vec<&str> = live.iter().map(|module| module.file.as_str()).collect();
+        let text = format!("{text}, and live last were {}", files.join(", "));
+        return vec![Finding {
+            part: PART,
+            name: "folder".to_owned(),
+            level: Level::Warn,
+            text,
+            mend: Some("where a volume is to be mounted there, mount it".to_owned()),
+        }];
+    }
     let mut findings = vec![Finding::ok(PART, "folder", text)];
     let workbench = match Workbench::of_user() {
         Ok(workbench) => workbench,
@@ -333,18 +346,32 @@ fail  source.wal_level  wal_level is replica
     fn folders() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("a/b");
-        assert_eq!(transforms(&missing)[0].level, Level::Fail);
+        let state = dir.path();
+        assert_eq!(transforms(&missing, state)[0].level, Level::Fail);
         assert_eq!(state_folder(&missing).level, Level::Ok);
         assert!(!missing.exists());
         std::fs::write(dir.path().join("10-x.wasm"), "").unwrap();
         std::fs::write(dir.path().join("10-x.toml"), "").unwrap();
-        let findings = transforms(dir.path());
+        let findings = transforms(dir.path(), state);
         assert!(findings[0].text.ends_with("has 1 module"), "{findings:?}");
         assert_eq!((findings[1].name.as_str(), findings[1].level), ("10-x.wasm", Level::Fail));
         assert_eq!(state_folder(dir.path()).level, Level::Ok);
         let file = dir.path().join("10-x.toml");
-        assert_eq!(transforms(&file)[0].level, Level::Fail);
+        assert_eq!(transforms(&file, state)[0].level, Level::Fail);
         assert_eq!(state_folder(&file).level, Level::Fail);
+
+        // None there, and the last chain had one.
+        let (empty, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert_eq!(transforms(empty.path(), state.path())[0].level, Level::Ok);
+        let kept = state.path().join("last-good-transforms");
+        std::fs::create_dir(&kept).unwrap();
+        let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        std::fs::write(kept.join(digest), "").unwrap();
+        let manifest = format!("{{\"10-x.wasm\":{{\"digest\":\"{digest}\",\"settings\":null}}}}");
+        std::fs::write(kept.join("manifest.json"), manifest).unwrap();
+        let findings = transforms(empty.path(), state.path());
+        assert_eq!(findings[0].level, Level::Warn);
+        assert!(findings[0].text.ends_with("has 0 modules, and live last were 10-x.wasm"));
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub(super) struct Arguments {
     /// delivered (`sluicebox verify` shows the rows that differ).
     #[arg(long)]
     skip_lost_changes: bool,
+    /// Take it as meant that the transforms folder is empty and another one than that of the modules that
+    /// were live last: they leave the chain. Without this they go on, as where a volume is not mounted.
+    /// Give it once, not in a unit file.
+    #[arg(long)]
+    no_transforms: bool,
 }
 
 /// How long a start that is told to stop may go on to a place where it notices.
@@ -40,9 +45,10 @@ const START_MAX: Duration = Duration::from_secs(1);
 
 /// What can heal is waited for by the pipeline itself; an error from here needs a hand.
 pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { take_over, abandon_parked, lost_records, skip_lost_changes } = arguments;
-    let grants =
-        Grants { take_over, abandon_parked, lost_records, lost_changes: skip_lost_changes };
+    let Arguments { take_over, abandon_parked, lost_records, skip_lost_changes, no_transforms } =
+        arguments;
+    let lost_changes = skip_lost_changes;
+    let grants = Grants { take_over, abandon_parked, lost_records, lost_changes, no_transforms };
     let config = Config::load(&global.config)?;
     let shutdown = signals::shutdown()?;
     let Some(running) = start(config, grants, shutdown).await? else {

@@ -30,6 +30,9 @@ pub struct Grants {
     /// The slot is lost, was moved or is made anew, and what was changed since it was last read is given
     /// up.
     pub lost_changes: bool,
+    /// An empty transforms folder is meant, though it is another one than that with the live modules in
+    /// it. Holds for the start.
+    pub no_transforms: bool,
 }
 
 /// What becomes of the changes that may have been among records that are gone.
@@ -124,6 +127,7 @@ mod tests {
                 abandon_parked: !grant.abandon_parked,
                 lost_records: Some(LostRecords::Resend),
                 lost_changes: true,
+                no_transforms: true,
             };
             assert!(!other.covers(owner), "{token}");
             let place = Place {

@@ -25,6 +25,9 @@ const MANIFEST: &str = "manifest.json";
 /// What a chain that has not proven itself yet would be taken back to.
 const PROBATION: &str = "probation.json";
 
+/// The folder that the modules stood in.
+const PLACE: &str = "folder.json";
+
 /// A probation that a restart must not end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Unproven {
@@ -55,6 +58,8 @@ pub(crate) struct LastGood {
     dir: PathBuf,
     entries: BTreeMap<String, Entry>,
     unproven: Option<Unproven>,
+    /// By device and inode; nothing where an earlier version kept the copies.
+    place: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,12 +93,28 @@ impl LastGood {
         create_private(&dir)?;
         let entries = read_json(&dir.join(MANIFEST))?.unwrap_or_default();
         let unproven = read_json(&dir.join(PROBATION))?;
-        Ok(Self { dir, entries, unproven })
+        let place = read_json(&dir.join(PLACE))?;
+        Ok(Self { dir, entries, unproven, place })
     }
 
     /// The file names of the last chain.
     pub(crate) fn files(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+
+    /// The folder that the modules stood in, by device and inode.
+    pub(crate) fn place(&self) -> Option<(u64, u64)> {
+        self.place
+    }
+
+    /// Remembers the folder that the modules stand in.
+    pub(crate) fn set_place(&mut self, place: (u64, u64)) -> io::Result<()> {
+        if self.place.replace(place) == Some(place) && self.dir.join(PLACE).exists() {
+            return Ok(());
+        }
+        create_private(&self.dir)?;
+        let text = serde_json::to_vec(&place).map_err(io::Error::other)?;
+        write_atomically(&self.dir.join(PLACE), |file| file.write_all(&text))
     }
 
     /// The copy of a file, if there is one and it is intact.
@@ -221,6 +242,7 @@ impl LastGood {
             let name = file.file_name();
             let is_used = name == MANIFEST
                 || name == PROBATION
+                || name == PLACE
                 || self.entries.values().any(|entry| name.to_str() == Some(&entry.digest))
                 || others.iter().any(|digest| name.to_str() == Some(digest));
             if !is_used {
@@ -240,7 +262,7 @@ impl LastGood {
 pub fn live_modules(state_dir: &Path) -> io::Result<Option<Vec<ModuleFiles>>> {
     let dir = state_dir.join(FOLDER);
     let Some(entries) = read_json(&dir.join(MANIFEST))? else { return Ok(None) };
-    let kept = LastGood { dir, entries, unproven: None };
+    let kept = LastGood { dir, entries, unproven: None, place: None };
     let module = |file: &str| {
         let Content { module, settings } = kept
             .get(file)

@@ -17,12 +17,14 @@ pub(super) struct World {
     pub(super) host: Option<Host>,
     pub(super) last: (u64, Option<String>),
     pub(super) vet: Option<Arc<dyn Vet>>,
+    pub(super) no_transforms: bool,
 }
 
 impl World {
     pub(super) fn new() -> Self {
         let temporary = || tempfile::tempdir().unwrap();
-        Self { dir: temporary(), state: temporary(), host: None, last: (0, None), vet: None }
+        let (dir, state) = (temporary(), temporary());
+        Self { dir, state, host: None, last: (0, None), vet: None, no_transforms: false }
     }
 
     pub(super) fn start(&mut self) -> Result<(), super::super::Error> {
@@ -33,6 +35,7 @@ impl World {
             generation: self.last.0,
             digest: self.last.1.clone(),
             vet: self.vet.clone(),
+            no_transforms: self.no_transforms,
             compile_apart: false,
         })?;
         self.last = (host.chain().borrow().generation, Some(host.chain().borrow().digest().into()));

@@ -213,9 +213,79 @@ fn a_folder_that_is_not_mounted_any_more_takes_nothing_with_it() {
     fs::remove_dir_all(world.dir.path()).unwrap();
     fs::create_dir(world.dir.path()).unwrap();
     std::thread::sleep(LONG_ENOUGH);
-    // Whoever means it to be so says so by a restart.
+    assert_eq!(world.files(), ["10-hide.wasm"]);
+    // Whoever means it to be so says so.
+    world.no_transforms = true;
     world.start().unwrap();
     assert!(world.files().is_empty());
+    // Once.
+    world.no_transforms = false;
+    world.start().unwrap();
+    assert!(world.files().is_empty() && warnings(&world).is_empty(), "{}", warnings(&world));
+}
+
+#[test]
+fn a_start_without_the_folder_that_was_there_goes_on_with_what_was_live() {
+    let mut world = hiding();
+    put(&world, "20-hide", STRIP_TITLE, strip_too());
+    world.wait_for_files(&["10-hide.wasm", "20-hide.wasm"]);
+    world.last.0 = world.generation();
+    world.last.1 = Some(world.host().chain().borrow().digest().to_owned());
+    let generation = world.generation();
+    // One that waits for a mend goes on to do so.
+    take(&world, "20-hide");
+    put(&world, "30-hide", STRIP_TITLE, b"not a module");
+    stays(&world, "20-hide.wasm", "30-hide.wasm");
+    let both = ["10-hide.wasm", "20-hide.wasm"];
+    world.host = None;
+    let away = world.state.path().join("away");
+    fs::rename(world.dir.path(), &away).unwrap();
+    fs::create_dir(world.dir.path()).unwrap();
+    for _ in 0..2 {
+        world.start().unwrap();
+        // Said at once, and with what to do.
+        assert!(warnings(&world).contains("another one than before, and empty"));
+        assert!(warnings(&world).contains("`sluicebox run --no-transforms`"));
+        assert_eq!(
+            (world.files(), world.generation()),
+            (both.map(str::to_owned).to_vec(), generation)
+        );
+        assert_eq!(world.columns(), ["id", "tags"]);
+        std::thread::sleep(LONG_ENOUGH);
+        assert_eq!(world.files(), both);
+    }
+    // The volume is mounted, before a start or after it.
+    fs::remove_dir(world.dir.path()).unwrap();
+    fs::rename(&away, world.dir.path()).unwrap();
+    stays(&world, "20-hide.wasm", "30-hide.wasm");
+    assert!(!warnings(&world).contains("and empty"));
+    world.start().unwrap();
+    stays(&world, "20-hide.wasm", "30-hide.wasm");
+    assert_eq!((world.files(), world.generation()), (both.map(str::to_owned).to_vec(), generation));
+
+    // Files that were deleted from the very folder are deleted.
+    world.host = None;
+    fs::remove_file(world.path("30-hide.wasm")).unwrap();
+    take(&world, "10-hide");
+    world.start().unwrap();
+    assert!(world.files().is_empty());
+
+    // Where the copies are gone too, nothing is delivered unshaped.
+    let mut world = hiding();
+    world.host = None;
+    // Renamed and not removed, since the new one could get its number.
+    fs::rename(world.dir.path(), world.state.path().join("away")).unwrap();
+    fs::create_dir(world.dir.path()).unwrap();
+    for entry in fs::read_dir(world.state.path().join("last-good-transforms")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none() {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let error = world.start().unwrap_err().to_string();
+    assert!(error.contains("`10-hide.wasm`") && error.contains("--no-transforms`"), "{error}");
+    world.no_transforms = true;
+    world.start().unwrap();
 }
 
 /// The same as [`strip`], and another module.

@@ -63,6 +63,11 @@ const STOP_MAX: Duration = Duration::from_secs(1);
 /// How many notices about deleted files are kept.
 const NOTICES_MAX: usize = 20;
 
+/// What is said of a folder that shows nothing, where that is taken for no deletion of everything.
+const IS_AWAY: &str = "is another one than before, and empty, as where a volume is not mounted: the chain stays \
+                       as it is. Put the modules back; where none is meant to be live, restart once with \
+                       `sluicebox run --no-transforms`";
+
 /// Where a host finds its files, and what it was before.
 #[derive(Clone, Debug)]
 pub struct HostSettings {
@@ -74,6 +79,8 @@ pub struct HostSettings {
     pub generation: u64,
     /// The digest of that generation's chain.
     pub digest: Option<String>,
+    /// An empty folder is meant, though the last one with modules in it was another.
+    pub no_transforms: bool,
     /// Tries what is about to go live on the messages that there are; without it, everything that
     /// loads goes live.
     pub vet: Option<Arc<dyn Vet>>,
@@ -97,6 +104,13 @@ pub enum Error {
          remove the files; without them, messages would be delivered that they are there to shape"
     )]
     Unusable { files: String },
+    #[error(
+        "the transforms folder {} is another one than before, and empty, as where a volume is not mounted, and of \
+         what was live last no working copy is known: {files}. Put the modules back; where none is meant to be \
+         live, start once with `sluicebox run --no-transforms`",
+        path.display()
+    )]
+    Away { path: PathBuf, files: String },
     #[error("could not start the WebAssembly engine: {reason}")]
     Engine { reason: String },
     #[error("could not start a thread for the transforms")]
@@ -159,7 +173,7 @@ impl Host {
             warned: BTreeSet::new(),
             notices: BTreeMap::new(),
         };
-        watcher.load_first(settings.digest.as_deref())?;
+        watcher.load_first(settings.digest.as_deref(), settings.no_transforms)?;
 
         let thread = std::thread::Builder::new()
             .name("transform-watch".into())
@@ -392,13 +406,20 @@ impl Watcher {
         let found = folder::identity(self.dir()).map_err(stays)?;
         let look = folder::look(self.dir()).map_err(stays)?;
         if look.modules.is_empty() && !self.live.is_empty() && self.folder != Some(found) {
-            return Err("is another one than before, and empty, as where a volume is not mounted: the \
-                        chain stays as it is. Put the modules back; where none is meant to be live, \
-                        restart"
-                .into());
+            return Err(IS_AWAY.to_owned());
         }
-        self.folder = Some(found);
+        self.note_folder(found, &look);
         Ok(look)
+    }
+
+    /// This is the folder that counts. A restart knows it by the modules that it held.
+    fn note_folder(&mut self, found: (u64, u64), look: &Look) {
+        self.folder = Some(found);
+        if !look.modules.is_empty()
+            && let Err(error) = self.last_good.set_place(found)
+        {
+            tracing::warn!("could not note down which transforms folder it is: {error}");
+        }
     }
 
     fn dir(&self) -> &Path {

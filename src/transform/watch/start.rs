@@ -1,5 +1,9 @@
 //! The first load: everything must be usable, as it is or as a copy of the last good one. What
 //! changed while nothing ran is tried like any other change, on what the store holds.
+//!
+//! A folder that is another one than the last with modules in it, and empty, is no deletion of everything,
+//! at a start as little as later: a volume that is not mounted looks like that, and what the modules hide
+//! would be delivered. The last chain goes on from its copies. Deletions in the same folder count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,14 +16,25 @@ use super::super::loader::{self, Module};
 use super::super::vet::{Comparison, Vet};
 use super::promote::{Change, Changes, digest_of, judged, under_judgement};
 use super::settle::{SETTLE, UNFINISHED};
-use super::{Error, Watcher};
+use super::{Error, IS_AWAY, Watcher};
 
 /// How often a folder is looked at that somebody is copying files into.
 const LOOKS_MAX: usize = 50;
 
 impl Watcher {
-    pub(super) fn load_first(&mut self, last_digest: Option<&str>) -> Result<(), Error> {
+    /// `no_transforms`: somebody says that an empty folder is meant.
+    pub(super) fn load_first(
+        &mut self,
+        last_digest: Option<&str>,
+        no_transforms: bool,
+    ) -> Result<(), Error> {
         let look = self.first_look()?;
+        if !no_transforms && self.is_away(&look) {
+            return self.load_copies(last_digest);
+        }
+        if let Some(folder) = self.folder {
+            self.note_folder(folder, &look);
+        }
         let mut unusable = Vec::new();
         // Of what changed while nothing ran, nobody can tell what came with what.
         let mut step: BTreeSet<String> =
@@ -109,10 +124,7 @@ impl Watcher {
             }
         }
         self.warn_of_what_is_odd(&look, &[]);
-        let last = self.chain().generation;
-        let is_last = last_digest == Some(digest_of(&self.live).as_str());
-        let generation = if is_last { last } else { last + 1 };
-        let chain = Arc::new(Chain::new(generation, self.live.values().cloned().collect()));
+        let chain = self.first_chain(last_digest);
         let reports = self.reports.clone();
         self.note_reports(&chain, &changes, comparison.as_ref(), None);
         self.resume_probation(&chain);
@@ -121,6 +133,54 @@ impl Watcher {
         }
         self.publish(chain);
         self.refusals.save();
+        self.show();
+        Ok(())
+    }
+
+    /// The chain of what is live, with the number that the store knows where it is the same.
+    fn first_chain(&self, last_digest: Option<&str>) -> Arc<Chain> {
+        let last = self.chain().generation;
+        let is_last = last_digest == Some(digest_of(&self.live).as_str());
+        let generation = if is_last { last } else { last + 1 };
+        Arc::new(Chain::new(generation, self.live.values().cloned().collect()))
+    }
+
+    /// Whether the folder is not the one that the last chain's modules stood in, and has none.
+    fn is_away(&self, look: &Look) -> bool {
+        let had_modules = self.last_good.files().next().is_some();
+        look.modules.is_empty()
+            && had_modules
+            && (self.folder.is_none() || self.folder != self.last_good.place())
+    }
+
+    /// Goes on with the last chain, of whose files the folder shows none.
+    fn load_copies(&mut self, last_digest: Option<&str>) -> Result<(), Error> {
+        self.folder = self.last_good.place();
+        let files: Vec<String> = self.last_good.files().map(str::to_owned).collect();
+        let mut lost = Vec::new();
+        for file in files {
+            if let Some(report) = self.last_good.vet(&file) {
+                self.reports.insert(file.clone(), report);
+            }
+            let Some(good) = self.load_last_good(&file) else {
+                lost.push(format!("`{file}`"));
+                continue;
+            };
+            self.live.insert(file.clone(), good);
+            let by = self.last_good.stays_for(&file);
+            if !by.is_empty() {
+                self.replaced.insert(file.clone(), by);
+                self.get_ready(&file, Change::Gone, Instant::now());
+            }
+        }
+        if !lost.is_empty() {
+            let (dir, files) = (self.dir().to_owned(), lost.join(", "));
+            return Err(Error::Away { path: dir, files });
+        }
+        self.warn(format!("the transforms folder {} {IS_AWAY}", self.dir().display()));
+        let chain = self.first_chain(last_digest);
+        self.resume_probation(&chain);
+        self.publish(chain);
         self.show();
         Ok(())
     }
