@@ -134,8 +134,10 @@ pub(crate) fn look_at(dir: &Path, name: &str) -> Option<Seen> {
 
 /// Reads a transform's files whole.
 pub(crate) fn read(dir: &Path, name: &str) -> io::Result<Content> {
+    let module = dir.join(name);
     // One byte more than is allowed shows that there is more.
-    let module = read_at_most(&dir.join(name), MODULE_BYTES_MAX + 1)?;
+    let module = read_at_most(&module, MODULE_BYTES_MAX + 1)
+        .map_err(|error| io::Error::other(unreadable(&module, &error)))?;
     let settings = settings_name(name);
     let path = dir.join(&settings);
     let wrong = |what: String| io::Error::other(format!("its settings file `{settings}` {what}"));
@@ -148,7 +150,7 @@ pub(crate) fn read(dir: &Path, name: &str) -> io::Result<Content> {
         }
         // A link to nothing is no reason to go on without what it named.
         Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => None,
-        Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
+        Err(error) => return Err(wrong(format!("cannot be read: {}", unreadable(&path, &error)))),
     };
     Ok(Content { module, settings })
 }
@@ -198,6 +200,25 @@ fn fingerprint(path: &Path) -> Option<Fingerprint> {
     })
 }
 
+/// Why a file cannot be read, and what to do about it.
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    const MEND: &str = "put the file itself there, or take it away";
+    let is_loop = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    match (error.kind(), fs::read_link(path)) {
+        (_, Ok(_)) if is_loop => format!("it is a symbolic link that leads back to itself; {MEND}"),
+        (io::ErrorKind::NotFound, Ok(to)) => {
+            let to = to.to_string_lossy().escape_debug().to_string();
+            format!("it is a symbolic link to `{to}`, where nothing is; {MEND}")
+        }
+        (io::ErrorKind::PermissionDenied, _) => {
+            format!("{error}; give the user that runs Sluicebox the right to read it")
+        }
+        // What it is instead.
+        _ if error.get_ref().is_some() => format!("{error}; {MEND}"),
+        _ => error.to_string(),
+    }
+}
+
 /// What is there in place of a file.
 fn what_else(metadata: &Metadata) -> Option<&'static str> {
     if metadata.is_file() {
@@ -205,7 +226,7 @@ fn what_else(metadata: &Metadata) -> Option<&'static str> {
     } else if metadata.is_dir() {
         Some("it is a folder")
     } else {
-        Some("it is no file")
+        Some("it is no file but a pipe, a socket or a device")
     }
 }
 
@@ -320,10 +341,14 @@ mod tests {
             assert!(error.contains(part), "{name}: {error}");
         };
         check("10-folder.wasm", "it is a folder");
-        check("20-dangling.wasm", "No such file");
-        check("30-loop.wasm", "symbolic links");
+        check(
+            "20-dangling.wasm",
+            "it is a symbolic link to `nothing`, where nothing is; put the file",
+        );
+        check("30-loop.wasm", "it is a symbolic link that leads back to itself; put the file");
         check("40-pipe.wasm", "it is no file");
-        check("50-a.wasm", "its settings file `50-a.toml` cannot be read: No such file");
+        let dangling = "cannot be read: it is a symbolic link to `nothing`, where nothing is";
+        check("50-a.wasm", &format!("its settings file `50-a.toml` {dangling}"));
         check("60-b.wasm", "its settings file `60-b.toml` cannot be read: it is a folder");
         fs::remove_dir(path("60-b.toml")).unwrap();
         fs::write(path("60-b.toml"), "#".repeat(1024 * 1024 + 1)).unwrap();

@@ -48,13 +48,13 @@ const INTERFACE_SECTION: &str = "component-type";
 /// Why a file does not load. Each says what the file is, and the mend.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the file is empty")]
+    #[error("the file is empty; put the built `.wasm` file here")]
     Empty,
     #[error(
-        "the file has {bytes} bytes, and a module may have {MODULE_BYTES_MAX}; build it in \
-         release mode and without debug information"
+        "the file has more than the {MODULE_BYTES_MAX} bytes that a module may have; build it in release mode \
+         and without debug information"
     )]
-    TooLarge { bytes: u64 },
+    TooLarge,
     #[error(
         "the file is text, not WebAssembly; put the built `.wasm` file here (WebAssembly text is \
          turned into it by `wasm-tools parse`)"
@@ -139,7 +139,7 @@ impl Error {
             | Self::Invalid { .. }
             | Self::NoInterface
             | Self::OtherInterface { .. } => true,
-            Self::TooLarge { .. }
+            Self::TooLarge
             | Self::Text
             | Self::Precompiled
             | Self::NotWasm
@@ -199,7 +199,7 @@ pub(crate) fn load_by(
     cache: Option<&Cache>,
 ) -> Result<Module, Error> {
     if bytes.len() as u64 > MODULE_BYTES_MAX {
-        return Err(Error::TooLarge { bytes: bytes.len() as u64 });
+        return Err(Error::TooLarge);
     }
     let digest = digest(bytes);
     // What was compiled was checked before.
@@ -276,7 +276,7 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
         return Err(Error::Empty);
     }
     if bytes.len() as u64 > MODULE_BYTES_MAX {
-        return Err(Error::TooLarge { bytes: bytes.len() as u64 });
+        return Err(Error::TooLarge);
     }
     const MAGIC: &[u8] = b"\0asm";
     if !bytes.starts_with(MAGIC) {

@@ -526,8 +526,8 @@ async fn what_is_no_file_takes_nothing_out_of_the_chain() {
     fs::write(world.path("transforms").join(foreign), &good).unwrap();
     for (file, part) in [
         ("20-folder.wasm", "it is a folder"),
-        ("30-dangling.wasm", "No such file"),
-        ("40-loop.wasm", "symbolic links"),
+        ("30-dangling.wasm", "where nothing is; put the file itself there"),
+        ("40-loop.wasm", "leads back to itself"),
         ("50-pipe.wasm", "it is no file"),
     ] {
         let reason = entry(&world, file, "rejected").await["reason"].to_string();

@@ -249,6 +249,30 @@ async fn odd_names_and_what_is_no_file_are_told_and_cost_nothing() {
     running.stop().await;
 }
 
+/// As some synchronisation does that never notices that it has done its work.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_broken_and_put_there_again_and_again_is_told_once() {
+    let world = World::new("again", TABLES, &["public.items"]).await;
+    let running = world.start().ready().await;
+    let rejections = |world: &World<'_>| world.log().matches("rejected a transform").count();
+    for number in 0..5 {
+        world.drop_in("10-broken.wasm", b"\0asm\x01\0\0\0");
+        world.until_transform("10-broken.wasm", "rejected").await;
+        // Longer than what does not load is waited for.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(rejections(&world), 1, "{number}: {}", world.log());
+    }
+    // Another one is told of.
+    world.drop_in("10-broken.wasm", b"not a module");
+    until("the other reason", async || {
+        let log = world.log();
+        if log.contains("is text, not WebAssembly") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    assert_eq!(rejections(&world), 2);
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_files_at_once_end_in_what_the_folder_shows() {
     let world = World::new("thousand", TABLES, &["public.items"]).await;

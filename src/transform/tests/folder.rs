@@ -166,16 +166,43 @@ fn files_are_added_replaced_and_deleted() {
     world.wait("the new module", |world| world.columns().contains(&"headline".to_owned()));
     fs::remove_file(world.path("20-compress.wasm")).unwrap();
     world.wait_for_files(&["10-strip.wasm"]);
-    let warnings = world.host().list().warnings;
-    assert_eq!(
-        warnings,
-        [
-            "`20-compress.toml` in the transforms folder has no module beside it, and is ignored",
-            "`20-compress.wasm` was deleted, and left the chain",
-        ]
-    );
+    let deleted = "`20-compress.wasm` was deleted, and left the chain";
+    let orphan = "`20-compress.toml` in the transforms folder has no module beside it, and is ignored; put \
+                  `20-compress.wasm` there, or take the settings away";
+    world.wait("both warnings", |world| world.host().list().warnings == [orphan, deleted]);
     fs::remove_file(world.path("10-strip.wasm")).unwrap();
     world.wait_for_files(&[]);
+}
+
+#[test]
+fn whoever_puts_the_settings_there_first_is_not_warned_of_them() {
+    let mut world = stripping();
+    world.write("20-more.toml", STRIP_TITLE);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) {
+        assert!(world.host().list().warnings.is_empty());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    world.wait("the warning", |world| !world.host().list().warnings.is_empty());
+    // At a start it has been there for long, as far as anybody knows.
+    world.start().unwrap();
+    assert_eq!(world.host().list().warnings.len(), 1);
+}
+
+#[test]
+fn a_deletion_beside_other_settings_of_the_same_module_is_a_deletion() {
+    let mut world = World::new();
+    for stem in ["10-strip", "20-strip"] {
+        world.write(&format!("{stem}.toml"), STRIP_BODY);
+        world.write(&format!("{stem}.wasm"), strip());
+    }
+    world.start().unwrap();
+    fs::remove_file(world.path("20-strip.toml")).unwrap();
+    fs::remove_file(world.path("20-strip.wasm")).unwrap();
+    world.write("10-strip.toml", STRIP_TITLE);
+    world.wait("both", |world| world.columns() == ["body", "id", "tags"]);
+    world.wait_for_files(&["10-strip.wasm"]);
+    assert_eq!(world.host().list().warnings, ["`20-strip.wasm` was deleted, and left the chain"]);
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn what_is_imported_beside_the_interface_is_named() {
 fn a_file_that_is_too_large_is_refused_unread() {
     let bytes = vec![0; usize::try_from(crate::transform::MODULE_BYTES_MAX).unwrap() + 1];
     let error = load(engine(), &bytes, None).unwrap_err().to_string();
-    assert!(error.contains("and a module may have 67108864"), "{error}");
+    assert!(error.contains("more than the 67108864 bytes that a module may have"), "{error}");
 }
 
 #[test]

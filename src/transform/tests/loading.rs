@@ -40,7 +40,7 @@ fn core_modules_and_components_load() {
 
 #[test]
 fn files_that_are_something_else_are_named() {
-    check(b"", "the file is empty");
+    check(b"", "the file is empty; put the built `.wasm` file here");
     check(
         b"(module)",
         "the file is text, not WebAssembly; put the built `.wasm` file here (WebAssembly text is \

@@ -170,6 +170,7 @@ impl Host {
             next_trial: 0,
             probation: None,
             reports: BTreeMap::new(),
+            orphans: BTreeMap::new(),
             warned: BTreeSet::new(),
             notices: BTreeMap::new(),
         };
@@ -305,6 +306,8 @@ struct Watcher {
     probation: Option<Probation>,
     /// What vetting said of the live versions.
     reports: BTreeMap<String, VetReport>,
+    /// Settings files without a module, and since when they are there.
+    orphans: BTreeMap<String, Instant>,
     /// What was warned about, so that it is said once.
     warned: BTreeSet<String>,
     /// What is to be known of deleted files, by file.

@@ -62,9 +62,12 @@ impl Watcher {
     /// The files that are gone and stand under another name among the changes.
     fn renamed(&self, changes: &Changes) -> BTreeMap<String, String> {
         let new_name = |old: &str| {
-            let live = self.live.get(old)?;
-            let new = changes.iter().find(|(_, change)| match change {
-                Change::To(transform) => transform.module.digest == live.module.digest,
+            let digest = &self.live.get(old)?.module.digest;
+            // Not one that had the same module already, and other settings now.
+            let had =
+                |new: &String| self.live.get(new).is_some_and(|it| it.module.digest == *digest);
+            let new = changes.iter().find(|(new, change)| match change {
+                Change::To(transform) => transform.module.digest == *digest && !had(new),
                 Change::Gone => false,
             });
             new.map(|(new, _)| new.clone())

@@ -173,7 +173,13 @@ impl Watcher {
         } else {
             "it does not go live"
         };
-        tracing::warn!(file, "rejected a transform, and {stays}: {}", unusable.reason);
+        // Something may put the same there again and again.
+        let is_known = self.refusals.get(file).is_some_and(|known| {
+            known.is_unusable(&unusable.digest) && known.reason == unusable.reason
+        });
+        if !is_known {
+            tracing::warn!(file, "rejected a transform, and {stays}: {}", unusable.reason);
+        }
         self.settler.note_handled(file, seen);
         if let Some(Change::To(_)) = self.ready.get(file) {
             self.ready.remove(file);

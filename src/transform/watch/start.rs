@@ -123,6 +123,9 @@ impl Watcher {
                 self.refusals.remove(file);
             }
         }
+        // What was there before is not being put there.
+        let long_ago = Instant::now().checked_sub(UNFINISHED);
+        self.orphans.extend(look.orphans.iter().filter_map(|file| Some((file.clone(), long_ago?))));
         self.warn_of_what_is_odd(&look, &[]);
         let chain = self.first_chain(last_digest);
         let reports = self.reports.clone();

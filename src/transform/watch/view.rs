@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,7 @@ use super::super::chain::Transform;
 use super::super::folder::Look;
 use super::super::vet::VetReport;
 use super::promote::{Change, UnderTrial};
+use super::settle::UNFINISHED;
 use super::{Watcher, now};
 
 /// What is in the folder, as scripts and the console read it.
@@ -106,7 +108,15 @@ pub(super) struct View {
 impl Watcher {
     /// `restless`: files that never stay the same for long enough to be read.
     pub(super) fn warn_of_what_is_odd(&mut self, look: &Look, restless: &[String]) {
-        let orphans = look.orphans.iter().map(|file| orphan(file));
+        let now = Instant::now();
+        self.orphans.retain(|file, _| look.orphans.contains(file));
+        for file in &look.orphans {
+            self.orphans.entry(file.clone()).or_insert(now);
+        }
+        // Whoever puts both files there begins with one of them.
+        let lonely =
+            self.orphans.iter().filter(|(_, since)| now.duration_since(**since) >= UNFINISHED);
+        let orphans = lonely.map(|(file, _)| orphan(file));
         let misnamed = look.misnamed.iter().map(|(name, why)| {
             format!(
                 "`{name}` in the transforms folder is ignored: its name {why}; modules are called \
@@ -201,5 +211,9 @@ fn named(files: &[&str]) -> String {
 }
 
 fn orphan(file: &str) -> String {
-    format!("`{file}` in the transforms folder has no module beside it, and is ignored")
+    let module = file.strip_suffix(".toml").unwrap_or(file);
+    format!(
+        "`{file}` in the transforms folder has no module beside it, and is ignored; put `{module}.wasm` there, \
+         or take the settings away"
+    )
 }
