@@ -88,13 +88,15 @@ pub(crate) enum Rule {
     SkipOnDisk,
     /// The store is not told of the file of dead letters beyond one whose message it holds.
     FindTheLetter,
+    /// What may be in the file of dead letters is not tried once more before that is read.
+    DoubtTheLetter,
     /// Between events the driver waits.
     WaitForEvents,
 }
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 42] = [
+    pub(crate) const ALL: [Self; 43] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
@@ -136,6 +138,7 @@ impl Rule {
         Self::FindWhatWasStored,
         Self::SkipOnDisk,
         Self::FindTheLetter,
+        Self::DoubtTheLetter,
         Self::WaitForEvents,
     ];
 }

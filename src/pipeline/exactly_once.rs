@@ -106,7 +106,7 @@
 //! before that was read. In a file it is synced before its message leaves, and found by its identity behind
 //! the place up to which the store knows the file, which is never beyond a letter whose message is still in
 //! the store (`FindTheLetter`). What was spent before a restart may be there, and is not tried once more for
-//! a new chain (`dead_letters::each_dead_letter_is_once_…`).
+//! a new chain (`DoubtTheLetter`, `dead_letters::each_dead_letter_is_once_…`).
 //!
 //! # Nothing is out of order
 //!

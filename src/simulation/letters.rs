@@ -12,12 +12,13 @@ use tokio::time::sleep;
 
 use super::judge::Ours;
 use super::process::{Freezing, Process};
-use super::world::{Fault, World};
+use super::world::{Fault, Landed, World};
 use crate::change::Position;
 use crate::config::{DeadLetters, LetterPlace};
 use crate::pipeline::dead_letter::Facts;
 use crate::pipeline::dead_letter::file::Medium;
 use crate::pipeline::dead_letter::writer::Writer;
+use crate::pipeline::item::{Item, Origin};
 
 /// The stream of dead letters, where they go to one.
 pub(super) const STREAM: &str = "dead";
@@ -28,7 +29,7 @@ pub(super) const FILE: &str = "dead.jsonl";
 /// Whether attempts have an end, and what comes then.
 pub(super) fn draw(rng: &mut SmallRng) -> Option<DeadLetters> {
     rng.random_bool(0.35).then(|| DeadLetters {
-        max_attempts: rng.random_range(1..5),
+        max_attempts: if rng.random_bool(0.5) { 1 } else { rng.random_range(2..5) },
         place: match rng.random_bool(0.5) {
             true => LetterPlace::Stream(STREAM.into()),
             false => LetterPlace::File(PathBuf::from(FILE)),
@@ -76,6 +77,25 @@ pub(super) fn position(text: &[u8]) -> Option<Position> {
     let Text { dead_letter } = serde_json::from_slice(text).ok()?;
     let key = base64::engine::general_purpose::STANDARD.decode(dead_letter.key).ok()?;
     super::judge::position_of(&key)
+}
+
+/// What is in the file is not tried once more, as if it were not.
+pub(super) fn is_not_there(world: &World, process: &Process, item: &Item) {
+    let position = item.change.position;
+    let state = world.state();
+    let is_of_store = matches!(item.origin, Origin::Store { .. });
+    if !is_of_store || state.owner != process.number || !state.letters.contains(&position) {
+        return;
+    }
+    let is_there = |landed: &Landed| {
+        let is_ours = landed.process >= state.store_since;
+        landed.stream == FILE && landed.ours.position == position && is_ours
+    };
+    let tried_again = state.history.iter().any(is_there);
+    drop(state);
+    if tried_again {
+        world.violated(format!("{position} is tried once more, and its letter is in the file"));
+    }
 }
 
 /// The file as one process has it open.
@@ -157,6 +177,12 @@ impl Medium for Pen {
             paper.synced = paper.bytes.len();
         }
         self.world.filed(self.process.number);
+        // Its messages are still in the store, and only the file tells that they are letters.
+        if self.world.fault(Fault::Crash, 0.5) {
+            self.world.note("crash behind the letters", self.process.number, 0);
+            self.world.state().letters_left = true;
+            self.process.kill();
+        }
         Ok(())
     }
 }

@@ -180,7 +180,13 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
         let mut rng = world.draw(rand::rngs::SmallRng::from_rng);
         database.load(&mut rng).expect("the store can be read")
     };
-    world.state().owner = number;
+    {
+        let mut state = world.state();
+        state.owner = number;
+        if std::mem::take(&mut state.letters_left) {
+            state.after_letters = number;
+        }
+    }
     super::judge::store_is_as_told(world, &loaded);
     world.note("start", number, loaded.messages.len() as u64);
     if number > 1 && world.streams().len() > 1 && world.fault(Fault::Shut, 0.4) {
@@ -339,7 +345,11 @@ impl Running {
         while process.is_alive() && !process.is_frozen() {
             sleep(world.between(20, 400)).await;
             super::judge::nothing_waits_for_what_is_shut(&world);
-            if world.fault(Fault::Reload, 0.15) {
+            // Who sees that attempts are spent mends it at once, and finds what has become of them.
+            let mended = world.mends_letters(process.number) && world.chance(0.5);
+            if mended && world.chance(0.5) {
+                drop(control.retry(Filter::default()).await);
+            } else if mended || world.fault(Fault::Reload, 0.15) {
                 reload(&world, &chains);
             }
             if world.fault(Fault::Operator, 0.2) {
@@ -457,7 +467,9 @@ fn store(world: &Arc<World>, process: &Arc<Process>, mut database: Database) -> 
         while let Some(task) = received.recv().await {
             sleep(world.delay()).await;
             let full = (task.writes() || task.reads_changes()) && world.state().disk_full;
-            if full {
+            // What is left of the letters is asked for before anybody could look into their file.
+            let unread = task.reads_changes() && world.mends_letters(number) && world.chance(0.5);
+            if full || unread {
                 task.refuse(Error::Full);
                 continue;
             }
@@ -494,7 +506,7 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
     let (world, process) = (Arc::clone(world), Arc::clone(process));
     let count = world.workload.workers;
     let submit = move |job: Job| {
-        let (world, done) = (Arc::clone(&world), done.clone());
+        let (world, done, owner) = (Arc::clone(&world), done.clone(), Arc::clone(&process));
         let task = tokio::spawn(async move {
             sleep(world.delay()).await;
             // What is tried again is on its way while its stream is opened.
@@ -510,6 +522,7 @@ fn workers(world: &Arc<World>, process: &Arc<Process>) -> (Workers, mpsc::Unboun
                 world.state().generations[index]
             };
             let shape = |item: Item| {
+                super::letters::is_not_there(&world, &owner, &item);
                 let draft = Draft::new(item.change.clone(), Arc::clone(&envelope));
                 let shaped = match outcome(&world, &item, draft, generation, fixed) {
                     Made::Oversize(failure) => Shaped::Failed(failure),

@@ -11,7 +11,7 @@ use crate::mutation::Rule;
 const SEEDS: u64 = 300;
 
 /// Within how many seeds a broken rule has to be found out. Most show within 30; those that need
-/// several faults to coincide took up to 658.
+/// several faults to coincide took up to 304.
 const SEEDS_TO_FIND: u64 = 1000;
 
 /// What became of many seeds.

@@ -174,6 +174,10 @@ pub(super) struct State {
     pub(super) letters: BTreeSet<Position>,
     /// The file of dead letters.
     pub(super) paper: Paper,
+    /// The last process died before what it had written there left the store.
+    pub(super) letters_left: bool,
+    /// The one that was started after that.
+    pub(super) after_letters: u64,
     /// How often a change did not get through the transforms.
     pub(super) failures: BTreeMap<Position, u64>,
     /// Records of these streams are gone, of ours or not.
@@ -348,6 +352,8 @@ impl World {
                 landed: BTreeSet::new(),
                 letters: BTreeSet::new(),
                 paper: Paper::default(),
+                letters_left: false,
+                after_letters: 0,
                 failures: BTreeMap::new(),
                 decimated: BTreeSet::new(),
                 deleted: BTreeSet::new(),
@@ -393,6 +399,12 @@ impl World {
         let mut state = self.state();
         let weight = state.weights[fault as usize];
         state.stage == Stage::Storm && weight > 0.0 && state.rng.random_bool(weight * probability)
+    }
+
+    /// Whether a process was started where letters were left, and an operator is at its messages.
+    pub(super) fn mends_letters(&self, process: u64) -> bool {
+        let state = self.state();
+        state.stage == Stage::Storm && state.after_letters == process
     }
 
     /// Whether a fault may happen in this run.

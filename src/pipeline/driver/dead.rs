@@ -104,7 +104,7 @@ impl Dead {
         if spent {
             self.spent.insert(id);
             // Nobody has looked into the file.
-            if self.is_file() {
+            if self.is_file() && !mutation::broken(Rule::DoubtTheLetter) {
                 self.in_doubt.insert(id);
             }
         }
