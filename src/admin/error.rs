@@ -37,7 +37,9 @@ impl ApiError {
 impl From<control::Error> for ApiError {
     fn from(error: control::Error) -> Self {
         let (status, code) = match &error {
-            control::Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            control::Error::NotFound { .. } | control::Error::NeverStored { .. } => {
+                (StatusCode::NOT_FOUND, "not_found")
+            }
             control::Error::Invalid { .. } => (StatusCode::BAD_REQUEST, "invalid"),
             control::Error::Busy { .. } => (StatusCode::CONFLICT, "busy"),
             control::Error::Unread { .. } => (StatusCode::CONFLICT, "unread"),

@@ -267,6 +267,9 @@ pub enum Error {
          letter"
     )]
     NotFound { id: u64 },
+    /// Messages are numbered from 1, and `last` is the newest that there ever was.
+    #[error("{}", never_stored(*id, *last))]
+    NeverStored { id: u64, last: u64 },
     #[error("{text}")]
     Invalid { text: String },
     #[error("message {id} is on its way to S2 at this moment; try again")]
@@ -280,6 +283,14 @@ pub enum Error {
     Stopped,
     #[error("could not read the message store")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn never_stored(id: u64, last: u64) -> String {
+    match last {
+        0 => format!("this store has never had a message {id}, nor any other"),
+        1 => format!("this store has never had a message {id}: the only one was number 1"),
+        _ => format!("this store has never had a message {id}: their numbers were 1 to {last}"),
+    }
 }
 
 /// Where and how to go on listing.

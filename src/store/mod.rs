@@ -732,12 +732,6 @@ impl Database {
                 },
             )
             .optional()?;
-        let next_id: i64 = self.connection.query_row(
-            "SELECT max(coalesce((SELECT max(id) FROM messages), 0),
-                        coalesce((SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'last_id'), 0)) + 1",
-            [],
-            |row| row.get(0),
-        )?;
         Ok(Loaded {
             pipeline_id,
             checkpoint,
@@ -748,7 +742,7 @@ impl Database {
             publication: self.fact("publication")?.and_then(|text| publication(&text)),
             slot_made: self.fact("slot_made")?,
             messages: self.known()?,
-            next_id: unsigned(next_id),
+            next_id: last_id(&self.connection)? + 1,
             spilled: spill::chunks(&self.connection)?,
             streams: self.streams()?,
             dead_letters: dead_letters::count(&self.connection)?,
@@ -931,6 +925,17 @@ fn fact(connection: &Connection, name: &str) -> Result<Option<String>, Error> {
     let mut statement =
         connection.prepare_cached("SELECT CAST(value AS TEXT) FROM facts WHERE name = ?1")?;
     Ok(statement.query_row([name], |row| row.get(0)).optional()?)
+}
+
+/// The number of the newest message that was ever here, 0 before there was one.
+fn last_id(connection: &Connection) -> Result<u64, Error> {
+    let last: i64 = connection.query_row(
+        "SELECT max(coalesce((SELECT max(id) FROM messages), 0),
+                    coalesce((SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'last_id'), 0))",
+        [],
+        |row| row.get(0),
+    )?;
+    Ok(unsigned(last))
 }
 
 fn set_fact(connection: &Connection, name: &str, value: &str) -> Result<(), Error> {

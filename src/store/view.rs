@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
-use super::{Error, Failure, StoredState, codec, dead_letters, signed, unsigned};
+use super::{Error, Failure, StoredState, codec, dead_letters, last_id, signed, unsigned};
 use crate::change::Change;
 use crate::pipeline::control::{self, Filter, MessageList, MessageView, PageQuery, State};
 use crate::sink::record::RECORD_BYTES_MAX;
@@ -88,7 +88,10 @@ pub(super) fn show(
         let holds = waiting_behind(connection, id)?;
         Ok(Some(Stored { message, change, failure, holds }))
     };
-    read().map_err(store)?.ok_or(control::Error::NotFound { id })
+    match read().map_err(store)? {
+        Some(stored) => Ok(stored),
+        None => Err(missing(connection, id)),
+    }
 }
 
 pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<u64>, control::Error> {
@@ -106,8 +109,17 @@ pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<u64
     };
     let ids = read().map_err(store)?;
     match filter.id {
-        Some(id) if ids.is_empty() => Err(control::Error::NotFound { id }),
+        Some(id) if ids.is_empty() => Err(missing(connection, id)),
         _ => Ok(ids),
+    }
+}
+
+/// Why there is no such message: it has left the store, or nothing was ever numbered so.
+fn missing(connection: &Connection, id: u64) -> control::Error {
+    match last_id(connection) {
+        Ok(last) if id == 0 || id > last => control::Error::NeverStored { id, last },
+        Ok(_) => control::Error::NotFound { id },
+        Err(error) => store(error),
     }
 }
 

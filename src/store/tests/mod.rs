@@ -438,6 +438,38 @@ fn dead_letters_are_counted_and_the_newest_are_listed() {
 }
 
 #[test]
+fn a_message_that_was_there_is_told_from_one_that_never_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut database = Database::open(dir.path(), false, Connection::open).unwrap();
+    database.load(&mut rand::rng()).unwrap();
+    let answers = |database: &Database, id: u64| {
+        let shown = view::show(&database.connection, id, &HashSet::new()).unwrap_err();
+        let filter = control::Filter { id: Some(id), ..control::Filter::default() };
+        let selected = view::select(&database.connection, &filter).unwrap_err();
+        assert_eq!(shown.to_string(), selected.to_string());
+        shown.to_string()
+    };
+    assert_eq!(answers(&database, 1), "this store has never had a message 1, nor any other");
+    let insert = |id| {
+        let change = insert_of(id, at(id, 0), b"x");
+        inserted(id, change, StoredState::Retrying, Some(failure()))
+    };
+    database.write(&[insert(1), Write::Remove { id: 1 }]).unwrap();
+    assert!(answers(&database, 2).ends_with("message 2: the only one was number 1"));
+    let more = [insert(2), insert(3), Write::Remove { id: 3 }, Write::Acknowledge { id: 2 }];
+    database.write(&more).unwrap();
+    for id in 1..=3 {
+        let text = answers(&database, id);
+        assert!(text.starts_with(&format!("there is no message {id} in the store")), "{text}");
+    }
+    for id in [0, 4, u64::MAX] {
+        let expected =
+            format!("this store has never had a message {id}: their numbers were 1 to 3");
+        assert_eq!(answers(&database, id), expected);
+    }
+}
+
+#[test]
 fn a_new_chain_makes_what_is_parked_due_in_its_own_transaction() {
     let mut database = Database::shared("due_by_chain").unwrap();
     database.load(&mut rand::rng()).unwrap();
