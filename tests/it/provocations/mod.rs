@@ -34,6 +34,7 @@
 //! | 32 | older data of the server put back | `log::an_older_copy_of_the_servers_data_is_refused` |
 //! | 33 | row filters and column lists | `rows::a_row_that_crosses_a_filter_is_born_or_dies` |
 //! | 34 | the server's clock goes back | `clock::order_does_not_rest_on_the_servers_clock` |
+//! | 34 | the pipeline's own goes back and jumps ahead | `clock::nothing_waits_for_the_pipelines_own_clock` |
 //! | 35 | a random mix | `torture` |
 //!
 //! Not here: 26, as there is no backfill.
