@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
 
 use super::bursts::{Burst, Bursts};
 use super::operator::{Chain, Operator};
@@ -227,6 +228,8 @@ pub struct Stage<'a> {
     here: usize,
     /// Processes that were taken over from.
     zombies: Vec<Running<'a>>,
+    /// Something fails soon that can be given up.
+    failure_is_due: bool,
     s2_is_down: bool,
     postgres_is_down: bool,
     disk_is_full: bool,
@@ -248,6 +251,7 @@ impl<'a> Stage<'a> {
             running: Some(running),
             here: 0,
             zombies: Vec::new(),
+            failure_is_due: false,
             s2_is_down: false,
             postgres_is_down: false,
             disk_is_full: false,
@@ -360,6 +364,9 @@ impl<'a> Stage<'a> {
                 true
             }
             Fault::Retry => self.operator.retry(self.home()).await,
+            Fault::Acknowledge if std::mem::take(&mut self.failure_is_due) => {
+                self.operator.acknowledge_within(self.home(), FAILURE_TIME).await
+            }
             Fault::Acknowledge => self.operator.acknowledge(self.home()).await,
             Fault::Work(burst) => {
                 self.bursts.begin(burst);
@@ -469,6 +476,18 @@ impl<'a> Stage<'a> {
         }
     }
 
+    /// Sees to it that a fault that found nothing to be done to finds it in the next round, where all is
+    /// well when it comes.
+    pub async fn make_possible(&mut self, fault: Fault) {
+        // One that was taken over from keeps a second process from the folder.
+        self.zombies_ended().await;
+        if fault == Fault::Acknowledge {
+            self.operator.change_chain(self.home(), Chain::Empty);
+            self.bursts.begin(Burst::LargeRows);
+            self.failure_is_due = true;
+        }
+    }
+
     /// Waits until those that were taken over from have found out, which they do when they have anything
     /// to write. Until then they keep the folder from others.
     pub async fn zombies_ended(&mut self) {
@@ -509,6 +528,9 @@ pub struct Healed<'a> {
     /// The state is on it.
     pub disk: Option<SmallDisk>,
 }
+
+/// Until a message fails that is made to.
+const FAILURE_TIME: Duration = Duration::from_secs(20);
 
 /// Of the disk while it is not full: more than a run can fill.
 pub const DISK_SIZE: &str = "2g";

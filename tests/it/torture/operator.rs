@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -177,6 +178,18 @@ impl Operator {
             _ => drop(self.given_up.insert(op, GivenUp::Perhaps)),
         }
         true
+    }
+
+    /// The same, and waits for such a message, for as long as this: where attempts have an end, it is
+    /// there for a moment only.
+    pub async fn acknowledge_within(&mut self, home: &Home, time: Duration) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            if self.acknowledge(home).await {
+                return true;
+            }
+        }
+        false
     }
 }
 
