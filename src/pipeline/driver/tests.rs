@@ -437,3 +437,37 @@ async fn a_spent_message_that_is_certainly_nowhere_has_another_attempt_with_a_ne
     assert!(!bench.driver.dead.is_spent(nowhere));
     assert!(bench.driver.dead.is_spent(in_doubt), "it may be in a stream");
 }
+
+#[tokio::test]
+async fn a_message_whose_letter_is_not_handed_on_has_the_attempt_that_was_wanted_meanwhile() {
+    let place = LetterPlace::Stream("dead".into());
+    let mut bench = Bench::new(Some(DeadLetters { max_attempts: 1, place }));
+    bench.driver.established = true;
+    let lane = bench.routed("dead");
+    let store::Message { id, change, .. } = bench.spent(at(1)).await;
+    bench.driver.reprieve_all();
+    assert!(bench.driver.dead.is_spent(id), "its letter is on its way");
+    bench.driver.retry_bytes += change.bytes();
+    let item = Item { change, origin: Origin::Store { id } };
+    bench.driver.letter_waits(&item, lane, &failure("route"));
+    assert_eq!(bench.driver.retry_bytes, 0, "it is not on its way any more");
+    assert!(!bench.driver.dead.is_spent(id));
+    let due = bench.driver.holds.next_due(bench.driver.clock.now(), bench.driver.stored);
+    assert_eq!(due, Some(id), "it is tried at once, and not when its stream is asked for again");
+}
+
+#[tokio::test]
+async fn a_letter_that_could_not_be_written_is_written_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(into_a_file(dir.path()));
+    let message = bench.spent(at(1)).await;
+    let (id, bytes) = (message.id, message.change.bytes());
+    bench.driver.retry_bytes += bytes;
+    bench.driver.on_spent_read(message).unwrap();
+    bench.driver.on_letters(Err("of the test".to_owned()));
+    assert_eq!(bench.driver.retry_bytes, 0, "it is not on its way any more");
+    let (now, stored) = (bench.driver.clock.now(), bench.driver.stored);
+    assert_eq!(bench.driver.holds.next_due(now, stored), None, "not at once");
+    let later = bench.driver.holds.next_time(stored).unwrap();
+    assert_eq!(bench.driver.holds.next_due(later, stored), Some(id));
+}
