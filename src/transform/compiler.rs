@@ -99,7 +99,10 @@ impl Compiler {
             }
         }
         let component = loader::check(bytes)?;
-        loader::caught(|| Component::from_binary(engine.wasm(), &component).map_err(failed))
+        loader::caught(|| {
+            Component::from_binary(engine.wasm(), &component)
+                .map_err(|error| loader::of_engine(&error))
+        })
     }
 }
 

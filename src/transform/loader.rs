@@ -16,7 +16,7 @@ use wasi_preview1_component_adapter_provider::{
 };
 use wasmparser::{
     BinaryReader, ComponentType, ComponentTypeDeclaration, Encoding, InstanceTypeDeclaration,
-    Parser, Payload, Validator,
+    Parser, Payload, Validator, WasmFeatures,
 };
 
 use super::bindings::{TransformPre, VERSION};
@@ -77,6 +77,12 @@ pub enum Error {
     Truncated { bytes: usize },
     #[error("the file is not valid WebAssembly ({reason}); build it again")]
     Invalid { reason: String },
+    #[error(
+        "the module uses a part of WebAssembly that Sluicebox does not run ({reason}); build it without: there are \
+         no exceptions, no garbage-collected types, no threads, no 64-bit memory, no more than one memory, and \
+         nothing that is not in the standard yet"
+    )]
+    Feature { reason: String },
     #[error(
         "the file is a WebAssembly module without an interface: it was not built for \
          sluicebox:transform; build it with `wit-bindgen` (or the `sluicebox-transform` crate) \
@@ -150,6 +156,7 @@ impl Error {
             | Self::Nested
             | Self::BrokeOff { .. }
             | Self::Defect { .. }
+            | Self::Feature { .. }
             | Self::Compile { .. } => false,
             Self::Apart { may_be_unfinished, .. } => *may_be_unfinished,
         }
@@ -319,7 +326,7 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
                 if depth == 0 && section.name().starts_with(INTERFACE_SECTION) =>
             {
                 has_interface = true;
-                examine_interface(section.data())?;
+                refuse_nested(section.data())?;
             }
             Payload::ImportSection(imports) if depth == 0 => {
                 for import in imports.clone().into_imports() {
@@ -341,7 +348,13 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
             }
             _ => Ok(()),
         });
-        valid.map_err(|error| unreadable(&error, bytes.len()))?;
+        valid.map_err(|error| {
+            if is_valid_elsewhere(bytes) {
+                Error::Feature { reason: error.message().to_owned() }
+            } else {
+                unreadable(&error, bytes.len())
+            }
+        })?;
     }
     match encoding {
         Some(Encoding::Component) => Ok(Kind::Component),
@@ -354,9 +367,32 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
     }
 }
 
-/// The description of an interface is a component itself, which the encoder reads. What else is wrong with
-/// it, the encoder says.
-fn examine_interface(bytes: &[u8]) -> Result<(), Error> {
+/// Whether this is WebAssembly for an engine that has all of it.
+fn is_valid_elsewhere(bytes: &[u8]) -> bool {
+    let mut validator = Validator::new_with_features(WasmFeatures::all());
+    refuse_nested(bytes).is_ok() && validator.validate_all(bytes).is_ok()
+}
+
+/// What the engine says of bytes that are valid.
+pub(super) fn of_engine(error: &wasmtime::Error) -> Error {
+    let text = chain(error);
+    // It reads with the features that it has, and has no type for those that it lacks.
+    let lacks = ["failed to parse WebAssembly module: ", "Invalid input WebAssembly code at "];
+    let Some((_, reason)) = lacks.iter().find_map(|lack| text.split_once(lack)) else {
+        return Error::Compile { reason: text };
+    };
+    // The places are those of what the file was encoded as.
+    let reason = reason.split(" (at offset").next().unwrap_or(reason);
+    let reason = match reason.split_once(": ") {
+        Some((place, rest)) if place.starts_with("offset") => rest,
+        Some(_) | None => reason,
+    };
+    Error::Feature { reason: reason.to_owned() }
+}
+
+/// Refuses what is nested too deep in a component: such as the description of an interface, which is one, and
+/// which the encoder reads. What else is wrong with it, whoever reads it says.
+fn refuse_nested(bytes: &[u8]) -> Result<(), Error> {
     let mut depth = 0_usize;
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
         if let Payload::ModuleSection { .. } | Payload::ComponentSection { .. } = payload {

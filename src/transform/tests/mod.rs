@@ -10,6 +10,7 @@ mod hostile;
 mod limits;
 mod loading;
 mod nesting;
+mod proposals;
 mod rules;
 mod soak;
 mod successors;
