@@ -24,8 +24,8 @@ pub(super) struct Arguments {
     /// transforms route to.
     #[arg(long)]
     abandon_parked: bool,
-    /// Go on although records after the checkpoint were trimmed or have expired, or the stream was made
-    /// anew.
+    /// Go on although records after the checkpoint were trimmed or have expired, the stream was made anew,
+    /// or S2 was put back to an older state.
     #[arg(long, value_name = "WHAT")]
     lost_records: Option<LostRecords>,
     /// Go on although the slot is gone, was made anew or was moved by others, or the publication or the

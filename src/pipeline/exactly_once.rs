@@ -165,7 +165,9 @@
 //!   the new stream has not, and before it sends anything with another it has to write that down, in a
 //!   store that is another's by then.
 //!   (`routes_recovery::a_stream_that_was_made_anew_…`; the simulation deletes streams under processes
-//!   that stand still.)
+//!   that stand still.) One that ends too early and still has a record of ours was not made anew: S2 was put
+//!   back to an older state, what is missing from it is in no stream, and an operator is asked
+//!   (`stream_loss::an_older_state_of_a_routed_stream_is_noticed`).
 //! - Across streams, a record is sent once everything before it in its groups is acknowledged
 //!   ([`crossing`](super::crossing), `WaitForOtherStreams`).
 //!
@@ -222,6 +224,13 @@
 //! (`takeover::a_stream_that_was_trimmed_…`, `…_made_anew_…`). A stream that was made
 //! anew and has grown beyond `seq` by others' records, before we looked, cannot be told from the old one;
 //! what is missing from it went into the stream that was deleted.
+//!
+//! *S2 that was put back to an older state* breaks what is taken for granted: what it had acknowledged, and
+//! Postgres has forgotten, is gone. Its streams end before `seq` then, and the same choice is asked for, with
+//! either of which that does not come again. A process that starts where a stream still reaches `seq` has
+//! lost nothing by it that a checkpoint of a single stream covers: the rest is unconfirmed, and comes again.
+//! A stream that is not there at all any more is one that was deleted, as far as anybody can tell.
+//! What is below `seq` is never read, and may be trimmed at any time (`stream_loss`).
 //!
 //! # What is not promised
 //!

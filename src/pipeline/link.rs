@@ -37,7 +37,7 @@ use crate::message::header;
 use crate::mutation::{self, Rule};
 use crate::sink;
 use crate::sink::client::{Client, Mode};
-use crate::sink::open::{Guarantee, Opened, open};
+use crate::sink::open::{Guarantee, Opened, holds_any, open};
 use crate::sink::read::ReadRecord;
 use crate::sink::session::{Ack, Append, Session};
 use crate::store::{Store, Tokens, Write};
@@ -188,24 +188,29 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
             }
             Err(error) => error,
         };
+        // It has taken its records along, and holds nothing of ours that is older than itself. Nobody is
+        // asked, for the reasons in `exactly_once`. One that still has something of ours was not made anew:
+        // it is an older state of itself, and what is missing from it was in no stream that anybody deleted.
+        if used <= GRANTS_USED_MAX
+            && let sink::error::Error::StreamRecreated { tail, .. } = &error
+            && routed.is_some()
+            && read_from > 0
+            && grants.lost_records != Some(LostRecords::Skip)
+            && !holds_any(&client, *tail, |record| ours(record, &pipeline_id).is_some()).await?
+        {
+            tracing::warn!(
+                stream = routed.as_deref(),
+                read_from,
+                tail,
+                "the stream was deleted and made anew, and what was in it is gone: it is begun anew \
+                 with what is beyond the checkpoint, also where the deleted one had it already"
+            );
+            read_from = 0;
+            row_is_due = true;
+            continue;
+        }
         match (&error, grants.lost_records) {
             _ if used > GRANTS_USED_MAX => {}
-            // It has taken its records along, and holds nothing of ours that is older than itself. Nobody
-            // is asked, for the reasons in `exactly_once`.
-            (sink::error::Error::StreamRecreated { tail, .. }, choice)
-                if routed.is_some() && read_from > 0 && choice != Some(LostRecords::Skip) =>
-            {
-                tracing::warn!(
-                    stream = routed.as_deref(),
-                    read_from,
-                    tail,
-                    "the stream was deleted and made anew, and what was in it is gone: it is begun anew \
-                     with what is beyond the checkpoint, also where the deleted one had it already"
-                );
-                read_from = 0;
-                row_is_due = true;
-                continue;
-            }
             (sink::error::Error::Fenced { place, actual }, _) => {
                 let owner = Owner::of(actual, &pipeline_id);
                 if !grants.covers(owner) {

@@ -434,7 +434,9 @@ static CONDITIONS: &[ConditionRow] = &[
         code: "sink_stream_recreated",
         sentence: "stream `{stream}` in basin `{basin}` ends at record {tail}, before record \
                     {read_from} that this pipeline has to read from: it was deleted and created \
-                    again; start once with `sluicebox run --lost-records resend` to send everything \
+                    again, or S2 was put back to an older state; what was in it behind {tail} and is \
+                    confirmed to Postgres does not come again (`sluicebox verify` tells what is \
+                    missing); start once with `sluicebox run --lost-records resend` to send everything \
                     since the checkpoint into it, or with `skip` to begin with what is committed from \
                     now on",
     },

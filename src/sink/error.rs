@@ -223,7 +223,8 @@ pub enum Error {
     /// An append was guarded by a token that is no longer the stream's. Nothing landed.
     #[error("{}", Condition::of_token(actual).sentence(Some(place), &[("actual", actual)]))]
     Fenced { place: Arc<Place>, actual: String },
-    /// The stream ends before the checkpoint: it was deleted and created again.
+    /// The stream ends before the checkpoint: it was deleted and created again, or is an older state of
+    /// itself.
     #[error(
         "{}",
         Condition::Recreated.sentence(Some(place), &[("tail", tail), ("read_from", read_from)])

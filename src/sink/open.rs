@@ -289,6 +289,25 @@ async fn read_back(
     if next < end { Err(trimmed(client, next, end)) } else { Ok(()) }
 }
 
+/// Whether one of the records that are there, before this number, is such a record.
+///
+/// # Errors
+///
+/// As [`Client::read`].
+pub async fn holds_any(
+    client: &Client,
+    end: u64,
+    is_such: impl Fn(&ReadRecord) -> bool,
+) -> Result<bool, Error> {
+    let mut reader = client.read_range(0, end);
+    while let Some(records) = reader.next().await? {
+        if records.iter().any(&is_such) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn recreated(client: &Client, read_from: u64, tail: u64) -> Error {
     Error::StreamRecreated { place: client.place().clone(), read_from, tail }
 }

@@ -29,6 +29,7 @@ mod routes_recovery;
 mod sink_faults;
 mod spill;
 mod story;
+mod stream_loss;
 mod stuck;
 mod support;
 mod takeover;

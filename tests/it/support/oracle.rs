@@ -429,7 +429,8 @@ fn key_position(key: &str) -> (u64, u64) {
     (lsn.parse().expect("a number"), index.parse().expect("a number"))
 }
 
-async fn judge_records(
+/// Judges these records, in this order.
+pub async fn judge_records(
     database: &Database<'_>,
     records: &[Record],
     order: Order,

@@ -39,11 +39,13 @@ pub enum Wire {
     HalfClose,
     /// The client's side is closed, and what the server sends still arrives.
     HalfCloseBack,
+    /// What the client sends arrives, and no answer comes back.
+    Mute,
 }
 
 impl Wire {
     /// Everything that is wrong with a wire.
-    pub const FAULTS: [Self; 7] = [
+    pub const FAULTS: [Self; 8] = [
         Self::Stall,
         Self::Cut,
         Self::Reset,
@@ -51,6 +53,7 @@ impl Wire {
         Self::Drip,
         Self::HalfClose,
         Self::HalfCloseBack,
+        Self::Mute,
     ];
 }
 
@@ -155,7 +158,13 @@ async fn pump(
             }
         };
         let Ok(count @ 1..) = read else { return };
-        let Ok(wire) = state.wait_for(|wire| *wire != Wire::Stall).await.map(|wire| *wire) else {
+        let is_answer = closing == Wire::HalfClose;
+        // What is held back when a connection goes is gone with it.
+        let passes = |wire: &Wire| {
+            let is_held = matches!(wire, Wire::Stall | Wire::Cut | Wire::Reset);
+            !(is_held || is_answer && *wire == Wire::Mute)
+        };
+        let Ok(wire) = state.wait_for(passes).await.map(|wire| *wire) else {
             return;
         };
         if wire == Wire::Delay {
@@ -170,7 +179,8 @@ async fn pump(
             | Wire::Reset
             | Wire::Delay
             | Wire::HalfClose
-            | Wire::HalfCloseBack => count,
+            | Wire::HalfCloseBack
+            | Wire::Mute => count,
         };
         for bytes in buffer[..count].chunks(piece) {
             if wire == Wire::Slow {

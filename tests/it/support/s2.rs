@@ -80,6 +80,37 @@ impl Server {
         assert!(answer.status().is_success(), "creating a basin: {}", answer.status());
     }
 
+    /// Deletes a basin with all that is in it, and makes it anew once it is gone.
+    pub async fn renew_basin(&self, basin: &str) {
+        let url = format!("{}/v1/basins/{basin}", self.endpoint());
+        let answer = self.http.delete(url).send().await.unwrap();
+        assert!(answer.status().is_success(), "deleting a basin: {}", answer.status());
+        super::until("the basin to be gone", async || {
+            let body = json!({ "basin": basin });
+            let request = self.http.post(format!("{}/v1/basins", self.endpoint())).json(&body);
+            let answer = request.send().await.unwrap();
+            if answer.status().is_success() { Ok(()) } else { Err(answer.text().await.unwrap()) }
+        })
+        .await;
+    }
+
+    /// What is on its disk at this moment, as a snapshot of the volume would have it.
+    pub fn snapshot(&self, to: &Path) {
+        let pids: Vec<u32> = self.pid().into_iter().collect();
+        super::signal("STOP", &pids);
+        copy(self.dir.as_deref().expect("it is on a disk"), to);
+        super::signal("CONT", &pids);
+    }
+
+    /// Comes back from an older state of its disk.
+    pub async fn back_to(&self, snapshot: &Path) {
+        self.kill().await;
+        let dir = self.dir.as_deref().expect("it is on a disk");
+        std::fs::remove_dir_all(dir).unwrap();
+        copy(snapshot, dir);
+        self.up().await;
+    }
+
     pub async fn create_stream(&self, basin: &str, stream: &str) {
         let body = json!({ "stream": stream });
         let request = self.http.post(format!("{}/v1/streams", self.endpoint()));
@@ -192,6 +223,12 @@ impl Server {
     fn records_url(&self, stream: &str) -> String {
         format!("{}/v1/streams/{}/records", self.endpoint(), stream.replace('/', "%2F"))
     }
+}
+
+/// Copies a folder that is not there yet.
+fn copy(from: &Path, to: &Path) {
+    let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "cp -a {} {}", from.display(), to.display());
 }
 
 #[derive(Debug, serde::Deserialize)]
