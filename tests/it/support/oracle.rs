@@ -55,6 +55,10 @@ pub struct Workload {
     pub writers: u64,
     /// Rows that each writer owns.
     pub rows: u64,
+    /// A transaction has one operation to so many.
+    pub operations: u64,
+    /// Of each writer between its transactions.
+    pub pause: Duration,
     /// One insert in so many has a body that no record can hold; 0: none has.
     pub oversize_one_in: u64,
     /// Also writes the tables with other keys, which [`judge`] leaves to `sluicebox verify`: one of
@@ -73,8 +77,17 @@ pub struct Work {
 impl Workload {
     /// So many writers with forty rows each, all of which a record can hold, and a seed of the moment.
     pub fn new(url: String, writers: u64) -> Self {
-        let seed = Random::seed();
-        Self { url, seed, writers, rows: 40, oversize_one_in: 0, more_tables: false }
+        Self {
+            url,
+            seed: Random::seed(),
+            writers,
+            rows: 40,
+            operations: 4,
+            // Leaves most of two cores to the pipeline, and to the other tests.
+            pause: Duration::from_millis(4),
+            oversize_one_in: 0,
+            more_tables: false,
+        }
     }
 
     /// Creates nothing: the tables of [`TABLES`] must be there.
@@ -138,8 +151,7 @@ impl Writer {
                 Ok(committed) => {
                     failing_since = None;
                     commits.fetch_add(u64::from(committed), Ordering::Relaxed);
-                    // Leaves most of two cores to the pipeline, and to the other tests.
-                    tokio::time::sleep(Duration::from_millis(4)).await;
+                    tokio::time::sleep(self.workload.pause).await;
                 }
                 // Tests restart the server under us: what was committed is read from the ledger.
                 Err(error) => {
@@ -167,8 +179,7 @@ impl Writer {
         Ok((client, live))
     }
 
-    /// One to five operations; now and then rolled back, whole or in part. Says whether it was
-    /// committed.
+    /// Now and then rolled back, whole or in part. Says whether it was committed.
     async fn transaction(
         &mut self,
         client: &Client,
@@ -176,7 +187,7 @@ impl Writer {
     ) -> Result<bool, tokio_postgres::Error> {
         let mut after = live.clone();
         let mut sql = String::from("begin;");
-        for _ in 0..=self.random.below(4) {
+        for _ in 0..=self.random.below(self.workload.operations) {
             if self.random.one_in(12) {
                 sql.push_str("savepoint s;");
                 self.operation(&mut sql, &mut after.clone());

@@ -212,6 +212,8 @@ pub struct Surroundings<'a> {
     pub cluster: &'a Cluster,
     pub to_postgres: &'a Relay,
     pub to_s2: &'a Relay,
+    /// How that is while nothing is wrong.
+    pub usual_to_s2: Wire,
     pub front: &'a Front,
     pub disk: Option<SmallDisk>,
 }
@@ -459,7 +461,7 @@ impl<'a> Stage<'a> {
         }
         signal("CONT", &std::mem::take(&mut self.frozen));
         self.around.to_postgres.set(Wire::Pass);
-        self.around.to_s2.set(Wire::Pass);
+        self.around.to_s2.set(self.around.usual_to_s2);
         self.around.front.set(proxy::Fault::None);
         if std::mem::take(&mut self.s2_is_down) {
             self.around.s2.up().await;
@@ -503,6 +505,7 @@ impl<'a> Stage<'a> {
     /// Heals, waits until everything works again, in the first of the homes, and until whoever was
     /// taken over from has found out.
     pub async fn healed(mut self) -> Healed<'a> {
+        self.around.usual_to_s2 = Wire::Pass;
         self.heal().await;
         self.zombies_ended().await;
         let failing = self.bursts.ended().await;

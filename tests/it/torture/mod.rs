@@ -9,7 +9,8 @@
 //!
 //! `make torture ARGS='--seed N --minutes M'` runs it for long; without that, as in `make test`, every
 //! kind of fault comes once, in an order that is always the same. The seed fixes what is done and in
-//! which order, not how the processes interleave: a seed that fails once may have to be run again.
+//! which order, how the writers write and how far S2 is away, but not how the processes interleave: a seed
+//! that fails once may have to be run again.
 
 mod bursts;
 mod faults;
@@ -28,7 +29,7 @@ use crate::support::oracle::{
     GivenUp, TABLES, Workload, check_records, judge_streams_without, whole,
 };
 use crate::support::postgres::Cluster;
-use crate::support::proxy::{Front, Relay};
+use crate::support::proxy::{Front, Relay, Wire};
 use crate::support::s2::{Record, Server, data};
 use crate::support::sluicebox::Home;
 use crate::support::world::{BASIN, World};
@@ -56,6 +57,31 @@ fn asked() -> (u64, Length) {
         }
     }
     (seed.unwrap_or_else(Random::seed), Length::For(Duration::from_secs(minutes * 60)))
+}
+
+/// How the writers write, and how far S2 is away: another way with each seed, except in the short form; as
+/// much as gets through in the time, and as the disk holds.
+fn shape(seed: u64, length: Length, url: String) -> (Workload, Wire) {
+    let usual = Workload { seed, oversize_one_in: 40, more_tables: true, ..Workload::new(url, 3) };
+    if let Length::OfEach = length {
+        return (usual, Wire::Pass);
+    }
+    let mut random = Random::new(seed ^ 0x5ead);
+    let mut one_of = |values: [u64; 4]| values[random.index(values.len())];
+    let writers = one_of([1, 3, 3, 8]);
+    let operations = one_of([1, 4, 4, 50]);
+    // Of what the usual writers do.
+    let speed = one_of([1, 1, 2, 4]);
+    let load = Workload {
+        writers,
+        operations,
+        pause: Duration::from_millis(writers * operations / 3 / speed),
+        rows: one_of([4, 40, 40, 400]),
+        oversize_one_in: one_of([10, 40, 40, 200]) * speed,
+        more_tables: one_of([0, 1, 1, 1]) == 1,
+        ..usual
+    };
+    (load, if one_of([0, 1, 1, 1]) == 1 { Wire::Pass } else { Wire::Delay })
 }
 
 /// How often a fault that found nothing to be done to is tried again.
@@ -118,12 +144,18 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
     let operator = Operator::new(&world.home, !seed.is_multiple_of(3)).await;
 
     let running = world.start().ready().await;
-    let load = Workload {
-        seed,
-        oversize_one_in: 40,
-        more_tables: true,
-        ..Workload::new(world.database.url(), 3)
-    };
+    let (load, usual_to_s2) = shape(seed, length, world.database.url());
+    println!(
+        "torture: {} writers of {} rows each, {} operations, {:?}, one in {} too large, more tables: {}; \
+         wire to S2: {usual_to_s2:?}",
+        load.writers,
+        load.rows,
+        load.operations,
+        load.pause,
+        load.oversize_one_in,
+        load.more_tables
+    );
+    to_s2.set(usual_to_s2);
     let work = load.start();
     let begun = Instant::now();
     let mut random = Random::new(seed);
@@ -135,6 +167,7 @@ async fn nothing_that_happens_to_processes_and_wires_loses_doubles_or_reorders_a
         cluster: &cluster,
         to_postgres: &to_postgres,
         to_s2: &to_s2,
+        usual_to_s2,
         front: &front,
         disk,
     };
