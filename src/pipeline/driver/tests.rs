@@ -471,3 +471,52 @@ async fn a_letter_that_could_not_be_written_is_written_later() {
     let later = bench.driver.holds.next_time(stored).unwrap();
     assert_eq!(bench.driver.holds.next_due(later, stored), Some(id));
 }
+
+#[tokio::test]
+async fn what_failed_before_any_part_was_in_a_stream_is_shaped_anew() {
+    let parts_of = |bench: &mut Bench| {
+        let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+        loaded.messages[0].parts.as_ref().map(|parts| parts.first)
+    };
+    for (below, in_doubt, kept) in [(0, false, None), (1, false, Some(1)), (0, true, Some(0))] {
+        let mut bench = Bench::new(None);
+        bench.driver.lanes.own.acknowledged = Some(0);
+        let lane = bench.routed("orders");
+        let item = bench.read(at(1)).await;
+        let record =
+            || Record { timestamp_ms: None, headers: [].into_iter().collect(), body: Bytes::new() };
+        let records = [(); 2].map(|()| size_gate::check(record()).unwrap());
+        bench.driver.store_parts(item, records.into());
+        bench.written().await;
+        assert_eq!(parts_of(&mut bench), Some(0));
+        let (now, stored) = (bench.driver.clock.now(), bench.driver.stored);
+        let id = bench.driver.holds.next_due(now, stored).unwrap();
+        let origin = Origin::Store { id };
+        bench.driver.on_portion(&crate::pipeline::outbox::Portion {
+            origin,
+            below,
+            records: 1,
+            metered_bytes: 8,
+        });
+        if in_doubt {
+            bench.driver.doubts.add([(at(1), lane)]);
+        }
+        bench.driver.failed_again(id, failure("refused"), keep::MadeBy::Current);
+        bench.written().await;
+        assert_eq!(parts_of(&mut bench), kept, "below {below}, in doubt: {in_doubt}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_spent_once_so_many_attempts_have_failed() {
+    let place = LetterPlace::Stream("dead".into());
+    let mut bench = Bench::new(Some(DeadLetters { max_attempts: 3, place }));
+    let item = bench.read(at(1)).await;
+    let id = bench.driver.park(item, failure("trap"), keep::MadeBy::Current);
+    let mut spent = vec![bench.driver.dead.is_spent(id)];
+    for by in [keep::MadeBy::Current, keep::MadeBy::Older, keep::MadeBy::Current] {
+        bench.driver.failed_again(id, failure("trap"), by);
+        spent.push(bench.driver.dead.is_spent(id));
+    }
+    assert_eq!(spent, [false, false, false, true], "what an older chain made does not count");
+}
