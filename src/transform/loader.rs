@@ -86,7 +86,8 @@ pub enum Error {
     #[error(
         "the file is a WebAssembly module without an interface: it was not built for \
          sluicebox:transform; build it with `wit-bindgen` (or the `sluicebox-transform` crate) \
-         against sluicebox:transform@{VERSION}"
+         against sluicebox:transform@{VERSION}, or give what another compiler made its interface: \
+         `wasm-tools component embed transform.wit --world transform in.wasm -o out.wasm`"
     )]
     NoInterface,
     #[error("the module could not be turned into a component: {reason}")]

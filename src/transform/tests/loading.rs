@@ -61,7 +61,8 @@ fn files_that_are_something_else_are_named() {
         b"\0asm\x01\0\0\0",
         "the file is a WebAssembly module without an interface: it was not built for \
          sluicebox:transform; build it with `wit-bindgen` (or the `sluicebox-transform` crate) \
-         against sluicebox:transform@1.0.0",
+         against sluicebox:transform@1.0.0, or give what another compiler made its interface: \
+         `wasm-tools component embed transform.wit --world transform in.wasm -o out.wasm`",
     );
     check(
         b"\0asm\x0d\0\x01\0",
