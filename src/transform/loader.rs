@@ -22,6 +22,7 @@ use wasmparser::{
 use super::bindings::{TransformPre, VERSION};
 use super::cache::Cache;
 use super::compiler::Compiler;
+use super::description::Packages;
 use super::engine::Engine;
 use super::state::GuestState;
 use super::{hex, schema, wasi};
@@ -117,6 +118,11 @@ pub enum Error {
          build it again"
     )]
     Nested,
+    #[error(
+        "the packages of the module's interface need each other ({packages}) in a ring, and it cannot \
+         be put together; build it for one interface"
+    )]
+    Ring { packages: String },
     #[error("the module could not be compiled: {reason}")]
     Compile { reason: String },
     #[error(
@@ -155,6 +161,7 @@ impl Error {
             | Self::Imports { .. }
             | Self::Mismatch { .. }
             | Self::Nested
+            | Self::Ring { .. }
             | Self::BrokeOff { .. }
             | Self::Defect { .. }
             | Self::Feature { .. }
@@ -305,6 +312,7 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
     let mut wasip1 = false;
     let mut foreign = BTreeSet::new();
     let mut depth = 0_usize;
+    let mut packages = Packages::default();
     let mut bodies = wasmparser::FuncValidatorAllocations::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|error| unreadable(&error, bytes.len()))?;
@@ -327,7 +335,7 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
                 if depth == 0 && section.name().starts_with(INTERFACE_SECTION) =>
             {
                 has_interface = true;
-                refuse_nested(section.data())?;
+                packages.read(section.data())?;
             }
             Payload::ImportSection(imports) if depth == 0 => {
                 for import in imports.clone().into_imports() {
@@ -356,6 +364,9 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
                 unreadable(&error, bytes.len())
             }
         })?;
+    }
+    if let Some(ring) = packages.ring() {
+        return Err(Error::Ring { packages: list(ring.iter()) });
     }
     match encoding {
         Some(Encoding::Component) => Ok(Kind::Component),
@@ -393,7 +404,7 @@ pub(super) fn of_engine(error: &wasmtime::Error) -> Error {
 
 /// Refuses what is nested too deep in a component: such as the description of an interface, which is one, and
 /// which the encoder reads. What else is wrong with it, whoever reads it says.
-fn refuse_nested(bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn refuse_nested(bytes: &[u8]) -> Result<(), Error> {
     let mut depth = 0_usize;
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
         if let Payload::ModuleSection { .. } | Payload::ComponentSection { .. } = payload {

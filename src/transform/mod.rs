@@ -23,6 +23,7 @@ mod breaches;
 mod cache;
 mod chain;
 mod compiler;
+mod description;
 mod edits;
 mod engine;
 mod folder;

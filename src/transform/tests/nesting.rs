@@ -98,6 +98,9 @@ fn what_is_nested_in_its_text_is_refused_unread() {
         check(what, &component(std::slice::from_ref(&types)), true);
         check(what, &component(&[section(INNER, &component(std::slice::from_ref(&types)))]), true);
         check(what, &core_module(&component(std::slice::from_ref(&types))), true);
+        // As it was written before 2024.
+        let earlier = [&[3, 0, 5][..], b"world", &component(std::slice::from_ref(&types))].concat();
+        check(what, &core_module(&earlier), true);
         check(what, &core_module(&component(&[section(INNER, &component(&[types]))])), true);
     }
     let inner =
@@ -156,4 +159,37 @@ fn what_is_nested_by_numbers_is_refused_by_whoever_reads_it() {
     let lists = section(TYPES, &lists);
     check("lists", &component(std::slice::from_ref(&lists)), false);
     check("lists", &core_module(&component(&[lists])), false);
+}
+
+/// Adds the description of a world that imports an interface, written as text.
+fn describe(module: &mut Vec<u8>, interfaces: &str, imported: &str) {
+    let mut resolve = wit_parser::Resolve::default();
+    let text = format!("package its:root; world transform {{ import {imported}; }} {interfaces}");
+    let package = resolve.push_str("transform.wit", &text).unwrap();
+    let world = resolve.select_world(&[package], None).unwrap();
+    wit_component::embed_component_metadata(
+        module,
+        &resolve,
+        world,
+        wit_component::StringEncoding::UTF8,
+    )
+    .unwrap();
+}
+
+#[test]
+fn packages_that_need_each_other_are_refused() {
+    const SECOND_NEEDS_FIRST: &str = "package a:first { interface of { resource thing; } } \
+        package b:second { interface needing { use a:first/of.{thing}; } }";
+    const FIRST_NEEDS_SECOND: &str = "package b:second { interface of { resource thing; } } \
+        package a:first { interface needing { use b:second/of.{thing}; } }";
+    let mut module = MODULE.to_vec();
+    describe(&mut module, SECOND_NEEDS_FIRST, "b:second/needing");
+    let reason = load(engine(), &module, None).unwrap_err().to_string();
+    assert!(!reason.contains("ring"), "one by itself: {reason}");
+    describe(&mut module, FIRST_NEEDS_SECOND, "a:first/needing");
+    let reason = load(engine(), &module, None).unwrap_err().to_string();
+    let ring = "the packages of the module's interface need each other (`a:first`, `b:second`) in a \
+                ring, and it cannot be put together; build it for one interface";
+    assert_eq!(reason, ring);
+    check("a ring", &module, false);
 }
