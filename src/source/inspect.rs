@@ -117,7 +117,9 @@ impl Inspector {
         names.push(name.to_string());
         let columns = session
             .query(
-                "SELECT a.attname::text, a.atttypid, a.atttypmod, a.attgenerated <> '', \
+                "SELECT a.attname::text, a.atttypid, a.atttypmod, \
+                        a.attgenerated <> '' \
+                          AND current_setting('server_version_num')::int < 180000, \
                         a.attnum = ANY (coalesce((SELECT i.indkey::int2[] FROM pg_index i \
                           WHERE i.indrelid = a.attrelid AND CASE $2 WHEN 'd' THEN i.indisprimary \
                           WHEN 'i' THEN i.indisreplident ELSE false END), '{}')) \
@@ -134,11 +136,10 @@ impl Inspector {
             columns: Vec::new(),
         };
         for column in &columns {
-            let (column_name, generated): (String, bool) = (get(column, 0)?, get(column, 3)?);
-            let is_sent = match &attnames {
-                Some(names) => names.contains(&column_name),
-                None => !generated,
-            };
+            let (column_name, never_sent): (String, bool) = (get(column, 0)?, get(column, 3)?);
+            // Before 18, a generated column is in the view, and in no message.
+            let is_published = attnames.as_ref().is_none_or(|names| names.contains(&column_name));
+            let is_sent = is_published && !never_sent;
             if is_sent {
                 relation.columns.push(RelationColumn {
                     name: column_name,

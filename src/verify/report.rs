@@ -167,8 +167,8 @@ impl fmt::Display for Report {
             for (column, count) in &table.columns {
                 write!(
                     f,
-                    "\n    {count:>9}   rows differ in `{column}`; where a transform alters it: \
-                     --ignore-column '{name}.{column}'"
+                    "\n    {count:>9}   rows differ in `{column}`; where a transform alters it, or it came \
+                     later and rows got its default unwritten: --ignore-column '{name}.{column}'"
                 )?;
             }
         }

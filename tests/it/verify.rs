@@ -12,7 +12,7 @@ const MORE_TABLES: &str = "
     create table loose (n int, body text);
     alter table loose replica identity full;
     create table parts (id bigint primary key, v numeric) partition by range (id);
-    create table gone (id int primary key);
+    create table gone (id int primary key, twice int generated always as (id * 2) stored);
     create table parts_low partition of parts for values from (0) to (100);
     create table parts_high partition of parts for values from (100) to (200);";
 
