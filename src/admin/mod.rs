@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Console;
 use crate::pipeline::control::{Control, Reason};
 use crate::pipeline::heartbeat;
+use crate::transform::without_words;
 
 use error::ApiError;
 
@@ -244,9 +245,14 @@ struct ReadyView {
     reasons: Vec<Reason>,
 }
 
+/// Whoever probes keeps what is answered, so that what a transform said of a row is in the status alone.
 async fn readyz(State(app): State<App>) -> Response {
-    let status = app.control.status();
+    let mut status = app.control.status();
     let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    for reason in &mut status.reasons {
+        let length = without_words(&reason.text).0.len();
+        reason.text.truncate(length);
+    }
     let view = ReadyView { ready: status.ready, reasons: status.reasons };
     (code, Json(view)).into_response()
 }

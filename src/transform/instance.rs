@@ -26,7 +26,9 @@ const CALLS_MAX: u64 = 10_000;
 const CALLS_OF_INTERPRETER_MAX: u64 = 1000;
 
 /// What a guest's own words stand behind in a reason. There may be values of rows in them, so that they are
-/// for whoever looks at the message, and for no log: see [`without_words`].
+/// for whoever looks at the message, and for no log: see [`without_words`]. The first is for a sentence of
+/// ours that goes on behind the reason, so that the words come last.
+pub(crate) const SAID: &str = "; what it said of it: ";
 const FAILED: &str = "failed the message: ";
 const WROTE: &str = "; it wrote: ";
 const LAST_LINE: &str = "; its last log line: ";
@@ -63,9 +65,9 @@ impl Class {
     }
 }
 
-/// A failure's text for the log: up to where the guest's own words begin, and whether there are any.
+/// A failure's text for logs and probes: up to where the guest's own words begin, and whether there are any.
 pub(crate) fn without_words(text: &str) -> (&str, bool) {
-    let begins = [FAILED, WROTE, LAST_LINE].iter().filter_map(|mark| text.find(mark)).min();
+    let begins = [SAID, FAILED, WROTE, LAST_LINE].iter().filter_map(|mark| text.find(mark)).min();
     // The mark's own words are ours, and say where the others would stand.
     let end = begins.map(|begin| {
         if text[begin..].starts_with(FAILED) { begin + FAILED.len() - 2 } else { begin }

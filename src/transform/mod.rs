@@ -55,7 +55,7 @@ pub(crate) use compiler::{COMMAND as COMPILE_COMMAND, compile_for_parent};
 pub use health::{Health, Tally};
 pub use inspect::Inspection;
 pub use instance::Class;
-pub(crate) use instance::without_words;
+pub(crate) use instance::{SAID, without_words};
 pub use last_good::live_modules;
 pub use loader::MODULE_BYTES_MAX;
 pub use runner::{Failure, Outcome, Runner};

@@ -11,7 +11,7 @@ use crate::pipeline::control::Reason;
 use crate::pipeline::item::Item;
 use crate::pipeline::workers::Job;
 use crate::store::Failure;
-use crate::transform::without_words;
+use crate::transform::{SAID, without_words};
 use std::sync::Arc;
 
 /// Where the pipeline stands still.
@@ -29,10 +29,14 @@ impl Driver {
     pub(super) fn halt(&mut self, items: Vec<Item>, failure: Option<&Failure>) {
         let reason = failure.map(|failure| {
             let (text, has_words) = without_words(&failure.error.text);
-            let more = if has_words { " (what it said of it is in `/readyz`)" } else { "" };
-            let of = |text: &str| reason(&items, text);
-            tracing::error!("the pipeline stands still: {}", of(&format!("{text}{more}")).text);
-            of(&failure.error.text)
+            let words = failure.error.text[text.len()..].trim_start_matches([':', ';', ' ']);
+            let mut reason = reason(&items, text);
+            let more = if has_words { "; what it said of it: /api/v1/status" } else { "" };
+            tracing::error!("the pipeline stands still: {}{more}", reason.text);
+            if has_words {
+                reason.text = format!("{}{SAID}{words}", reason.text);
+            }
+            reason
         });
         let is_over = reason.is_none();
         self.jobs.push_front(None);
