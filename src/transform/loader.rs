@@ -306,6 +306,8 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
         });
     }
 
+    // What checks it takes the longer for each the deeper it lies.
+    refuse_nested(bytes)?;
     let mut validator = Validator::new();
     let mut encoding = None;
     let mut has_interface = false;
@@ -320,17 +322,8 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
             Payload::Version { encoding: found, .. } => {
                 encoding.get_or_insert(*found);
             }
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
-                depth += 1;
-                // What checks it takes the longer for each the deeper it lies.
-                if depth >= NESTED_MAX {
-                    return Err(Error::Nested);
-                }
-            }
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
             Payload::End(_) => depth = depth.saturating_sub(1),
-            Payload::ComponentTypeSection(types) if nests_too_deep(&bytes[types.range()]) => {
-                return Err(Error::Nested);
-            }
             Payload::CustomSection(section)
                 if depth == 0 && section.name().starts_with(INTERFACE_SECTION) =>
             {
@@ -381,8 +374,7 @@ fn examine_whole(bytes: &[u8]) -> Result<Kind, Error> {
 
 /// Whether this is WebAssembly for an engine that has all of it.
 fn is_valid_elsewhere(bytes: &[u8]) -> bool {
-    let mut validator = Validator::new_with_features(WasmFeatures::all());
-    refuse_nested(bytes).is_ok() && validator.validate_all(bytes).is_ok()
+    Validator::new_with_features(WasmFeatures::all()).validate_all(bytes).is_ok()
 }
 
 /// What the engine says of bytes that are valid.
