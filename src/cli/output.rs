@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::io::{self, Write as _};
 
+use crate::transform::steers;
+
 /// Why stdout took no more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OutputError {
@@ -42,10 +44,6 @@ pub(super) fn to_stderr(line: &str) {
 /// The text with control characters written out, so that a row's value cannot move the cursor, colour the
 /// screen, begin a line, or turn the direction of what comes behind it.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
-    let steers = |c: char| {
-        let turns = matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-        c.is_control() || turns
-    };
     if !text.contains(steers) {
         return Cow::Borrowed(text);
     }

@@ -60,6 +60,7 @@ pub use last_good::live_modules;
 pub use loader::MODULE_BYTES_MAX;
 pub use runner::{Failure, Outcome, Runner};
 pub(crate) use schema::lines as setting_lines;
+pub(crate) use state::steers;
 pub use vet::{Comparison, Trial, Vet, VetReport, VetResult};
 pub use watch::{Error, Host, HostSettings, TransformList, TransformState, TransformView};
 pub use workbench::{ModuleFiles, Refused, Unsupported, Workbench, read_modules, user_cache_dir};

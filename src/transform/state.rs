@@ -316,17 +316,21 @@ fn word(level: Level) -> &'static str {
     }
 }
 
-/// The text cut to a line's length, without the characters that a terminal would obey: controls, those that
-/// turn the direction of what comes behind them, and other line ends.
+/// Whether a terminal would obey a character: controls, those that turn the direction of what comes behind
+/// them, and other line ends.
+pub(crate) fn steers(c: char) -> bool {
+    let turns =
+        matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns
+}
+
+/// The text cut to a line's length, without the characters that a terminal would obey.
 pub(super) fn printable(text: &str) -> String {
     let cut = &text[..text.floor_char_boundary(LOG_LINE_BYTES_MAX)];
     cut.chars()
         .map(|character| match character {
             '\n' | '\t' => character,
-            '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => {
-                '\u{FFFD}'
-            }
-            character if character.is_control() => '\u{FFFD}',
+            character if steers(character) => '\u{FFFD}',
             character => character,
         })
         .collect()

@@ -31,8 +31,8 @@ impl Driver {
             let (text, has_words) = without_words(&failure.error.text);
             let words = failure.error.text[text.len()..].trim_start_matches([':', ';', ' ']);
             let mut reason = reason(&items, text);
-            let more = if has_words { "; what it said of it: /api/v1/status" } else { "" };
-            tracing::error!("the pipeline stands still: {}{more}", reason.text);
+            let (said, place) = if has_words { (SAID, "/api/v1/status") } else { ("", "") };
+            tracing::error!("the pipeline stands still: {}{said}{place}", reason.text);
             if has_words {
                 reason.text = format!("{}{SAID}{words}", reason.text);
             }
