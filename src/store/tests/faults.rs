@@ -235,6 +235,8 @@ fn a_full_disk_loses_nothing_and_is_left_behind_once_there_is_room() {
         }
     }
     assert!(full > 5, "full {full} times");
+    // The last of the writes may have found room below the bound that was drawn for it.
+    disk.set(|faults| faults.full_at = None);
     drop(store);
     until_closed(dir.path());
     let (store, loaded) = open(dir.path()).unwrap();
