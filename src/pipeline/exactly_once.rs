@@ -219,7 +219,8 @@
 //!
 //! *A stream that was trimmed, has expired or was made anew* beyond `seq` cannot tell what had landed.
 //! Nothing is sent; an operator chooses between some changes twice and some perhaps not at all. What the
-//! store holds as messages is sent with either choice (`…_made_anew_…`). From
+//! store holds, as messages or spilled, is sent with either choice (`…_made_anew_…`); what is skipped behind
+//! something spilled leaves a mark for each change. From
 //! where the stream is read from then on is in the store before anything is sent
 //! (`takeover::a_stream_that_was_trimmed_…`, `…_made_anew_…`). A stream that was made
 //! anew and has grown beyond `seq` by others' records, before we looked, cannot be told from the old one;

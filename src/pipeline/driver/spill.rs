@@ -305,7 +305,7 @@ impl Driver {
     }
 
     /// Spills everything unsettled that is in memory. Nobody shapes or reads anything at this moment.
-    fn begin_to_spill(&mut self, is_away: bool) {
+    pub(super) fn begin_to_spill(&mut self, is_away: bool) {
         self.spill.source_through = self.spill.source_through.max(self.holds.passed());
         let mut items = self.take_from_memory();
         items.sort_by_key(|item| item.change.position);
@@ -434,6 +434,16 @@ impl Driver {
                     self.counters.changes += 1;
                     self.spill.source_through = change.position;
                     let entry = self.tracker.read(change.position);
+                    if self.skips(change.position) {
+                        let origin = Origin::Source { entry };
+                        match self.replayed.remove(&change.position) {
+                            // It is a message, or has its mark.
+                            true => self.settle(origin, change.bytes(), None),
+                            // What is spilled before it keeps the checkpoint.
+                            false => self.skip(Item { change, origin }),
+                        }
+                        continue;
+                    }
                     let bytes = change.bytes();
                     self.effects.settled.push((Origin::Source { entry }, bytes));
                     self.spill_change(change, bytes);

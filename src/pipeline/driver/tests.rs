@@ -243,6 +243,53 @@ async fn what_is_skipped_of_a_routed_stream_is_on_disk_before_anything_follows()
 }
 
 #[tokio::test]
+async fn what_an_operator_skips_is_not_spilled() {
+    let mut bench = Bench::new(None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    bench.driver.begin_to_spill(true);
+    let batch = |range: std::ops::Range<u64>| source::Batch {
+        bytes: range.clone().map(|index| insert(at(index)).bytes()).sum(),
+        items: range.map(|index| source::Item::Change(insert(at(index)))).collect(),
+    };
+    bench.driver.budget.acquire(3 * insert(at(1)).bytes()).await;
+    bench.driver.on_batch(batch(1..2)).unwrap();
+    let grant = crate::pipeline::grants::LostRecords::Skip;
+    bench.driver.on_lost_records(LaneId::OWN, grant, &HashMap::from([(at(2), 7)]));
+    bench.driver.on_batch(batch(2..4)).unwrap();
+    bench.written().await;
+    assert_eq!(bench.driver.budget.bytes_out(), 0);
+    // A restart knows it, and sends what was spilled: the first before the choice, and the third is new.
+    let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+    assert_eq!(loaded.spilled.iter().map(|chunk| chunk.changes).sum::<u64>(), 2);
+    assert!(loaded.checkpoint.unwrap().position < at(1));
+    let known: Vec<_> = loaded.messages.iter().map(|known| (known.position, known.state)).collect();
+    assert_eq!(known, [(at(2), StoredState::Acknowledged)]);
+}
+
+#[tokio::test]
+async fn a_message_that_an_operator_skips_is_no_second_one() {
+    let mut bench = Bench::new(None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    let item = bench.read(at(2)).await;
+    bench.driver.park(item, failure("oversize"), keep::MadeBy::Current);
+    bench.written().await;
+    bench.driver.begin_to_spill(true);
+    bench.driver.replayed.insert(at(2));
+    let grant = crate::pipeline::grants::LostRecords::Skip;
+    bench.driver.on_lost_records(LaneId::OWN, grant, &HashMap::from([(at(2), 7)]));
+    let change = insert(at(2));
+    bench.driver.budget.acquire(change.bytes()).await;
+    let bytes = change.bytes();
+    let items = vec![source::Item::Change(change)];
+    bench.driver.on_batch(source::Batch { items, bytes }).unwrap();
+    bench.written().await;
+    assert_eq!(bench.driver.budget.bytes_out(), 0);
+    let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+    let known: Vec<_> = loaded.messages.iter().map(|known| (known.position, known.state)).collect();
+    assert_eq!(known, [(at(2), StoredState::Parked)]);
+}
+
+#[tokio::test]
 async fn a_spent_message_that_is_found_in_its_stream_becomes_no_dead_letter() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::new(into_a_file(dir.path()));
