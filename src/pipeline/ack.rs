@@ -100,6 +100,16 @@ impl AckTracker {
         last.unwrap_or_default().max(self.progress.position)
     }
 
+    /// Where the change of an entry is that is not part of the settled prefix.
+    #[must_use]
+    pub fn position(&self, id: EntryId) -> Option<Position> {
+        let index = usize::try_from(id.0.checked_sub(self.first)?).ok()?;
+        match *self.entries.get(index)? {
+            Entry::Open { position } | Entry::Settled { position, .. } => Some(position),
+            Entry::Mark { .. } => None,
+        }
+    }
+
     /// What was read and is not settled.
     pub fn open(&self) -> impl Iterator<Item = Position> {
         self.entries.iter().filter_map(|entry| match entry {

@@ -251,9 +251,20 @@ impl Driver {
         }
     }
 
-    /// What was read from the source, or from the spill, and is not settled.
+    /// What was read from the source, or from the spill, and comes back from the transforms. What is being
+    /// written to the store does not, and may have left it again.
     fn open_positions(&self) -> HashSet<Position> {
-        self.tracker.open().chain(self.spill.open()).collect()
+        let written = self.writing.iter().map(|writing| &writing.effects).chain([&self.effects]);
+        let stored: HashSet<Position> = written
+            .flat_map(|effects| &effects.settled)
+            .filter_map(|(origin, _)| match *origin {
+                Origin::Source { entry } => self.tracker.position(entry),
+                Origin::Spilled { entry } => self.spill.position(entry),
+                Origin::Store { .. } => None,
+            })
+            .collect();
+        let open = self.tracker.open().chain(self.spill.open());
+        open.filter(|position| !stored.contains(position)).collect()
     }
 
     /// A refused message is parked once it is certain what landed, and takes what is behind it along.

@@ -175,6 +175,10 @@ impl Spill {
         self.delivered.open()
     }
 
+    pub(super) fn position(&self, entry: EntryId) -> Option<Position> {
+        self.delivered.position(entry)
+    }
+
     pub(super) fn add_beyond(&self, floors: &mut Floors) {
         self.delivered.add_beyond(floors);
         floors.merge(&self.floors);

@@ -16,7 +16,7 @@ use crate::pg_type::Kind;
 use crate::pipeline::heartbeat::heartbeat;
 use crate::pipeline::item::{Item, Shaped};
 use crate::pipeline::outbox::Parcel;
-use crate::pipeline::place::LaneId;
+use crate::pipeline::place::{Floors, LaneId};
 use crate::pipeline::sample::Sample;
 use crate::pipeline::size_gate;
 use crate::sink::record::Record;
@@ -287,6 +287,24 @@ async fn a_message_that_an_operator_skips_is_no_second_one() {
     let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
     let known: Vec<_> = loaded.messages.iter().map(|known| (known.position, known.state)).collect();
     assert_eq!(known, [(at(2), StoredState::Parked)]);
+}
+
+#[tokio::test]
+async fn what_left_the_store_before_it_was_known_to_be_there_is_not_looked_for() {
+    let mut bench = Bench::new(None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    let lane = bench.routed("orders");
+    let item = bench.read(at(1)).await;
+    bench.driver.park(item, failure("route"), keep::MadeBy::Current);
+    // Its stream is read, as a whole and for what was in doubt, while it is being written down.
+    for _ in 0..2 {
+        bench.driver.apply_landed(lane, [(at(1), 7)].into_iter());
+    }
+    let mut floors = Floors::default();
+    bench.driver.doubts.add_found(&mut floors);
+    assert_eq!(floors.of(lane), None, "it would keep the stream's row for ever");
+    bench.written().await;
+    assert!(bench.driver.holds.is_empty());
 }
 
 #[tokio::test]
