@@ -246,7 +246,9 @@
 //! same row to another stream. (The judge of the simulation excuses the order of just that.) The pipeline's
 //! own stream is fenced first, so that nothing of it comes there. Looking at that fence before each record
 //! for another stream would not help: no request to S2 depends on two streams, and what is on the wire
-//! cannot be called back. So an operator ends that process first, as the help and the refusal say.
+//! cannot be called back. So an operator ends that process first, as the help and the refusal say. One that
+//! was granted this itself, and stood still before it had opened the stream, keeps the grant until it
+//! does: where its folder is given up in turn, it has to be ended like any other.
 //!
 //! # And it goes on
 //!

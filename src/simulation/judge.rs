@@ -226,22 +226,24 @@ fn each_once(world: &World, state: &State) -> Result<(), String> {
 }
 
 /// The changes that may have been held, also without a trace in the store, where a crash came first:
-/// those that may fail or, where that is asked for, are routed, and those whose rows depend on such a
-/// one.
-fn troubled(world: &World, any: bool, routed: bool) -> BTreeSet<Position> {
+/// those that may fail or, where what is in order counts too, are routed or take several batches, and
+/// those whose rows depend on such a one.
+fn troubled(world: &World, any: bool, in_order: bool) -> BTreeSet<Position> {
     let mut rows: BTreeSet<&str> = BTreeSet::new();
     let mut tables: BTreeSet<u32> = BTreeSet::new();
     let mut troubled: BTreeSet<Position> = BTreeSet::new();
+    let batch_records = world.workload.limits.batch_records;
     loop {
         let before = troubled.len();
         for planned in world.workload.changes() {
             let change = &planned.change;
             let fails = match planned.fate {
-                Fate::Plain | Fate::Split(_) | Fate::Dropped => any,
+                Fate::Split(parts) => any || (in_order && parts as usize > batch_records),
+                Fate::Plain | Fate::Dropped => any,
                 Fate::Failing { .. } | Fate::Flaky | Fate::Refused { .. } => true,
             };
             let truncates = change.action == Action::Truncate;
-            let fails = fails || (routed && planned.route.leaves());
+            let fails = fails || (in_order && planned.route.leaves());
             let depends = planned.spread.iter().any(|key| rows.contains(&**key))
                 || tables.contains(&change.table.oid)
                 || (truncates && planned_of(world, change.table.oid, &troubled));

@@ -25,6 +25,8 @@ pub(super) struct Mirror {
     pub(super) ever: BTreeSet<Position>,
     /// Of the messages in it whose records are there, by its id: the number of the first, and how many.
     pub(super) parts: BTreeMap<u64, (u64, u64)>,
+    /// Those of them that are a dead letter: of what the message itself was, nothing is sent any more.
+    pub(super) letter_parts: BTreeSet<u64>,
     /// Became dead letters, and how often one did.
     pub(super) lettered: BTreeSet<Position>,
     pub(super) letters: u64,
@@ -61,12 +63,16 @@ impl Mirror {
                     text += &format!(" letters to {}", file.end);
                 }
                 Write::Parts { id, parts } => {
+                    self.letter_parts.remove(id);
                     match parts {
-                        Some(Parts { first, records, .. }) => {
-                            self.parts.insert(*id, (*first, records.len() as u64))
+                        Some(Parts { first, records, stream }) => {
+                            self.parts.insert(*id, (*first, records.len() as u64));
+                            if stream.as_deref() == Some(letters::STREAM) {
+                                self.letter_parts.insert(*id);
+                            }
                         }
-                        None => self.parts.remove(id),
-                    };
+                        None => _ = self.parts.remove(id),
+                    }
                     let count = parts.as_ref().map_or(0, |parts| parts.records.len());
                     text += &format!(" {count} parts of {id}");
                 }
@@ -125,10 +131,18 @@ impl Mirror {
         text
     }
 
+    fn id_of(&self, position: Position) -> Option<u64> {
+        self.messages.iter().find(|(_, held)| **held == position).map(|(id, _)| *id)
+    }
+
     /// Which of a message's records are in it.
     fn parts_of(&self, position: Position) -> Option<(u64, u64)> {
-        let (id, _) = self.messages.iter().find(|(_, held)| **held == position)?;
-        self.parts.get(id).copied()
+        self.parts.get(&self.id_of(position)?).copied()
+    }
+
+    /// Whether a message is a letter whose records are in it.
+    fn is_letter(&self, position: Position) -> bool {
+        self.id_of(position).is_some_and(|id| self.letter_parts.contains(&id))
     }
 
     pub(super) fn has_part(&self, position: Position, part: u32) -> bool {
@@ -199,6 +213,7 @@ impl Mirror {
             let is_gone = |(first, _)| u64::from(landed.ours.part) < first;
             let is_known = self.given_up.contains_key(&position)
                 || self.lettered.contains(&position)
+                || (landed.stream != letters::STREAM && self.is_letter(position))
                 || self.parts_of(position).is_some_and(is_gone);
             !settled && !is_known
         };

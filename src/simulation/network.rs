@@ -280,9 +280,13 @@ async fn serve(
             world.event(what, number, process.number);
             result
         };
-        if world.fault(Fault::Cut, 0.05) {
-            if world.chance(0.5) {
+        let is_shut = world.is_to_be_shut(&stream);
+        if is_shut || world.fault(Fault::Cut, 0.05) {
+            if is_shut || world.chance(0.5) {
                 drop(append(&input));
+            }
+            if is_shut {
+                world.shut_unanswered(&stream);
             }
             world.note("cut", process.number, 0);
             send(world.delay(), Err(io::ErrorKind::ConnectionReset.into()));

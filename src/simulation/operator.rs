@@ -12,6 +12,9 @@ pub(super) fn grants(world: &World) -> Grants {
     let mut state = world.state();
     let lost_records = state.grant.take();
     state.granted |= lost_records.is_some();
+    if lost_records == Some(LostRecords::Skip) {
+        state.chosen = 60;
+    }
     let once = std::mem::take(&mut state.take_over_once);
     let abandon_parked = std::mem::take(&mut state.abandon) || freely[0];
     let take_over = state.take_over || once || freely[1];

@@ -189,12 +189,11 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     }
     super::judge::store_is_as_told(world, &loaded);
     world.note("start", number, loaded.messages.len() as u64);
-    if number > 1 && world.streams().len() > 1 && world.fault(Fault::Shut, 0.4) {
-        let routed = &world.streams()[1..];
-        world.shut(routed[world.draw(|rng| rng.random_range(0..routed.len()))]);
-    }
-    // What operators do between two runs.
-    if world.fault(Fault::Reload, 0.3) {
+    let unread =
+        (number > 1 && world.fault(Fault::Shut, 0.4)).then(|| world.shut_at_start()).flatten();
+    // What operators do between two runs: now and then about just what cannot be read now.
+    let rerouted = unread.is_some() && world.may(Fault::Reload) && world.chance(0.5);
+    if rerouted || world.fault(Fault::Reload, 0.3) {
         another_chain(world);
     }
     if world.fault(Fault::ClockJump, 0.5) {
@@ -214,6 +213,9 @@ pub(super) fn run(
     grants: Grants,
 ) -> Running {
     let process = Process::new(number);
+    if grants.abandon_parked {
+        world.state().granted_ownership.push(Arc::clone(&process));
+    }
     if grants.lost_records == Some(LostRecords::Skip) {
         process.excuses.store(true, Ordering::Relaxed);
     }
@@ -349,7 +351,7 @@ impl Running {
             let mended = world.mends_letters(process.number) && world.chance(0.5);
             if mended && world.chance(0.5) {
                 drop(control.retry(Filter::default()).await);
-            } else if mended || world.fault(Fault::Reload, 0.15) {
+            } else if mended || world.is_rerouted() || world.fault(Fault::Reload, 0.15) {
                 reload(&world, &chains);
             }
             if world.fault(Fault::Operator, 0.2) {
@@ -582,12 +584,12 @@ fn outcome(world: &World, item: &Item, mut draft: Draft, generation: u64, fixed:
             return failed(FailureClass::Trap);
         }
         Fate::Flaky => 1,
-        Fate::Refused { oversize } => {
+        Fate::Refused { oversize, parts } => {
             if !fixed {
                 let text: &[u8] = if oversize { b"its metered size" } else { b"not this one" };
                 draft.add_header(REFUSED_HEADER, text).expect("it is a header");
             }
-            return Made::By(Outcome::Keep(vec![draft]));
+            parts
         }
     };
     Made::By(match parts {

@@ -62,11 +62,11 @@ enum By {
 }
 
 impl Habit {
-    pub(super) fn draw(rng: &mut SmallRng) -> Self {
+    pub(super) fn draw(rng: &mut SmallRng, moves: bool) -> Self {
         Self {
             by: [By::Key, By::Chance, By::Chance, By::Action][rng.random_range(0..4)],
             streams: rng.random_range(2..=ROUTED.len() + 1),
-            moves: rng.random_bool(0.6),
+            moves: moves || rng.random_bool(0.6),
         }
     }
 

@@ -34,9 +34,10 @@ pub(super) enum Fate {
     },
     /// A transform fails it now and then.
     Flaky,
-    /// S2 refuses its record until the mend is live.
+    /// S2 refuses its records until the mend is live.
     Refused {
         oversize: bool,
+        parts: u32,
     },
 }
 
@@ -92,7 +93,8 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    pub(super) fn draw(rng: &mut SmallRng) -> Self {
+    /// Draws one, whose chains route to other streams than the ones before them where that is wanted.
+    pub(super) fn draw(rng: &mut SmallRng, moves: bool) -> Self {
         let order = |rng: &mut SmallRng| match rng.random_range(0..10) {
             0..4 => Order::Key,
             4..6 => Order::Owner,
@@ -105,12 +107,17 @@ impl Workload {
             Rows::new(2, "others", order(rng)),
             Rows::new(3, "log", Order::Keyless),
         ];
-        let trouble = rng.random_range(0.0..0.3_f64).powi(2) * 3.0;
+        let dead_letters = letters::draw(rng);
+        let mut trouble = rng.random_range(0.0..0.3_f64).powi(2) * 3.0;
+        if dead_letters.is_some() {
+            // Or hardly any would be written.
+            trouble += 0.05;
+        }
         let keys = rng.random_range(2..12);
         let large = rng.random_bool(0.03);
         let truncates = if rng.random_bool(0.4) { 0.05 } else { 0.0 };
         let habits = Habits { keys, truncates, large };
-        let routing = rng.random_bool(0.4).then(|| Habit::draw(rng));
+        let routing = (moves || rng.random_bool(0.4)).then(|| Habit::draw(rng, moves));
         let duration_ms = rng.random_range(200..8000);
         let mut transactions = Vec::new();
         let mut by_position = BTreeMap::new();
@@ -159,7 +166,7 @@ impl Workload {
             portions: portions(rng),
             workers: rng.random_range(1..4),
             create: rng.random_bool(0.3),
-            dead_letters: letters::draw(rng),
+            dead_letters,
             limits: limits(rng, large),
             routes: routing.is_some(),
             mode: match rng.random_range(0..10) {
@@ -245,12 +252,14 @@ fn portions(rng: &mut SmallRng) -> Portions {
         return Portions::default();
     }
     Portions {
-        retry_bytes_max: rng.random_range(300..3000),
+        // With room for one message only, nothing more is read if anything still counts that is not on
+        // its way.
+        retry_bytes_max: if rng.random_bool(0.3) { 1 } else { rng.random_range(300..3000) },
         retry_messages: rng.random_range(1..6),
         chunk_changes_max: rng.random_range(1..8),
         chunk_bytes_max: rng.random_range(300..4000),
-        pending_bytes_max: rng.random_range(300..6000),
-        drain_bytes_max: rng.random_range(300..6000),
+        pending_bytes_max: if rng.random_bool(0.2) { 1 } else { rng.random_range(300..6000) },
+        drain_bytes_max: if rng.random_bool(0.2) { 1 } else { rng.random_range(300..6000) },
         closing_bytes: rng.random_range(0..6000),
         job_changes: rng.random_range(1..6),
         letters: rng.random_range(1..5),
@@ -277,6 +286,9 @@ fn fate(rng: &mut SmallRng, trouble: f64) -> Fate {
         0..3 => Fate::Failing { class: FailureClass::Trap, parts: rng.random_range(0..4) },
         3..6 => Fate::Failing { class: FailureClass::Oversize, parts: rng.random_range(0..4) },
         6..8 => Fate::Flaky,
-        _ => Fate::Refused { oversize: rng.random_bool(0.5) },
+        _ => {
+            let parts = if rng.random_bool(0.6) { 1 } else { rng.random_range(2..5) };
+            Fate::Refused { oversize: rng.random_bool(0.5), parts }
+        }
     }
 }

@@ -96,6 +96,21 @@ pub(super) enum Fault {
 
 const FAULTS: usize = Fault::Operator as usize + 1;
 
+/// What shows something only together. Each of these is drawn whole now and then, so that how soon it
+/// shows does not hang on what else is drawn.
+const TOGETHER: [Together; 2] = [
+    // How far an operator skips, and a process that dies soon after it has gone on.
+    Together { faults: &[Fault::Expire, Fault::Recreate, Fault::Crash, Fault::Late], moves: false },
+    // A routed stream that cannot be read, with something in it that now goes elsewhere.
+    Together { faults: &[Fault::Shut, Fault::Crash, Fault::Cut, Fault::Reload], moves: true },
+];
+
+struct Together {
+    faults: &'static [Fault],
+    /// From one chain to the next, transforms route to other streams.
+    moves: bool,
+}
+
 /// How far a run has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
@@ -120,7 +135,7 @@ pub(super) struct Landed {
     pub(super) current: bool,
     /// Its change is read once more, since the store that knew of it is lost.
     pub(super) again: bool,
-    /// Its process had that store, and no process of the next one has opened this routed stream.
+    /// Its process had that store, and no process of the next one has opened this stream.
     pub(super) unasked: bool,
 }
 
@@ -199,6 +214,8 @@ pub(super) struct State {
     pub(super) take_over_once: bool,
     /// Streams that another program has fenced at least once.
     pub(super) fenced: BTreeSet<&'static str>,
+    /// Processes that may take a stream from another store.
+    pub(super) granted_ownership: Vec<Arc<Process>>,
     /// The next process is told that the store before its own is given up.
     pub(super) abandon: bool,
     /// The first process of the store as it is.
@@ -217,6 +234,10 @@ pub(super) struct State {
     pub(super) refused_any: bool,
     /// A process could not read a stream at its start that was to be read, and may go on without it.
     pub(super) unread_any: bool,
+    /// So many events from now on an operator's choice to skip may not be on disk.
+    pub(super) chosen: u32,
+    /// What was sent to a stream that is shut is about to be routed to another one.
+    rerouted: bool,
     /// Sessions with routed streams, by their processes.
     sessions: BTreeSet<(u64, &'static str)>,
     pub(super) disk_full: bool,
@@ -237,7 +258,7 @@ impl State {
         }
         let again = process < self.store_since && ours.position.commit_lsn.0 >= self.lost_at;
         let is_open = self.sessions.iter().any(|(by, of)| *by >= self.store_since && *of == stream);
-        let unasked = process < self.store_since && stream != STREAM && !is_open;
+        let unasked = process < self.store_since && !is_open;
         let (lost, current) = (false, true);
         self.history.push(Landed { ours, stream, process, lost, current, again, unasked });
     }
@@ -299,10 +320,19 @@ impl World {
                 weights[rare as usize] = 0.0;
             }
         }
+        let mut moves = false;
+        for together in TOGETHER {
+            if rng.random_bool(0.08) {
+                for &fault in together.faults {
+                    weights[fault as usize] = rng.random_range(0.3..1.0);
+                }
+                moves |= together.moves;
+            }
+        }
         if weights[Fault::Recreate as usize] + weights[Fault::Delete as usize] > 0.0 {
             weights[Fault::Intruder as usize] = 0.0;
         }
-        let workload = Workload::draw(&mut rng);
+        let workload = Workload::draw(&mut rng, moves);
         if verbose {
             for planned in workload.changes() {
                 let Planned { change, keys, fate, route, .. } = planned;
@@ -364,6 +394,7 @@ impl World {
                 take_over: false,
                 take_over_once: false,
                 fenced: BTreeSet::new(),
+                granted_ownership: Vec::new(),
                 abandon: false,
                 store_since: 0,
                 lost_at: 0,
@@ -373,6 +404,8 @@ impl World {
                 excused: BTreeSet::new(),
                 refused_any: false,
                 unread_any: false,
+                chosen: 0,
+                rerouted: false,
                 sessions: BTreeSet::new(),
                 disk_full: false,
                 slow: false,
@@ -451,7 +484,13 @@ impl World {
     /// The same, and the process may die of it.
     pub(super) fn event(&self, what: &str, a: u64, b: u64) {
         self.note(what, a, b);
-        if self.fault(Fault::Crash, 0.02) {
+        // A choice of an operator is most easily forgotten soon after it was given.
+        let is_chosen = {
+            let chosen = &mut self.state().chosen;
+            *chosen = chosen.saturating_sub(1);
+            *chosen > 0
+        };
+        if self.fault(Fault::Crash, if is_chosen { 0.1 } else { 0.02 }) {
             let process = self.state().process.clone();
             if let Some(process) = process {
                 self.note("crash", process.number, 0);
@@ -602,6 +641,15 @@ impl World {
         *lock(&self.store) = (name, store);
         *lock(&self.copied) = None;
         self.note("the store is lost", process, 0);
+        // Whoever may take the stream over and has not done so yet would do it later: an operator ends
+        // that one first, as is said wherever that is granted.
+        let granted = std::mem::take(&mut self.state().granted_ownership);
+        for process in granted {
+            let number = process.number;
+            if !self.state().sessions.contains(&(number, STREAM)) {
+                process.kill();
+            }
+        }
         self.state().lose_store(&self.workload, process);
     }
 
@@ -691,7 +739,53 @@ impl World {
         // What it was sent may be in it, and its answers are lost.
         if self.chance(0.5) {
             self.cut.notify_waiters();
+            self.reroute();
         }
+    }
+
+    /// Whether a routed stream is shut just when it has taken something, which it does not answer.
+    pub(super) fn is_to_be_shut(&self, stream: &str) -> bool {
+        let is_routed = routes::stream(stream).is_some_and(|stream| stream != STREAM);
+        is_routed && self.is_shut(stream).is_none() && self.fault(Fault::Shut, 0.1)
+    }
+
+    /// Shuts it then.
+    pub(super) fn shut_unanswered(&self, stream: &str) {
+        if let Some(stream) = routes::stream(stream) {
+            self.shut(stream);
+            self.reroute();
+        }
+    }
+
+    /// Somebody routes what is in doubt to another stream, perhaps.
+    fn reroute(&self) {
+        let rerouted = self.may(Fault::Reload) && self.chance(0.5);
+        self.state().rerouted |= rerouted;
+    }
+
+    /// A routed stream is shut at a start: most often the one that got something last which no checkpoint
+    /// covers, so that the start would have to read it. Says which.
+    pub(super) fn shut_at_start(&self) -> Option<&'static str> {
+        let routed = self.streams().get(1..).filter(|routed| !routed.is_empty())?;
+        let uncovered = {
+            let state = self.state();
+            let is_uncovered = |landed: &&Landed| {
+                let is_beyond = landed.ours.position > state.store.checkpoint.position;
+                landed.current && routed.contains(&landed.stream) && is_beyond
+            };
+            state.history.iter().rev().find(is_uncovered).map(|landed| landed.stream)
+        };
+        let stream = match uncovered.filter(|_| self.chance(0.7)) {
+            Some(stream) => stream,
+            None => self.draw(|rng| routed[rng.random_range(0..routed.len())]),
+        };
+        self.shut(stream);
+        uncovered.filter(|uncovered| *uncovered == stream)
+    }
+
+    /// Whether the chain changes because what a stream was sent is in doubt, once.
+    pub(super) fn is_rerouted(&self) -> bool {
+        std::mem::take(&mut self.state().rerouted)
     }
 
     /// A request about a stream fails, and its process may not have read that yet.
@@ -801,10 +895,6 @@ impl World {
         if lsn <= state.confirmed {
             return;
         }
-        if state.strangers.contains(&process) {
-            let text = format!("process {process} with another folder told Postgres to forget");
-            state.violation.get_or_insert(text);
-        }
         state.confirmed = lsn;
         let durable = state.store.checkpoint.confirm.0;
         let mut unsafe_at = None;
@@ -834,8 +924,8 @@ impl World {
         }
         if durable < lsn {
             self.violated(format!(
-                "Postgres was told to forget everything before {lsn}, and the checkpoint on disk says \
-                 {durable}"
+                "Postgres was told by process {process} to forget everything before {lsn}, and the \
+                 checkpoint on disk says {durable}"
             ));
         }
         self.event("confirmed", lsn, 0);
