@@ -338,8 +338,8 @@ impl Instance {
     }
 
     /// The lines of the last call. `trapped`: that is how it ended.
-    pub(crate) fn take_logs(&mut self, trapped: bool) -> Vec<String> {
-        self.store.data_mut().take_logs(trapped)
+    pub(crate) fn take_logs(&mut self, failed: bool) -> Vec<String> {
+        self.store.data_mut().take_logs(failed)
     }
 
     /// What its memories hold now.

@@ -310,8 +310,6 @@ impl Slot {
         };
         let answer = instance.call(&transform.settings.limits, started, message);
         let message = instance.take_message();
-        let trapped = answer.as_ref().is_err_and(|fault| fault.class == Class::Trap);
-        let logs = instance.take_logs(trapped);
         let measured = message.as_ref().and_then(|message| message.measured);
         let (result, failed) = match (answer, message) {
             (Ok(verdict), Some(message)) => match apply(verdict, message, &transform.file) {
@@ -321,10 +319,11 @@ impl Slot {
             (Ok(_), None) => {
                 unreachable!("the message stays in the store for as long as the call takes")
             }
-            (Err(fault), message) => {
-                (Err(fault.with_last_words(&logs, &transform.module)), message)
-            }
+            (Err(fault), message) => (Err(fault), message),
         };
+        // What it wrote in a call that failed may be the row that it failed on.
+        let logs = instance.take_logs(result.is_err());
+        let result = result.map_err(|fault| fault.with_last_words(&logs, &transform.module));
         if result.is_ok() && !instance.is_spent(&transform.module, transform.settings.isolation) {
             self.instance = Some(instance);
         }

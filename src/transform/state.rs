@@ -60,15 +60,15 @@ impl GuestState {
     }
 
     /// Takes the lines written since the message began, stdout and stderr of WASI included. What a guest
-    /// said last before it `trapped` is no line that somebody meant for a log: a panic's message, an
+    /// said last in a call that `failed` is no line that somebody meant for a log: a panic's message, an
     /// exception and its stack, with whatever value was at hand. It is kept for the message alone.
-    pub(crate) fn take_logs(&mut self, trapped: bool) -> Vec<String> {
+    pub(crate) fn take_logs(&mut self, failed: bool) -> Vec<String> {
         let output = self.wasi.as_ref().map(|wasi| wasi.take_output()).unwrap_or_default();
-        if trapped {
+        if failed {
             self.logs.last = None;
         }
         for line in output {
-            self.logs.push_output(&line, trapped);
+            self.logs.push_output(&line, failed);
         }
         self.logs.take()
     }

@@ -353,8 +353,8 @@ async fn a_full_disk_for_compiled_code_stops_no_replacement() {
     running.stop().await;
 }
 
-/// A module with the row's value in everything that it says: where the label begins with `erro`, its error;
-/// where with `trap`, its last line before it traps; and in lines of its own, more than one.
+/// A module with the row's value in everything that it says: where the label begins with `erro`, its last
+/// line and its error; where with `trap`, its last line before it traps; and in lines of its own, more than one.
 fn talkative(fails_at_all: bool) -> Vec<u8> {
     let text = guest::chaos_text();
     let label = "(i32.load (i32.const 1032)) (i32.load (i32.const 1036))";
@@ -375,9 +375,12 @@ fn talkative(fails_at_all: bool) -> Vec<u8> {
          (if (i32.eq (local.get $word) (i32.const 0x706f6f6c))"
     );
     let text = text.replace(trap, &said);
-    let value = "(i32.store (i32.const 2056) (i32.load (i32.const 1032))) \
-                 (i32.store (i32.const 2060) (i32.load (i32.const 1036)))";
-    let text = text.replace(error, value);
+    let value = format!(
+        "(call $log (i32.const 3) {label}) \
+         (i32.store (i32.const 2056) (i32.load (i32.const 1032))) \
+         (i32.store (i32.const 2060) (i32.load (i32.const 1036)))"
+    );
+    let text = text.replace(error, &value);
     let always =
         if fails_at_all { "(if (i32.const 1)" } else { condition.trim_end_matches(" ;; erro") };
     guest::core_module(&text.replace(condition, always), &guest::interface_text())
