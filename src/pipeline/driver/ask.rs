@@ -199,7 +199,8 @@ impl Driver {
         let slot = source.slot.as_ref();
         let warnings = source.warnings.iter().cloned();
         let warnings = warnings.chain(self.slot_warning()).chain(self.store_warning());
-        let warnings = warnings.chain(self.dead_letters_warning()).collect();
+        let warnings = warnings.chain(self.dead_letters_warning());
+        let warnings = warnings.chain(self.failing_warning()).collect();
         let status = Status {
             ready: reasons.is_empty(),
             reasons,

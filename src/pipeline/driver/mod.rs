@@ -32,6 +32,7 @@ mod ask;
 mod database;
 mod dead;
 mod deliver;
+mod failing;
 mod halt;
 mod keep;
 mod lane;
@@ -297,6 +298,7 @@ struct Driver {
     undecided: Vec<Selected>,
     counters: Counters,
     stuck: Stuck,
+    failing: failing::Failing,
     database: Database,
     measures: Measures,
     classes: Classes,
@@ -432,6 +434,7 @@ impl Driver {
             undecided: Vec::new(),
             counters: Counters::default(),
             stuck,
+            failing: failing::Failing::default(),
             database: Database::default(),
             measures,
             classes,
@@ -505,6 +508,7 @@ impl Driver {
                     // They are closed with a checkpoint.
                     self.delivered |= self.lanes.is_any_idle(self.clock.now());
                     self.look_for_stuck();
+                    self.look_for_failing();
                     self.publish_status();
                 }
                 batch = self.source.batches.recv(), if takes => match batch {
