@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub enum Part {
     /// Postgres has more WAL than it has sent.
     Source,
-    /// A batch of changes does not come back from the transforms.
+    /// No change comes back from the transforms.
     Transform,
     /// Records wait for S2, or the stream is not opened.
     Sink,
@@ -59,9 +59,9 @@ impl Part {
                  wait_event, state) and at the server's log"
             }
             Self::Transform => {
-                "a batch of changes has not come back from the transforms. Nothing of it is lost or \
-                 confirmed; `sluicebox transforms list` names the modules, and a restart of Sluicebox \
-                 begins the batch anew"
+                "no change comes back from the transforms, although each call has a limit. Nothing is \
+                 lost or confirmed; `sluicebox transforms list` names the modules, and a restart of \
+                 Sluicebox begins what is there anew"
             }
             Self::Sink => {
                 "S2 acknowledges none of the records that wait for it. The session is opened anew. If \

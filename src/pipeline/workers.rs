@@ -4,6 +4,7 @@
 //! Guest code runs only here, on threads of its own, so that a slow transform never keeps the tasks
 //! that talk to Postgres and S2 from running.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub struct Workers {
     /// Called once for each job, never for each change.
     submit: Box<dyn Fn(Job) -> bool + Send>,
     count: usize,
+    /// How many changes came out of the chain, those of jobs that are not done among them.
+    shaped: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Workers {
@@ -80,26 +83,34 @@ impl Workers {
         // The caller bounds how many jobs are out, and so what this channel may hold.
         let (done, finished) = async_mpsc::unbounded_channel();
         let count = runners.len();
+        let shaped = Arc::<AtomicU64>::default();
         for (index, mut runner) in runners.into_iter().enumerate() {
             let received = Arc::clone(&received);
-            let done = done.clone();
+            let (done, shaped) = (done.clone(), Arc::clone(&shaped));
             std::thread::Builder::new().name(format!("transform-{index}")).spawn(move || {
                 loop {
                     // The lock covers only the wait for a job, never a job.
                     let next = received.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(job) = next else { break };
-                    if done.send(shape_all(&mut runner, job)).is_err() {
+                    if done.send(shape_all(&mut runner, job, &shaped)).is_err() {
                         break;
                     }
                 }
             })?;
         }
-        Ok((Self::over(count, move |job| jobs.send(job).is_ok()), finished))
+        let submit = Box::new(move |job| jobs.send(job).is_ok());
+        Ok((Self { submit, count, shaped }, finished))
     }
 
     /// A handle whose jobs go to `submit`, which says whether anybody is left to do them.
     pub fn over(count: usize, submit: impl Fn(Job) -> bool + Send + 'static) -> Self {
-        Self { submit: Box::new(submit), count }
+        Self { submit: Box::new(submit), count, shaped: Arc::default() }
+    }
+
+    /// How many changes the threads have shaped so far: a job of slow ones is no standstill.
+    #[must_use]
+    pub fn shaped(&self) -> u64 {
+        self.shaped.load(Ordering::Relaxed)
     }
 
     /// How many jobs keep every thread busy without a pause.
@@ -115,7 +126,7 @@ impl Workers {
     }
 }
 
-fn shape_all(runner: &mut Runner, job: Job) -> Done {
+fn shape_all(runner: &mut Runner, job: Job, count: &AtomicU64) -> Done {
     let Job { number, chain, envelope, items } = job;
     let mut from_source = 0;
     let shape = |item: Item| {
@@ -124,6 +135,7 @@ fn shape_all(runner: &mut Runner, job: Job) -> Done {
             from_source += 1;
             note_failure(runner, &chain, &item, &shaped);
         }
+        count.fetch_add(1, Ordering::Relaxed);
         (item, shaped)
     };
     let mut items = items.into_iter();

@@ -85,7 +85,7 @@ impl Driver {
         Look { doing, progress: status.moved.wrapping_add(status.received.0) }
     }
 
-    fn look_at_transforms(&self) -> Look {
+    pub(super) fn look_at_transforms(&self) -> Look {
         let doing = if self.halt_reason().is_some() {
             Doing::KnownTrouble
         } else if self.jobs.is_empty() {
@@ -93,7 +93,8 @@ impl Driver {
         } else {
             Doing::Working
         };
-        Look { doing, progress: self.next_job - self.jobs.len() as u64 }
+        let done = self.next_job - self.jobs.len() as u64;
+        Look { doing, progress: done.wrapping_add(self.workers.shaped()) }
     }
 
     fn look_at_sink(&self) -> Look {

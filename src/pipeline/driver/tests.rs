@@ -19,6 +19,7 @@ use crate::pipeline::outbox::Parcel;
 use crate::pipeline::place::{Floors, LaneId};
 use crate::pipeline::sample::Sample;
 use crate::pipeline::size_gate;
+use crate::pipeline::workers::Job;
 use crate::sink::record::Record;
 use crate::sink::transport::{self, Answering, Transport};
 use crate::sink::{Endpoint, Settings as SinkSettings};
@@ -584,4 +585,20 @@ async fn a_message_is_spent_once_so_many_attempts_have_failed() {
         spent.push(bench.driver.dead.is_spent(id));
     }
     assert_eq!(spent, [false, false, false, true], "what an older chain made does not count");
+}
+
+#[tokio::test]
+async fn a_job_of_slow_changes_is_no_standstill() {
+    let mut bench = Bench::new(None);
+    let workbench = crate::transform::Workbench::new(None).unwrap();
+    let (workers, mut done) = Workers::start(vec![workbench.runner()]).unwrap();
+    bench.driver.workers = workers;
+    let items = vec![bench.read(at(1)).await, bench.read(at(2)).await];
+    let envelope = Arc::new(Envelope::new(crate::message::EnvelopeSettings::default()));
+    let before = bench.driver.look_at_transforms().progress;
+    let job = Job { number: 0, chain: Arc::new(Chain::empty(0)), envelope, items };
+    assert!(bench.driver.workers.submit(job));
+    done.recv().await.unwrap();
+    // The job is not taken in yet: what counts is each change.
+    assert_eq!(bench.driver.look_at_transforms().progress, before + 2);
 }
