@@ -46,8 +46,9 @@ impl Failing {
         let Tally { messages, failed, timeouts } = self.last?;
         Some(format!(
             "{failed} of the {messages} messages of {} s failed in the transforms, {timeouts} of them \
-             for time. They are in the store and are tried again; `sluicebox transforms list` names \
-             the module, and `sluicebox messages` what is wrong. A module that turns bad after its \
+             for time. What becomes of them is as its settings say (`on_error`): parked and tried again, \
+             if nothing else; `sluicebox transforms list` names the module, and `sluicebox messages` \
+             what is wrong. A module that turns bad after its \
              probation is not taken back by itself: put a mended or an earlier one into the folder",
             WINDOW.as_secs()
         ))
