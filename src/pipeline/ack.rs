@@ -73,8 +73,7 @@ impl AckTracker {
 
     /// A change is settled. `landed` is the place of its first record, if it has any.
     pub fn settle(&mut self, id: EntryId, landed: Option<Landed>) {
-        let index = id.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        let entry = index.and_then(|index| self.entries.get_mut(index));
+        let entry = self.index(id).and_then(|index| self.entries.get_mut(index));
         debug_assert!(matches!(entry, Some(Entry::Open { .. })), "a change is settled once");
         if let Some(entry) = entry
             && let Entry::Open { position } = *entry
@@ -103,8 +102,7 @@ impl AckTracker {
     /// Where the change of an entry is that is not part of the settled prefix.
     #[must_use]
     pub fn position(&self, id: EntryId) -> Option<Position> {
-        let index = usize::try_from(id.0.checked_sub(self.first)?).ok()?;
-        match *self.entries.get(index)? {
+        match *self.entries.get(self.index(id)?)? {
             Entry::Open { position } | Entry::Settled { position, .. } => Some(position),
             Entry::Mark { .. } => None,
         }
@@ -144,6 +142,10 @@ impl AckTracker {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    fn index(&self, id: EntryId) -> Option<usize> {
+        usize::try_from(id.0.checked_sub(self.first)?).ok()
     }
 
     fn advance(&mut self) {

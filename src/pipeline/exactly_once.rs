@@ -243,7 +243,8 @@
 //! it that is still under way, may get into a routed stream until the new store opens that, which is when
 //! the chain first routes something there. It is what that process had read, and each change once; but it
 //! may be what was abandoned, what the new store sends as well, and older than what that has sent of the
-//! same row to another stream. (The judge of the simulation excuses the order of just that.) The pipeline's
+//! same row to another stream. (The judge of the simulation excuses the order of
+//! just what that process gets into a stream before the new store has opened it.) The pipeline's
 //! own stream is fenced first, so that nothing of it comes there. Looking at that fence before each record
 //! for another stream would not help: no request to S2 depends on two streams, and what is on the wire
 //! cannot be called back. So an operator ends that process first, as the help and the refusal say. One that

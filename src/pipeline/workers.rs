@@ -98,8 +98,8 @@ impl Workers {
                 }
             })?;
         }
-        let submit = Box::new(move |job| jobs.send(job).is_ok());
-        Ok((Self { submit, count, shaped }, finished))
+        let workers = Self::over(count, move |job| jobs.send(job).is_ok());
+        Ok((Self { shaped, ..workers }, finished))
     }
 
     /// A handle whose jobs go to `submit`, which says whether anybody is left to do them.

@@ -337,7 +337,7 @@ impl Instance {
         self.store.data_mut().message.take()
     }
 
-    /// The lines of the last call. `trapped`: that is how it ended.
+    /// The lines of the last call, which `failed` or not.
     pub(crate) fn take_logs(&mut self, failed: bool) -> Vec<String> {
         self.store.data_mut().take_logs(failed)
     }

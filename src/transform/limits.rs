@@ -36,8 +36,8 @@ const INSTANCES: Range = Range::new("limits.instances", 64, 256);
 /// A JavaScript engine fills tens of thousands; Spin allows as many.
 const TABLE_ELEMENTS: Range = Range::new("limits.table_elements", 100_000, 1_000_000);
 
-/// Enough to see what a module is about. With lines of 2,000 bytes, the most that is kept of one, a log that nobody
-/// rotates may grow by 17 GB a day at the default.
+/// Enough to see what a module is about. With lines of 2,000 bytes, the most that is kept of one, a log
+/// that nobody rotates may grow by 17 GB a day at the default.
 const LOG_LINES: Range = Range::new("limits.log_lines_per_second", 100, 10_000);
 
 /// A setting with its default and the most that it may be.

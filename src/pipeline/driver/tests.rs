@@ -137,6 +137,17 @@ impl Bench {
         self.driver.on_written(result).unwrap();
     }
 
+    /// What a restart would find.
+    fn loaded(&mut self) -> store::Loaded {
+        self.database.load(&mut SmallRng::seed_from_u64(1)).unwrap()
+    }
+
+    /// Records of a stream are gone, of which ours end here, and an operator chose to skip.
+    fn skips_to(&mut self, lane: LaneId, newest: Position) {
+        let choice = crate::pipeline::grants::LostRecords::Skip;
+        self.driver.on_lost_records(lane, choice, &HashMap::from([(newest, 7)]));
+    }
+
     fn routed(&mut self, name: &str) -> LaneId {
         self.driver.adopt_streams(vec![(name.to_owned(), 0)]).unwrap();
         self.driver.lanes.id(name).unwrap()
@@ -165,6 +176,11 @@ impl Bench {
         let failure = Some(serde_json::to_string(&failure).unwrap());
         store::Message { id, change, parts: None, failure }
     }
+}
+
+/// The messages that a restart would find, and how it would.
+fn known(loaded: &store::Loaded) -> Vec<(Position, StoredState)> {
+    loaded.messages.iter().map(|known| (known.position, known.state)).collect()
 }
 
 fn insert(position: Position) -> Change {
@@ -222,8 +238,7 @@ async fn what_is_skipped_of_a_routed_stream_is_on_disk_before_anything_follows()
     let mut bench = Bench::new(None);
     bench.driver.lanes.own.acknowledged = Some(0);
     let lane = bench.routed("orders");
-    let grant = crate::pipeline::grants::LostRecords::Skip;
-    bench.driver.on_lost_records(lane, grant, &HashMap::from([(at(2), 7)]));
+    bench.skips_to(lane, at(2));
     bench.written().await;
     assert!(!bench.driver.begins_elsewhere);
     // The first is for another stream, and on its way.
@@ -237,10 +252,9 @@ async fn what_is_skipped_of_a_routed_stream_is_on_disk_before_anything_follows()
     bench.written().await;
     assert!(!bench.driver.begins_elsewhere);
     // A restart knows it, and that it has to read the one before it.
-    let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+    let loaded = bench.loaded();
     assert!(loaded.checkpoint.unwrap().position < at(1));
-    let known: Vec<_> = loaded.messages.iter().map(|known| (known.position, known.state)).collect();
-    assert_eq!(known, [(at(2), StoredState::Acknowledged)]);
+    assert_eq!(known(&loaded), [(at(2), StoredState::Acknowledged)]);
 }
 
 #[tokio::test]
@@ -254,17 +268,15 @@ async fn what_an_operator_skips_is_not_spilled() {
     };
     bench.driver.budget.acquire(3 * insert(at(1)).bytes()).await;
     bench.driver.on_batch(batch(1..2)).unwrap();
-    let grant = crate::pipeline::grants::LostRecords::Skip;
-    bench.driver.on_lost_records(LaneId::OWN, grant, &HashMap::from([(at(2), 7)]));
+    bench.skips_to(LaneId::OWN, at(2));
     bench.driver.on_batch(batch(2..4)).unwrap();
     bench.written().await;
     assert_eq!(bench.driver.budget.bytes_out(), 0);
     // A restart knows it, and sends what was spilled: the first before the choice, and the third is new.
-    let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+    let loaded = bench.loaded();
     assert_eq!(loaded.spilled.iter().map(|chunk| chunk.changes).sum::<u64>(), 2);
     assert!(loaded.checkpoint.unwrap().position < at(1));
-    let known: Vec<_> = loaded.messages.iter().map(|known| (known.position, known.state)).collect();
-    assert_eq!(known, [(at(2), StoredState::Acknowledged)]);
+    assert_eq!(known(&loaded), [(at(2), StoredState::Acknowledged)]);
 }
 
 #[tokio::test]
@@ -276,8 +288,7 @@ async fn a_message_that_an_operator_skips_is_no_second_one() {
     bench.written().await;
     bench.driver.begin_to_spill(true);
     bench.driver.replayed.insert(at(2));
-    let grant = crate::pipeline::grants::LostRecords::Skip;
-    bench.driver.on_lost_records(LaneId::OWN, grant, &HashMap::from([(at(2), 7)]));
+    bench.skips_to(LaneId::OWN, at(2));
     let change = insert(at(2));
     bench.driver.budget.acquire(change.bytes()).await;
     let bytes = change.bytes();
@@ -285,9 +296,8 @@ async fn a_message_that_an_operator_skips_is_no_second_one() {
     bench.driver.on_batch(source::Batch { items, bytes }).unwrap();
     bench.written().await;
     assert_eq!(bench.driver.budget.bytes_out(), 0);
-    let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
-    let known: Vec<_> = loaded.messages.iter().map(|known| (known.position, known.state)).collect();
-    assert_eq!(known, [(at(2), StoredState::Parked)]);
+    let loaded = bench.loaded();
+    assert_eq!(known(&loaded), [(at(2), StoredState::Parked)]);
 }
 
 #[tokio::test]
@@ -437,8 +447,7 @@ async fn what_was_confirmed_and_is_found_at_a_start_keeps_no_row_when_the_spill_
     bench.driver.on_established(lane, established);
     bench.written().await;
     assert!(bench.driver.holds.is_empty(), "the message is there");
-    let row =
-        |bench: &mut Bench| bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap().streams;
+    let row = |bench: &mut Bench| bench.loaded().streams;
     assert_eq!(row(&mut bench), [("orders".to_owned(), 6)], "the checkpoint is before all of them");
 
     bench.driver.on_spill_read(Ok(Some((1, vec![insert(at(1))])))).unwrap();
@@ -541,7 +550,7 @@ async fn a_letter_that_could_not_be_written_is_written_later() {
 #[tokio::test]
 async fn what_failed_before_any_part_was_in_a_stream_is_shaped_anew() {
     let parts_of = |bench: &mut Bench| {
-        let loaded = bench.database.load(&mut SmallRng::seed_from_u64(1)).unwrap();
+        let loaded = bench.loaded();
         loaded.messages[0].parts.as_ref().map(|parts| parts.first)
     };
     for (below, in_doubt, kept) in [(0, false, None), (1, false, Some(1)), (0, true, Some(0))] {
