@@ -280,13 +280,14 @@ async fn serve(
             world.event(what, number, process.number);
             result
         };
-        let is_shut = world.is_to_be_shut(&stream);
-        if is_shut || world.fault(Fault::Cut, 0.05) {
-            if is_shut || world.chance(0.5) {
+        let shut = world.shuts_unanswered(&stream);
+        if shut.is_some() || world.fault(Fault::Cut, 0.05) {
+            if shut.is_some() || world.chance(0.5) {
                 drop(append(&input));
             }
-            if is_shut {
-                world.shut_unanswered(&stream);
+            if let Some(stream) = shut {
+                world.shut(stream);
+                world.reroute();
             }
             world.note("cut", process.number, 0);
             send(world.delay(), Err(io::ErrorKind::ConnectionReset.into()));

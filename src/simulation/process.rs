@@ -189,10 +189,9 @@ pub(super) fn start(world: &Arc<World>, number: u64) -> Running {
     }
     super::judge::store_is_as_told(world, &loaded);
     world.note("start", number, loaded.messages.len() as u64);
-    let unread =
-        (number > 1 && world.fault(Fault::Shut, 0.4)).then(|| world.shut_at_start()).flatten();
+    let is_unread = number > 1 && world.fault(Fault::Shut, 0.4) && world.shut_at_start();
     // What operators do between two runs: now and then about just what cannot be read now.
-    let rerouted = unread.is_some() && world.may(Fault::Reload) && world.chance(0.5);
+    let rerouted = is_unread && world.may(Fault::Reload) && world.chance(0.5);
     if rerouted || world.fault(Fault::Reload, 0.3) {
         another_chain(world);
     }

@@ -16,6 +16,11 @@ pub(super) fn stream(name: &str) -> Option<&'static str> {
     [STREAM, letters::STREAM].into_iter().chain(ROUTED).find(|stream| *stream == name)
 }
 
+/// The same of one beside the pipeline's own.
+pub(super) fn beside_own(name: &str) -> Option<&'static str> {
+    stream(name).filter(|stream| *stream != STREAM)
+}
+
 /// Where a change goes. A chain of an odd number may route it elsewhere than one of an even number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Route([Option<&'static str>; 2]);

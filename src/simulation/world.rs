@@ -743,30 +743,26 @@ impl World {
         }
     }
 
-    /// Whether a routed stream is shut just when it has taken something, which it does not answer.
-    pub(super) fn is_to_be_shut(&self, stream: &str) -> bool {
-        let is_routed = routes::stream(stream).is_some_and(|stream| stream != STREAM);
-        is_routed && self.is_shut(stream).is_none() && self.fault(Fault::Shut, 0.1)
-    }
-
-    /// Shuts it then.
-    pub(super) fn shut_unanswered(&self, stream: &str) {
-        if let Some(stream) = routes::stream(stream) {
-            self.shut(stream);
-            self.reroute();
-        }
+    /// The stream, where it is another than the pipeline's own and is to be shut just when it has taken
+    /// something, which it does not answer.
+    pub(super) fn shuts_unanswered(&self, stream: &str) -> Option<&'static str> {
+        let stream = routes::beside_own(stream).filter(|stream| self.is_shut(stream).is_none())?;
+        self.fault(Fault::Shut, 0.1).then_some(stream)
     }
 
     /// Somebody routes what is in doubt to another stream, perhaps.
-    fn reroute(&self) {
+    pub(super) fn reroute(&self) {
         let rerouted = self.may(Fault::Reload) && self.chance(0.5);
         self.state().rerouted |= rerouted;
     }
 
     /// A routed stream is shut at a start: most often the one that got something last which no checkpoint
-    /// covers, so that the start would have to read it. Says which.
-    pub(super) fn shut_at_start(&self) -> Option<&'static str> {
-        let routed = self.streams().get(1..).filter(|routed| !routed.is_empty())?;
+    /// covers, so that the start would have to read it. Says whether it is that one.
+    pub(super) fn shut_at_start(&self) -> bool {
+        let routed = &self.streams()[1..];
+        if routed.is_empty() {
+            return false;
+        }
         let uncovered = {
             let state = self.state();
             let is_uncovered = |landed: &&Landed| {
@@ -780,7 +776,7 @@ impl World {
             None => self.draw(|rng| routed[rng.random_range(0..routed.len())]),
         };
         self.shut(stream);
-        uncovered.filter(|uncovered| *uncovered == stream)
+        uncovered == Some(stream)
     }
 
     /// Whether the chain changes because what a stream was sent is in doubt, once.
@@ -790,9 +786,7 @@ impl World {
 
     /// A request about a stream fails, and its process may not have read that yet.
     pub(super) fn fails_unread(&self, stream: &str, process: u64) {
-        let Some(stream) = routes::stream(stream).filter(|stream| *stream != STREAM) else {
-            return;
-        };
+        let Some(stream) = routes::beside_own(stream) else { return };
         let mut state = self.state();
         let is_read = state.sessions.contains(&(process, stream));
         state.unread_any |= !is_read && state.store.streams.contains_key(stream);
