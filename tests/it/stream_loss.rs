@@ -60,6 +60,13 @@ async fn ends(running: Running<'_>, before: usize, parts: &[&str]) {
     }
 }
 
+/// A start is refused with all of this, and goes on once an operator has chosen.
+async fn chosen<'a>(world: &'a World<'_>, says: &[&str], choice: &str) -> Running<'a> {
+    let before = world.log().len();
+    ends(world.start(), before, says).await;
+    world.start_with(&["--lost-records", choice]).ready().await
+}
+
 /// As soon as Postgres was told of it, a record may be trimmed: under load, and whatever dies next.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_below_the_checkpoint_may_be_trimmed_at_any_time() {
@@ -116,9 +123,7 @@ async fn what_was_trimmed_before_its_answer_is_an_operators_to_decide() {
         let before = world.log().len();
         relay.cut_once().await;
         ends(running, before, &["trimmed or have expired"]).await;
-        let before = world.log().len();
-        ends(world.start(), before, &["trimmed or have expired"]).await;
-        let running = world.start_with(&["--lost-records", choice]).ready().await;
+        let running = chosen(&world, &["trimmed or have expired"], choice).await;
         world.until_confirmed().await;
         insert(&world, 3, "r0wv4lue").await;
         until_ids(&world, STREAM, tail, expected).await;
@@ -151,9 +156,7 @@ async fn a_routed_stream_that_was_trimmed_before_its_answer_is_shut() {
     until_ids(&world, "right", 0, &["3"]).await;
     world.until_confirmed().await;
     running.kill().await;
-    let before = world.log().len();
-    ends(world.start(), before, &["trimmed or have expired"]).await;
-    let running = world.start_with(&["--lost-records", "resend"]).ready().await;
+    let running = chosen(&world, &["trimmed or have expired"], "resend").await;
     world.until_no_messages().await;
     insert(&world, 4, ROUTED).await;
     until_ids(&world, ROUTED, tail, &["2", "4"]).await;
@@ -180,9 +183,7 @@ async fn what_is_made_anew_under_a_running_pipeline_stops_it() {
         }
         insert(&world, 6, "r0wv4lue").await;
         ends(running, before, &["deleted and created again"]).await;
-        let before = world.log().len();
-        ends(world.start(), before, &["deleted and created again"]).await;
-        let running = world.start_with(&["--lost-records", "resend"]).ready().await;
+        let running = chosen(&world, &["deleted and created again"], "resend").await;
         until_ids(&world, STREAM, 0, &["6"]).await;
         running.stop().await;
     }
@@ -207,9 +208,7 @@ async fn an_older_state_of_s2_is_noticed() {
     let says = ["put back to an older state", "does not come again", "sluicebox verify"];
     ends(running, before, &says).await;
     insert(&world, 3, "r0wv4lue").await;
-    let before = world.log().len();
-    ends(world.start(), before, &says).await;
-    let running = world.start_with(&["--lost-records", "resend"]).ready().await;
+    let running = chosen(&world, &says, "resend").await;
     until_ids(&world, STREAM, 0, &["1", "3"]).await;
     world.until_confirmed().await;
     let verify = world.cli(&["verify"]).await;
@@ -243,9 +242,7 @@ async fn an_older_state_of_a_routed_stream_is_noticed() {
     running.assert_alive();
     assert_eq!(ids(&world, ROUTED, 0).await, ["1"]);
     running.kill().await;
-    let before = world.log().len();
-    ends(world.start(), before, &["put back to an older state"]).await;
-    let running = world.start_with(&["--lost-records", "resend"]).ready().await;
+    let running = chosen(&world, &["put back to an older state"], "resend").await;
     world.until_no_messages().await;
     insert(&world, 6, ROUTED).await;
     until_ids(&world, ROUTED, 0, &["1", "4", "6"]).await;
