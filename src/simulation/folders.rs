@@ -10,8 +10,9 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::time::timeout;
 
+use super::faults::Fault;
 use super::process::{self, Running};
-use super::world::{Fault, STREAM, World, lock};
+use super::world::{STREAM, World, lock};
 use crate::pipeline::grants::Grants;
 use crate::store::Database;
 

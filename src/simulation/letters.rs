@@ -10,9 +10,10 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
+use super::faults::Fault;
 use super::judge::Ours;
 use super::process::{Freezing, Process};
-use super::world::{Fault, Landed, World};
+use super::world::{Landed, World};
 use crate::change::Position;
 use crate::config::{DeadLetters, LetterPlace};
 use crate::pipeline::dead_letter::Facts;

@@ -21,7 +21,10 @@
 //! | `letters` | where dead letters go | |
 //! | `operator` | what operators do and grant | |
 //! | `folders` | state folders that are not the pipeline's | |
-//! | `world` | chance, faults, the trace; checks that nothing is confirmed too early | |
+//! | `faults` | what may go wrong, and which of it is drawn | |
+//! | `streams` | what becomes of the streams beside what is sent | |
+//! | `world` | chance, the trace, what all share | |
+//! | `checks` | what holds at every moment: nothing lands out of order or is confirmed too early | |
 //! | `mirror` | what the store holds; looks at each transaction for what a restart from there would lose or repeat | |
 //! | `judge` | what stream and store have to be in the end | |
 //!
@@ -48,6 +51,8 @@
 //! break the driver's rules exist only where the crate itself is compiled for tests. `tests` shows that
 //! each of them is found out.
 
+mod checks;
+mod faults;
 mod folders;
 mod judge;
 mod letters;
@@ -57,6 +62,7 @@ mod operator;
 mod postgres;
 mod process;
 mod routes;
+mod streams;
 mod tables;
 mod tests;
 mod workload;
@@ -72,7 +78,8 @@ use crate::mutation::{self, Rule};
 use crate::pipeline::grants::Grants;
 use crate::sink::limits::{self, Limits};
 use crate::store::Tokens;
-use world::{Fault, STREAM, World, lock};
+use faults::Fault;
+use world::{STREAM, World, lock};
 
 /// How long a world without faults may take to come to rest.
 const REST_TIME: Duration = Duration::from_secs(180);

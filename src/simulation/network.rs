@@ -16,8 +16,9 @@ use reqwest::{Body, Request, Response};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::faults::Fault;
 use super::process::Process;
-use super::world::{Fault, STREAM, World, lock};
+use super::world::{STREAM, World, lock};
 use crate::sink::error::Fault as Broken;
 use crate::sink::model::{Answer, Frame, FrameDecoder, error, frame};
 use crate::sink::transport::{Answering, Failed, Lane, Transport};

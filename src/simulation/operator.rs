@@ -2,7 +2,8 @@
 
 use rand::RngExt as _;
 
-use super::world::{Fault, World};
+use super::faults::Fault;
+use super::world::World;
 use crate::pipeline::control::{Control, Filter, Reason};
 use crate::pipeline::grants::{Grants, LostRecords};
 

@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::faults::Fault;
 use super::process::Process;
-use super::world::{Fault, World};
+use super::world::World;
 use crate::change::Lsn;
 use crate::pipeline::budget::ByteBudget;
 use crate::source::seen::Seen;

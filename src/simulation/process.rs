@@ -13,11 +13,12 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::faults::Fault;
 use super::network::Network;
 use super::operator;
 use super::postgres;
 use super::workload::{FailureClass, Fate};
-use super::world::{Fault, STREAM, Stage, World, lock};
+use super::world::{STREAM, Stage, World, lock};
 use crate::clock::Clock;
 use crate::message::Draft;
 use crate::pipeline::budget::ByteBudget;
