@@ -5,7 +5,9 @@
 //!
 //! Where transforms route messages, a row's changes lie in several streams. Nothing in one stream says
 //! where another was at that time, so each is judged by itself as it is read, and its messages are laid
-//! aside in [`Scratch`]; when all are read, they are done to the rows in the order of the source.
+//! aside in [`Scratch`]; when all are read, they are done to the rows in the order of the source. So are
+//! those of a table whose changes wait for nothing, where a parked one comes behind what was committed
+//! after it.
 
 use std::collections::HashMap;
 
@@ -174,14 +176,18 @@ impl<'a> Fold<'a> {
         self.tables[table].key(value)
     }
 
-    /// Whether messages are laid aside until all streams are read.
-    pub(super) fn is_spooled(&self) -> bool {
+    pub(super) fn has_several_streams(&self) -> bool {
         self.streams.len() > 1
+    }
+
+    /// Whether a table's messages are laid aside until all streams are read.
+    fn is_spooled(&self, table: usize) -> bool {
+        self.has_several_streams() || self.tables[table].grouping == Grouping::None
     }
 
     /// How a record is named in what is found.
     pub(super) fn record(&self, stream: usize, seq: u64) -> String {
-        match self.streams.get(stream).filter(|_| self.is_spooled()) {
+        match self.streams.get(stream).filter(|_| self.has_several_streams()) {
             Some(name) => format!("record {seq} of `{name}`"),
             None => format!("record {seq}"),
         }
@@ -262,7 +268,7 @@ impl<'a> Fold<'a> {
         let name = self.record(stream, record.seq);
         self.check_headers(&name, headers, message);
         self.judge_order(stream, &name, table, headers.position, message)?;
-        if self.is_spooled() {
+        if self.is_spooled(table) {
             return self.scratch.spool(&Spooled {
                 at: headers.position,
                 part: headers.part,
@@ -276,8 +282,8 @@ impl<'a> Fold<'a> {
         self.apply(&name, table, headers.position, headers.parts, message)
     }
 
-    /// Does what several streams told, in the order of the source. To be called once, when all of them
-    /// have been read.
+    /// Does what was laid aside, in the order of the source. To be called once, when all streams have
+    /// been read and what is held has been told.
     pub(super) fn settle(&mut self) -> Result<(), Error> {
         let mut after = None;
         while let Some(spooled) = self.scratch.next_spooled(after)? {
@@ -347,13 +353,9 @@ impl<'a> Fold<'a> {
         }
         for (key, row) in &touched {
             if let Some(last) = row.as_ref().map(|row| row.at).filter(|last| *last > at) {
-                let state = &self.tables[table];
-                if state.grouping != Grouping::None {
-                    let row = state.show(key);
-                    self.faults.add(Fault::Disordered, || {
-                        format!("{record}: {row} at {at}, after {last}")
-                    });
-                }
+                let row = self.tables[table].show(key);
+                self.faults
+                    .add(Fault::Disordered, || format!("{record}: {row} at {at}, after {last}"));
                 // What is known of the row is newer.
                 return Ok(());
             }
@@ -367,7 +369,8 @@ impl<'a> Fold<'a> {
             return Ok(());
         }
         let former = touched[0].1.take();
-        if !self.scratch.is_given_up(table, &old_key)? {
+        // What came before it need not have been sent.
+        if !self.scratch.is_given_up(table, &old_key)? && !self.scratch.is_held(table, &old_key)? {
             self.check_former(record, table, &old_key, message, former.as_ref(), parts);
         }
         if is_late {

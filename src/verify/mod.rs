@@ -373,8 +373,8 @@ impl<'a> Verifier<'a> {
         progress: impl FnMut(u64, u64),
     ) -> Result<Report, Error> {
         self.read(progress).await?;
-        self.fold.settle()?;
         self.hold(held)?;
+        self.fold.settle()?;
         for (label, found, parts) in self.fold.scratch.incomplete()? {
             self.fold
                 .faults

@@ -79,7 +79,7 @@ impl Fold<'_> {
             }));
         }
         // Of a single stream, the rows themselves tell.
-        if self.is_spooled() && state.grouping != Grouping::None {
+        if self.has_several_streams() && state.grouping != Grouping::None {
             let rows =
                 [state.key(|name| message.after(name)), state.key(|name| message.before(name))];
             groups.extend(rows.into_iter().flatten().map(|key| {

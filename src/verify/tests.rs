@@ -288,6 +288,31 @@ fn several_streams_are_folded_as_one_and_each_has_its_own_order() {
 }
 
 #[test]
+fn a_change_that_waits_for_nothing_may_overtake_the_one_before_it() {
+    #[track_caller]
+    fn check(events: &[Event<'_>], rows: &[[&str; 2]], held: bool, expected: &[(Fault, u64)]) {
+        let mut fold = fold_by(&["id"], Grouping::None);
+        for event in events {
+            fold.add(0, &record(event)).unwrap();
+        }
+        if held {
+            fold.scratch.hold(0, "[1]").unwrap();
+        }
+        fold.settle().unwrap();
+        assert_eq!(compared(&mut fold, rows, RULES).0, expected, "{:?}", fold.faults);
+    }
+    let kept =
+        || Event { record: r#"{"id":1}"#, metadata: r#","unchanged_columns":["a"]"#, ..UPDATE };
+    check(&[UPDATE, INSERT], &[["1", r#""y""#]], false, &[]);
+    check(&[kept(), INSERT], &[["1", r#""x""#]], false, &[]);
+    check(&[kept(), INSERT], &[["1", r#""z""#]], false, &[(Fault::Different, 1)]);
+    check(&[DELETE, INSERT], &[], false, &[]);
+    // The insert is parked still, or is nowhere.
+    check(&[kept()], &[["1", r#""x""#]], true, &[]);
+    check(&[UPDATE], &[["1", r#""y""#]], false, &[(Fault::Missing, 1)]);
+}
+
+#[test]
 fn rows_without_a_key_are_counted() {
     #[track_caller]
     fn check(events: &[Event<'_>], rows: &[[&str; 2]], expected: &[(Fault, u64)]) {
