@@ -8,7 +8,7 @@
 //! | the stream's token | what it means | without a grant | with one |
 //! | --- | --- | --- | --- |
 //! | one that this store has drawn | an earlier session of this store | taken over | |
-//! | this store's id, never drawn here | the state folder was copied, or is an older copy | refused | `--take-over` |
+//! | this store's id, not known here | the state folder was copied, or is an older copy, or S2 was put back to an older state | refused | `--take-over` |
 //! | another store's id | the store is new, lost or another's | refused | `--abandon-parked` |
 //! | anything else | another program | refused | `--take-over` |
 //! | none | nobody has fenced it | taken over | |
@@ -88,10 +88,11 @@ pub fn refusal(place: &Place, token: &str, pipeline_id: &str) -> String {
     let stream = format!("stream `{stream}` in basin `{basin}`");
     match Owner::of(token, pipeline_id) {
         Owner::ThisStore => format!(
-            "{stream} was taken over by another process with a copy of this state folder (fencing \
-             token `{token}`): this one writes nothing. Only one may go on: stop the other one, and if \
-             it is dead or frozen and this folder is the newer one, start once with `sluicebox run \
-             --take-over`"
+            "{stream} was taken over by another process with a copy of this state folder, or S2 was put \
+             back to an older state of it (fencing token `{token}`): this one writes nothing. Only one \
+             may go on: stop the other one, and if there is none, or it is dead or frozen, and this \
+             folder is the newer one, start once with `sluicebox run --take-over`, beside \
+             `--lost-records` if that was asked for"
         ),
         Owner::OtherStore(id) => format!(
             "{stream} belongs to another Sluicebox, whose store is {id} and not {pipeline_id} (fencing \
@@ -143,7 +144,12 @@ mod tests {
         }
         let take_over = Grants { take_over: true, ..Grants::default() };
         let abandon = Grants { abandon_parked: true, ..Grants::default() };
-        check("sb-00ff-3-1234", Owner::ThisStore, take_over, &["copy", "--take-over"]);
+        check(
+            "sb-00ff-3-1234",
+            Owner::ThisStore,
+            take_over,
+            &["copy", "put back", "--take-over", "--lost-records"],
+        );
         check(
             "sb-00aa-3-1234",
             Owner::OtherStore("00aa"),

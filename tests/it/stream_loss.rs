@@ -216,6 +216,40 @@ async fn an_older_state_of_s2_is_noticed() {
     running.stop().await;
 }
 
+/// The stream then has a fencing token that has been replaced since, as if another process had a copy of
+/// the state folder, which an operator has to deny as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_state_of_s2_with_an_older_token_is_noticed() {
+    let (dir, copies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = world("older_token", &dir.path().join("s2"), false).await;
+    let running = world.start().ready().await;
+    insert(&world, 1, "r0wv4lue").await;
+    world.until_records(1).await;
+    let older = copies.path().join("older");
+    world.s2.snapshot(&older);
+    running.kill().await;
+    let running = world.start().ready().await;
+    insert(&world, 2, "r0wv4lue").await;
+    world.until_records(2).await;
+    world.until_confirmed().await;
+    running.kill().await;
+    world.s2.back_to(&older).await;
+    insert(&world, 3, "r0wv4lue").await;
+    let before = world.log().len();
+    ends(world.start(), before, &["put back to an older state"]).await;
+    let before = world.log().len();
+    let refused = world.start_with(&["--lost-records", "resend"]);
+    assert_eq!(refused.ended().await.code(), Some(1));
+    let log = world.log()[before..].to_owned();
+    for part in ["put back to an older state", "--take-over", "--lost-records"] {
+        assert!(log.contains(part), "`{part}` is not in:\n{log}");
+    }
+    let running = world.start_with(&["--take-over", "--lost-records", "resend"]).ready().await;
+    until_ids(&world, STREAM, 0, &["1", "3"]).await;
+    world.until_confirmed().await;
+    running.stop().await;
+}
+
 /// The same where all is routed, so that the pipeline's own stream has lost nothing. A stream that was
 /// deleted and made anew is begun anew by itself; this one still has what is older.
 #[tokio::test(flavor = "multi_thread")]
