@@ -57,15 +57,21 @@ pub enum Owner<'a> {
     OtherProgram,
 }
 
+/// The id of the store that drew a token, if one did.
+#[must_use]
+pub fn store_of(token: &str) -> Option<&str> {
+    let (id, _) = token.strip_prefix("sb-")?.split_once('-')?;
+    (!id.is_empty()).then_some(id)
+}
+
 impl<'a> Owner<'a> {
     /// Of a token that this store does not remember.
     #[must_use]
     pub fn of(token: &'a str, pipeline_id: &str) -> Self {
-        let store = token.strip_prefix("sb-").and_then(|rest| rest.split_once('-'));
-        match store {
-            Some((id, _)) if id == pipeline_id => Self::ThisStore,
-            Some((id, _)) if !id.is_empty() => Self::OtherStore(id),
-            Some(_) | None => Self::OtherProgram,
+        match store_of(token) {
+            Some(id) if id == pipeline_id => Self::ThisStore,
+            Some(id) => Self::OtherStore(id),
+            None => Self::OtherProgram,
         }
     }
 }

@@ -36,6 +36,13 @@ impl ReadRecord {
         self.headers.first().is_some_and(|header| header.name.is_empty())
     }
 
+    /// The fencing token that this record sets, if it is the command for that.
+    #[must_use]
+    pub fn fence(&self) -> Option<&str> {
+        let is_fence = self.is_command() && self.headers[0].value == b"fence"[..];
+        std::str::from_utf8(&self.body).ok().filter(|_| is_fence)
+    }
+
     /// The value of the first header of that name.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&Bytes> {

@@ -9,7 +9,7 @@
 //! those of a table whose changes wait for nothing, where a parked one comes behind what was committed
 //! after it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::canon::{canonical, digest};
 use super::fault::{Fault, Faults};
@@ -19,6 +19,7 @@ use super::scratch::{Cell, Row, Scratch, Spooled, State};
 use super::{Counts, Error};
 use crate::change::{Action, Grouping, Lsn, Position};
 use crate::message::header;
+use crate::pipeline::grants::store_of;
 use crate::sink::ReadRecord;
 use crate::sink::record::{RECORD_BYTES_MAX, metered_bytes};
 
@@ -130,6 +131,9 @@ pub(super) struct Fold<'a> {
     streams: Vec<String>,
     /// Whose records are folded.
     pub(super) pipeline: Option<String>,
+    /// And theirs who have fenced a stream, and so had it to themselves: where a state folder was given up
+    /// as lost, another store goes on behind it.
+    stores: HashSet<String>,
     observer: Option<Box<Observer<'a>>>,
 }
 
@@ -154,6 +158,7 @@ impl<'a> Fold<'a> {
             moment: None,
             streams,
             pipeline: None,
+            stores: HashSet::new(),
             observer: None,
         })
     }
@@ -197,6 +202,7 @@ impl<'a> Fold<'a> {
     pub(super) fn add(&mut self, stream: usize, record: &ReadRecord) -> Result<(), Error> {
         if record.is_command() {
             self.counts.commands += 1;
+            self.stores.extend(record.fence().and_then(store_of).map(str::to_owned));
             return Ok(());
         }
         self.counts.records += 1;
@@ -216,7 +222,8 @@ impl<'a> Fold<'a> {
                 return Ok(());
             }
         };
-        if *self.pipeline.get_or_insert_with(|| headers.pipeline.clone()) != headers.pipeline {
+        let pipeline = self.pipeline.get_or_insert_with(|| headers.pipeline.clone());
+        if *pipeline != headers.pipeline && !self.stores.contains(&headers.pipeline) {
             self.counts.foreign += 1;
             return Ok(());
         }

@@ -251,6 +251,44 @@ fn a_row_that_changes_meanwhile_may_be_in_any_of_its_states() {
     check(&[later], moment, &[], true);
 }
 
+/// By the pipeline of that id.
+fn by(pipeline: &'static str, event: &Event<'_>) -> ReadRecord {
+    let mut record = record(event);
+    record.headers[0].value = Bytes::from_static(pipeline.as_bytes());
+    record
+}
+
+fn fence(token: &'static str) -> ReadRecord {
+    let header = Header { name: Bytes::new(), value: Bytes::from_static(b"fence") };
+    ReadRecord {
+        headers: vec![header],
+        body: Bytes::from_static(token.as_bytes()),
+        ..record(&INSERT)
+    }
+}
+
+#[test]
+fn a_store_that_took_over_goes_on_with_what_the_lost_one_has_sent() {
+    #[track_caller]
+    fn check(records: &[ReadRecord], expected: &[(Fault, u64)], foreign: u64) {
+        let mut fold = fold(&["id"]);
+        for record in records {
+            fold.add(0, record).unwrap();
+        }
+        assert_eq!(fold.counts.foreign, foreign);
+        let (faults, _) = compared(&mut fold, &[["1", r#""y""#]], RULES);
+        assert_eq!(faults, expected, "{:?}", fold.faults);
+    }
+    let (lost, own) = (|| fence("sb-lost-1-0a"), || fence("sb-p-1-0b"));
+    check(&[lost(), by("lost", &INSERT), own(), record(&UPDATE)], &[], 0);
+    let again = [lost(), by("lost", &INSERT), own(), record(&INSERT), record(&UPDATE)];
+    check(&again, &[(Fault::Doubled, 1)], 0);
+    // One that has never had the stream to itself.
+    let later = Event { position: (9, 0), ..DELETE };
+    check(&[own(), record(&INSERT), record(&UPDATE), by("other", &later)], &[], 1);
+    check(&[fence("other"), own(), record(&INSERT), record(&UPDATE), by("other", &later)], &[], 1);
+}
+
 #[test]
 fn several_streams_are_folded_as_one_and_each_has_its_own_order() {
     #[track_caller]
