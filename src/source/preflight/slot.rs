@@ -193,14 +193,16 @@ pub(super) async fn oldest_transaction(
 }
 
 async fn open_transactions(session: &Session) -> Result<Vec<OpenTransaction>, Error> {
-    // `pg_locks` shows everybody's transactions to everybody, `pg_stat_activity` does not.
+    // `pg_locks` shows everybody's transactions to everybody, `pg_stat_activity` does not. Each savepoint
+    // behind which something was written is a lock more of the same process.
     let rows = session
         .query(
             "SELECT l.pid, a.usename::text, a.application_name, a.state, \
                     extract(epoch FROM now() - a.xact_start)::int8 \
-             FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
-             WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
-             AND l.pid IS NOT NULL AND l.pid <> pg_backend_pid() \
+             FROM (SELECT DISTINCT pid FROM pg_locks \
+                   WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted \
+                   AND pid IS NOT NULL AND pid <> pg_backend_pid()) l \
+             LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
              ORDER BY a.xact_start NULLS LAST LIMIT 5",
             &[],
         )

@@ -127,11 +127,13 @@ async fn a_publication_that_was_made_anew_between_two_runs_is_refused() {
 async fn the_transaction_that_blocks_a_new_slot_is_named() {
     let world = world("blocked_slot").await;
     let blocker = world.database.connect().await;
-    blocker.batch_execute("begin; insert into other values (1, 'r0wv4lue')").await.unwrap();
+    let subtransaction = "savepoint s; insert into other values (2, 'r0wv4lue');";
+    let sql = format!("begin; insert into other values (1, 'r0wv4lue'); {subtransaction}");
+    blocker.batch_execute(&sql).await.unwrap();
     let pid = blocker.query_one("select pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
     let mut running = world.start();
     let text = running.unready("source_slot_blocked").await;
-    assert!(text.contains(&pid.to_string()), "{text}");
+    assert_eq!(text.matches(&format!("pid {pid}")).count(), 1, "{text}");
     blocker.batch_execute("commit").await.unwrap();
     let running = running.ready().await;
     world.sql("insert into t values (1, 'r0wv4lue')").await;
