@@ -27,9 +27,9 @@ mod view;
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::RngExt as _;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -354,6 +354,9 @@ pub const FILE: &str = "sluicebox.db";
 /// those that were drawn since. Each start draws one, and so does each lost connection.
 const TOKENS_MAX: usize = 1000;
 
+/// How often a store looks whether it is still its process's, where nothing is written that would tell.
+const OWNER_INTERVAL: Duration = Duration::from_secs(1);
+
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Request {
@@ -380,6 +383,8 @@ pub struct Store {
 struct Load {
     asked: AtomicU64,
     done: AtomicU64,
+    /// It has seen that another process is the owner.
+    taken_over: AtomicBool,
 }
 
 impl std::fmt::Debug for Store {
@@ -475,10 +480,21 @@ impl Store {
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
-                while let Ok(task) = received.recv() {
-                    // Whoever asked is told.
-                    let _ = task.carry_out(&mut database);
-                    done.done.fetch_add(1, Ordering::Relaxed);
+                let mut looked_at = Instant::now();
+                loop {
+                    match received.recv_timeout(OWNER_INTERVAL) {
+                        Ok(task) => {
+                            // Whoever asked is told.
+                            let _ = task.carry_out(&mut database);
+                            done.done.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(mpsc::RecvTimeoutError::Timeout) => {}
+                        Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                    }
+                    if looked_at.elapsed() >= OWNER_INTERVAL {
+                        looked_at = Instant::now();
+                        done.taken_over.fetch_or(database.is_taken_over(), Ordering::Relaxed);
+                    }
                 }
             })
             .map_err(|source| Error::Open { path: dir.to_owned(), source })?;
@@ -511,6 +527,13 @@ impl Store {
     pub fn load(&self) -> (u64, u64) {
         let done = self.load.done.load(Ordering::Relaxed);
         (self.load.asked.load(Ordering::Relaxed).saturating_sub(done), done)
+    }
+
+    /// Whether another process has taken the store over, so that every write fails from here on. Known
+    /// within a second or two; never for a handle over another [`Database`].
+    #[must_use]
+    pub fn is_taken_over(&self) -> bool {
+        self.load.taken_over.load(Ordering::Relaxed)
     }
 
     /// Carries all the writes out in one transaction, on disk when this returns.
@@ -658,6 +681,11 @@ impl Database {
     pub(crate) fn epoch(&self) -> u64 {
         let epoch = self.fact("epoch").ok().flatten();
         epoch.and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// Whether another process is the owner now. Where that cannot be read, the next write tells.
+    fn is_taken_over(&self) -> bool {
+        self.fact("owner").is_ok_and(|found| found.as_deref() != Some(&self.owner))
     }
 
     /// Says whether it is written, where it was to be.

@@ -114,6 +114,27 @@ async fn a_frozen_process_is_taken_over_and_writes_nothing_when_it_wakes_up() {
     running.stop().await;
 }
 
+/// No write tells it then, and it must not keep the lock, and later the slot, from whoever starts next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_process_that_was_taken_over_ends_though_it_has_nothing_to_write() {
+    let mut world = items("zombie_idle").await;
+    let port = Cluster::shared().await.port();
+    let relay = Relay::to(port).await;
+    let url = world.database.url().replace(&format!(":{port}/"), &format!(":{}/", relay.port()));
+    world.home.settings.url = url;
+    world.home.write_config();
+    let first = world.start().ready().await;
+    let second = second(&world, &world.path("state"));
+    let running = second.take_over_from(&first).await;
+    relay.set(Wire::Cut);
+    running.stop().await;
+    first.signal("CONT");
+    assert_eq!(first.ended().await.code(), Some(1), "the process that woke up");
+    assert!(world.log().contains("taken over by another"), "{}", world.log());
+    let running = second.start().ready().await;
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_the_store_takes_over_and_the_original_stands_down() {
     let world = items("zombie_copied").await;

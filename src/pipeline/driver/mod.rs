@@ -504,6 +504,10 @@ impl Driver {
                     self.on_source_status(&status)?;
                 }
                 _ = status_tick.tick() => {
+                    // With nothing to write it would keep lock and slot from the one that took over.
+                    if self.store.is_taken_over() {
+                        return Err(store::Error::TakenOver.into());
+                    }
                     self.look_at_pressure(self.clock.now());
                     // They are closed with a checkpoint.
                     self.delivered |= self.lanes.is_any_idle(self.clock.now());

@@ -243,6 +243,18 @@ fn a_process_that_was_taken_over_from_before_it_began_does_not_begin() {
     second.write(&[Write::Chain { generation: 1, digest: String::new() }]).unwrap();
 }
 
+/// Nothing is written, and nothing is asked for.
+#[test]
+fn a_process_that_was_taken_over_from_learns_it_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, _) = Store::open(dir.path()).unwrap();
+    let (second, _) = Store::open_from(dir.path(), true).unwrap();
+    while !first.is_taken_over() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(!second.is_taken_over());
+}
+
 #[test]
 fn what_was_given_up_is_remembered() {
     let dir = tempfile::tempdir().unwrap();
