@@ -213,6 +213,11 @@ impl<'a> Fold<'a> {
         if bytes > RECORD_BYTES_MAX {
             self.faults.add(Fault::Oversize, || format!("{name}: {bytes} bytes"));
         }
+        // Nothing takes this header from a record of ours.
+        if record.header(header::PIPELINE).is_none() {
+            self.counts.foreign += 1;
+            return Ok(());
+        }
         let headers = match Headers::of(record) {
             Ok(headers) => headers,
             Err(header) => {

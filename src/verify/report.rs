@@ -14,7 +14,8 @@ pub struct Counts {
     /// Records that are no commands.
     pub records: u64,
     pub commands: u64,
-    /// Of other writers, by their header `sb-pipeline`, who have never fenced the stream: not looked at.
+    /// Of other writers: without the header `sb-pipeline`, or with that of one who has never fenced the
+    /// stream. Not looked at.
     pub foreign: u64,
     /// Of tables that are not compared.
     pub other_tables: u64,

@@ -384,6 +384,19 @@ fn what_is_no_message_makes_a_table_incomparable_and_commands_are_nothing() {
 }
 
 #[test]
+fn what_others_append_is_left_out() {
+    for headers in [vec![], vec![Header { name: "who".into(), value: "other".into() }]] {
+        let mut fold = fold(&["id"]);
+        fold.add(0, &record(&INSERT)).unwrap();
+        let body = Bytes::from_static(b"theirs");
+        let theirs = ReadRecord { headers, body, ..record(&UPDATE) };
+        fold.add(0, &theirs).unwrap();
+        assert_eq!((fold.counts.records, fold.counts.foreign), (2, 1));
+        assert_eq!(compared(&mut fold, &[["1", r#""x""#]], RULES).0, []);
+    }
+}
+
+#[test]
 fn large_records_and_false_headers_are_found() {
     let mut large = record(&INSERT);
     let mut body = large.body.to_vec();
