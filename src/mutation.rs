@@ -161,6 +161,12 @@ pub(crate) fn broken(rule: Rule) -> bool {
     BROKEN.get() == Some(rule)
 }
 
+/// Whether any rule is not to be kept.
+#[cfg(test)]
+pub(crate) fn is_broken() -> bool {
+    BROKEN.get().is_some()
+}
+
 /// Breaks a rule on this thread, or none.
 #[cfg(test)]
 pub(crate) fn set(rule: Option<Rule>) {

@@ -70,7 +70,7 @@ enum Phase {
     Sent,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct TableQueue {
     unsent: BTreeMap<Position, MessageId>,
     barriers: BTreeSet<Position>,
@@ -458,6 +458,9 @@ fn schedule_key(held: &Held, id: MessageId) -> (Option<Instant>, Position, Messa
     };
     (due, held.position, id)
 }
+
+#[cfg(test)]
+mod invariants;
 
 #[cfg(test)]
 mod tests {

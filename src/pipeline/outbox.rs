@@ -461,6 +461,9 @@ impl Outbox {
 }
 
 #[cfg(test)]
+mod invariants;
+
+#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 

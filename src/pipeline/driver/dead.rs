@@ -181,6 +181,19 @@ impl Dead {
     pub(super) fn count(&mut self) {
         self.written += 1;
     }
+
+    /// Without any message, nothing is known of one.
+    #[cfg(test)]
+    pub(super) fn assert_empty(&self) {
+        let Self { spent, unsaid, again, in_doubt, at_work, there, .. } = self;
+        assert!(
+            [spent, unsaid, again, in_doubt].iter().all(|ids| ids.is_empty()),
+            "at rest, {spent:?} are spent, {unsaid:?} unsaid, {again:?} tried once more, \
+             {in_doubt:?} in doubt"
+        );
+        assert!(at_work.is_empty(), "at rest, {at_work:?} are at work");
+        assert!(there.is_empty(), "at rest, {there:?} are there as letters");
+    }
 }
 
 /// What comes of the letters that are at work.

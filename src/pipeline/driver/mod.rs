@@ -34,6 +34,8 @@ mod dead;
 mod deliver;
 mod failing;
 mod halt;
+#[cfg(test)]
+mod invariants;
 mod keep;
 mod lane;
 mod lanes;
@@ -471,6 +473,8 @@ impl Driver {
             #[cfg(test)]
             crate::pipeline::heartbeat::fault::hang().await;
             self.step(self.clock.now())?;
+            #[cfg(test)]
+            self.assert_invariants();
             self.publish_readiness();
             if self.is_drained() {
                 return self.finish().await;

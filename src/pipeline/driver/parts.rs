@@ -47,6 +47,11 @@ impl InParts {
     pub(super) fn forget(&mut self, id: MessageId) {
         self.known.remove(&id);
     }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty() && self.coming.is_empty()
+    }
 }
 
 impl Driver {

@@ -142,6 +142,12 @@ impl Doubts {
             self.found.remove(&position);
         }
     }
+
+    /// With nothing on its way, nothing can have been found that is.
+    #[cfg(test)]
+    pub(super) fn assert_nothing_is_found(&self) {
+        assert!(self.found.is_empty(), "at rest, {:?} are found", self.found);
+    }
 }
 
 impl Routed {

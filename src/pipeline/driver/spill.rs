@@ -188,6 +188,24 @@ impl Spill {
         self.delivered.settle(entry, landed);
         self.drain_bytes = self.drain_bytes.saturating_sub(bytes);
     }
+
+    /// # Panics
+    ///
+    /// Where what it counts does not follow from its chunks.
+    #[cfg(test)]
+    pub(super) fn assert_consistent(&self) {
+        let bytes = |which: &dyn Fn(&Chunk) -> bool| -> u64 {
+            self.chunks.iter().filter(|chunk| which(chunk)).map(|chunk| chunk.bytes).sum()
+        };
+        let changes: u64 = self.chunks.iter().map(|chunk| chunk.changes).sum();
+        assert_eq!((self.changes, self.bytes), (changes, bytes(&|_| true)), "what is spilled");
+        assert_eq!(self.left_bytes, bytes(&|chunk| chunk.id > self.read), "what is not read again");
+        let pending = bytes(&|chunk| chunk.id > self.durable);
+        assert_eq!(self.pending_bytes, pending, "what is not on disk");
+        if self.delivered.open().next().is_none() {
+            assert_eq!(self.drain_bytes, 0, "with nothing of it on its way");
+        }
+    }
 }
 
 pub(super) async fn spill_read(spill: &mut Spill) -> Read {
