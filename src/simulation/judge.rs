@@ -367,7 +367,8 @@ pub(super) fn nothing_waits_for_what_is_shut(world: &World) {
 }
 
 /// Why a run whose faults are over has not come to rest; nothing where it has. Before it is mended, what
-/// fails and what waits for it stays in the store, and all else has to be through.
+/// fails and what waits for it stays in the store, unless attempts have an end, and all else has to be
+/// through.
 pub(super) fn unrest(world: &World) -> Option<String> {
     let state = world.state();
     let store = &state.store;
@@ -376,7 +377,10 @@ pub(super) fn unrest(world: &World) -> Option<String> {
     if state.stage < Stage::Mended {
         let full = status.reasons.iter().any(|reason| reason.code == "store_full");
         let may_be_held = troubled(world, state.refused_any, false);
-        let stays = |position: &Position| store.holds(*position) && may_be_held.contains(position);
+        let has_end = world.workload.dead_letters.is_some();
+        let stays = |position: &Position| {
+            !has_end && store.holds(*position) && may_be_held.contains(position)
+        };
         // With the store full of what fails, nothing is read any more.
         let waits = |planned: &&Planned| {
             let position = planned.change.position;

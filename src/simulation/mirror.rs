@@ -32,6 +32,8 @@ pub(super) struct Mirror {
     pub(super) letters: u64,
     /// Up to where it knows the file of dead letters.
     pub(super) letter_file: u64,
+    /// How many transactions it has carried out.
+    pub(super) transactions: u64,
     /// Given up: how long the history of the stream was then, and by which process.
     pub(super) given_up: BTreeMap<Position, (usize, u64)>,
 }
@@ -40,6 +42,7 @@ impl Mirror {
     /// Carries a transaction out. Says what it did.
     pub(super) fn carry_out(&mut self, writes: &[Write], now: (usize, u64)) -> String {
         let mut text = String::new();
+        self.transactions += 1;
         for write in writes {
             match write {
                 Write::Insert { id, change, .. } => {

@@ -37,7 +37,8 @@
 //! what is not safe, nor is more spilled than may be; a process with another state folder writes nothing;
 //! and none goes on and on while its clock stands still. When the faults end, all
 //! that does not fail gets through; and once the rest is mended, all of it comes to rest, with nothing
-//! left in the store, no reason to complain, and every byte of the budget given back.
+//! left in the store, no reason to complain, every byte of the budget given back, and nothing written any
+//! more. Between any two events, what the driver counts is what is there (`pipeline::driver::invariants`).
 //!
 //! Operators do what they may: they retry and give up, choose what becomes of records that are gone, take a
 //! stream over from another program, and begin with an empty folder where the right one is lost
@@ -83,6 +84,9 @@ use world::{STREAM, World, lock};
 
 /// How long a world without faults may take to come to rest.
 const REST_TIME: Duration = Duration::from_secs(180);
+
+/// How long a pipeline is looked at that has nothing to do.
+const QUIET_TIME: Duration = Duration::from_secs(3);
 
 /// How a run went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +142,11 @@ async fn live(world: &Arc<World>) -> u64 {
             return Some(unrest);
         }
         world.mend();
-        rest(world).await
+        if let Some(unrest) = rest(world).await {
+            return Some(unrest);
+        }
+        quiet(world).await;
+        None
     });
     loop {
         number += 1;
@@ -188,6 +196,18 @@ async fn rest(world: &World) -> Option<String> {
             return Some(unrest);
         }
         sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Looks at a world that has come to rest: what has nothing to do writes nothing.
+async fn quiet(world: &World) {
+    // The end of the log may still go into a checkpoint.
+    sleep(QUIET_TIME).await;
+    let before = world.state().store.transactions;
+    sleep(QUIET_TIME).await;
+    let written = world.state().store.transactions - before;
+    if written > 0 {
+        world.violated(format!("with nothing to do, {written} transactions are written"));
     }
 }
 
