@@ -36,7 +36,7 @@ pub(super) enum Fault {
     Delete,
     /// Such a stream is not there from the start.
     Missing,
-    /// Such a stream is forbidden, being deleted, or away, for a while.
+    /// A stream, alone, is being deleted or away for a while; or forbidden, where it is such a one.
     Shut,
     /// S2 refuses a batch that is in order.
     RefuseRecord,

@@ -225,7 +225,11 @@ async fn others(world: Arc<World>) {
             world.delete(STREAM, true);
         }
         let stream = world.a_stream();
-        if stream != STREAM {
+        if stream == STREAM {
+            if world.fault(Fault::Shut, 0.1) {
+                world.shut(stream);
+            }
+        } else {
             if world.fault(Fault::Delete, 0.1) {
                 world.delete(stream, world.chance(0.5));
             }

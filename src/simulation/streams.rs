@@ -54,7 +54,8 @@ impl World {
         }
     }
 
-    /// A stream that messages are routed to answers nothing else for a while.
+    /// A stream answers nothing else for a while. Where it is the pipeline's own, changes are spilled
+    /// while the others take what they have.
     pub(super) fn shut(&self, stream: &'static str) {
         const ANSWERS: [(u16, &str); 4] = [
             (403, "permission_denied"),
@@ -62,7 +63,9 @@ impl World {
             (429, "rate_limited"),
             (503, "unavailable"),
         ];
-        let (status, code) = self.draw(|rng| ANSWERS[rng.random_range(0..ANSWERS.len())]);
+        // One that is forbidden for long would be promised less, where it is the first answer.
+        let answers = if stream == STREAM { &ANSWERS[1..] } else { &ANSWERS };
+        let (status, code) = self.draw(|rng| answers[rng.random_range(0..answers.len())]);
         let time =
             if self.chance(0.5) { self.between(10, 2000) } else { self.between(100, 25_000) };
         self.note(&format!("{stream} is shut: {code}"), u64::from(status), 0);
