@@ -32,7 +32,7 @@ pub(super) enum Order {
     /// Nothing, by `group_by`.
     Nothing,
     /// Each row: by the primary key and by its owner, who never changes, in turn, since `group_by` is
-    /// another one at each start.
+    /// another one at each start, and the key is altered meanwhile.
     InTurn,
 }
 
@@ -42,6 +42,8 @@ pub(super) struct Rows {
     order: Order,
     /// As the source describes it, for one process after the other.
     described: Vec<Arc<Table>>,
+    /// From here on it is described as for the next process: its key was altered.
+    altered: Option<Position>,
     /// What is in it: owners by key.
     rows: BTreeMap<u64, u64>,
 }
@@ -64,13 +66,19 @@ impl Rows {
             Order::InTurn => vec![Grouping::Key, Grouping::Columns(vec![OWNER])],
         };
         let described = groupings.into_iter().map(|by| Arc::new(table(oid, name, order, by)));
-        Self { order, described: described.collect(), rows: BTreeMap::new() }
+        Self { order, described: described.collect(), altered: None, rows: BTreeMap::new() }
     }
 
-    /// The table as this process's source describes it.
-    pub(super) fn described(&self, process: u64) -> &Arc<Table> {
-        let turn = usize::try_from(process).unwrap_or_default() % self.described.len();
-        &self.described[turn]
+    /// Alters its key with what comes at this position, where its order allows for another.
+    pub(super) fn alter(&mut self, at: Position) {
+        self.altered = Some(at);
+    }
+
+    /// The table as this process's source describes it at a position.
+    pub(super) fn described(&self, process: u64, at: Position) -> &Arc<Table> {
+        let altered = self.altered.is_some_and(|altered| altered <= at);
+        let turn = process + u64::from(altered);
+        &self.described[usize::try_from(turn).unwrap_or_default() % self.described.len()]
     }
 
     fn owner(&self, rng: &mut SmallRng, key: u64) -> u64 {
@@ -126,7 +134,7 @@ impl Rows {
         if let Some((key, owner)) = after {
             self.rows.insert(key, owner);
         }
-        let table = Arc::clone(self.described(0));
+        let table = Arc::clone(self.described(0, position));
         let mut new = after.map(row);
         if let Some(new) = &mut new
             && unchanged

@@ -124,6 +124,7 @@ impl Workload {
         let mut lsn = 1000;
         let mut at_ms = 0;
         let count = rng.random_range(4..60);
+        let alters = rng.random_range(0..2 * count);
         for number in 0..count {
             let commit_lsn = if rng.random_bool(0.3) { lsn } else { lsn + rng.random_range(1..50) };
             let size = match rng.random_range(0..20) {
@@ -132,6 +133,10 @@ impl Workload {
                 _ => rng.random_range(5..30),
             };
             let mut changes = Vec::new();
+            if number == alters {
+                let at = Position { commit_lsn: Lsn(commit_lsn), index: 0 };
+                tables.iter_mut().for_each(|rows| rows.alter(at));
+            }
             let mut index = 0;
             for _ in 0..size {
                 // A change that is not ours takes an index too.
@@ -191,8 +196,9 @@ impl Workload {
 
     /// A change as this process's source describes it.
     pub(super) fn described(&self, change: &Change, process: u64) -> Change {
-        let is_of = |rows: &&Rows| rows.described(0).oid == change.table.oid;
-        let table = self.tables.iter().find(is_of).map(|rows| rows.described(process));
+        let at = change.position;
+        let is_of = |rows: &&Rows| rows.described(0, at).oid == change.table.oid;
+        let table = self.tables.iter().find(is_of).map(|rows| rows.described(process, at));
         let table: &Arc<Table> = table.unwrap_or(&change.table);
         Change { table: Arc::clone(table), ..change.clone() }
     }
