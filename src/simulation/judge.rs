@@ -239,6 +239,9 @@ fn troubled(world: &World, any: bool, in_order: bool) -> BTreeSet<Position> {
             let change = &planned.change;
             let fails = match planned.fate {
                 Fate::Split(parts) => any || (in_order && parts as usize > batch_records),
+                Fate::Fickle(parts) => {
+                    any || (in_order && parts.iter().any(|parts| *parts as usize > batch_records))
+                }
                 Fate::Plain | Fate::Dropped => any,
                 Fate::Failing { .. } | Fate::Flaky | Fate::Refused { .. } => true,
             };
@@ -285,8 +288,8 @@ fn in_order(
     let mut last_unheld: BTreeMap<&str, Position> = BTreeMap::new();
     for (number, position) in by_number {
         let Some(planned) = world.workload.planned(position) else { continue };
-        // One that was dropped, and was read once more and failed with another chain, is where it is.
-        if history[number].ours.letter && dropped.contains(&position) {
+        // One that was dropped, and was read once more with another chain, is where it is.
+        if dropped.contains(&position) {
             continue;
         }
         let truncates = planned.change.action == Action::Truncate;

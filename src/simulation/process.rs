@@ -578,6 +578,7 @@ fn outcome(world: &World, item: &Item, mut draft: Draft, generation: u64, fixed:
         Fate::Plain => 1,
         Fate::Split(parts) => parts,
         Fate::Dropped => 0,
+        Fate::Fickle(parts) => parts[usize::from(generation % 2 == 1)],
         Fate::Failing { class, .. } if !fixed => return failed(class),
         Fate::Failing { parts, .. } => parts,
         Fate::Flaky if world.stage() == Stage::Storm && world.chance(0.5) => {

@@ -26,6 +26,8 @@ pub(super) enum Fate {
     Split(u32),
     /// No record.
     Dropped,
+    /// So many records by chains of even and of odd numbers.
+    Fickle([u32; 2]),
     /// A transform fails it until the mend is live; then it is as the number of parts says: none, one
     /// or several.
     Failing {
@@ -285,6 +287,7 @@ fn fate(rng: &mut SmallRng, trouble: f64) -> Fate {
         return match rng.random_range(0..30) {
             0 => Fate::Dropped,
             1..3 => Fate::Split(rng.random_range(2..5)),
+            3..6 => Fate::Fickle([(); 2].map(|()| rng.random_range(0..4))),
             _ => Fate::Plain,
         };
     }
