@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::support::oracle::{Order, TABLES, Work, Workload, judge};
 use crate::support::postgres::Cluster;
@@ -123,10 +124,13 @@ async fn a_frozen_process_that_was_taken_over_ends_though_it_has_nothing_to_writ
     let url = world.database.url().replace(&format!(":{port}/"), &format!(":{}/", relay.port()));
     world.home.settings.url = url;
     world.home.write_config();
-    let first = world.start().ready().await;
+    let mut first = world.start().ready().await;
+    relay.set(Wire::Cut);
+    first.unready("source_").await;
+    // Until the checkpoint that an idle pipeline writes is behind it.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let second = second(&world, &world.path("state"));
     let running = second.take_over_from(&first).await;
-    relay.set(Wire::Cut);
     running.stop().await;
     first.signal("CONT");
     assert_eq!(first.ended().await.code(), Some(1), "the process that woke up");
