@@ -30,7 +30,10 @@ use super::preflight::{self, Health, Prepared};
 use super::seen::Seen;
 use super::sql::{Session, Sql};
 use super::transport::Replication;
-use super::{APPLICATION_NAME, Batch, PublicationId, Resume, Settings, SourceStatus, State};
+use super::{
+    APPLICATION_NAME, Batch, PublicationId, Resume, Settings, SourceStatus, State, TableName,
+    quote_identifier,
+};
 use crate::change::Lsn;
 use crate::pipeline::budget::ByteBudget;
 use intake::{Decoding, Intake};
@@ -73,6 +76,8 @@ pub(super) struct Reader {
     /// The code that was last logged.
     logged: Option<&'static str>,
     silent_losses: u32,
+    /// The warning of tables that have left the publication, while it stands.
+    unpublished: Option<String>,
     /// The server's process for the last connection that was given up.
     given_up: Option<i32>,
     /// See [`Resume::take_over`].
@@ -127,6 +132,7 @@ impl Reader {
             },
             logged: None,
             silent_losses: 0,
+            unpublished: None,
             given_up: None,
             take_over: resume.take_over,
         }
@@ -263,6 +269,7 @@ impl Reader {
         for warning in standing.chain(news) {
             tracing::warn!("{warning}");
         }
+        self.unpublished = None;
         self.publish.send_modify(|status| {
             status.state = State::Streaming;
             status.wal_end = status.wal_end.max(identity.wal_end);
@@ -487,22 +494,21 @@ impl Reader {
         self.known.check_publication(&self.settings, *publication, unpublished, slot.is_some())
     }
 
-    fn on_health(&self, health: Health) -> Result<(), Error> {
+    fn on_health(&mut self, health: Health) -> Result<(), Error> {
         self.check_publication(&health)?;
-        let unpublished = health.unpublished;
-        let warning = (!unpublished.is_empty()).then(|| {
-            let names: Vec<_> = unpublished.iter().map(ToString::to_string).collect();
-            format!(
-                "publication `{}` does not hold {} any more: their changes are not read",
-                self.settings.publication,
-                names.join(", ")
-            )
-        });
+        let publication = &self.settings.publication;
+        let warning = unpublished_warning(publication, &health.unpublished);
+        if warning == self.unpublished {
+            return Ok(());
+        }
+        match &warning {
+            Some(warning) => tracing::warn!("{warning}"),
+            None => tracing::info!(publication, "the publication holds all tables again"),
+        }
+        let former = std::mem::replace(&mut self.unpublished, warning.clone());
         self.publish.send_modify(|status| {
-            if let Some(warning) = warning.filter(|warning| !status.warnings.contains(warning)) {
-                tracing::warn!("{warning}");
-                status.warnings.push(warning);
-            }
+            status.warnings.retain(|found| Some(found) != former.as_ref());
+            status.warnings.extend(warning);
         });
         Ok(())
     }
@@ -539,6 +545,21 @@ async fn answered<T>(step: impl Future<Output = Result<T, Error>>) -> Result<T, 
     tokio::time::timeout(ANSWER_TIMEOUT, step)
         .await
         .unwrap_or(Err(Error::QueryTimeout { timeout: ANSWER_TIMEOUT }))
+}
+
+/// Of configured tables that the publication does not hold any more: dropped and made anew, for instance.
+fn unpublished_warning(publication: &str, tables: &[TableName]) -> Option<String> {
+    let list =
+        |write: fn(&TableName) -> String| tables.iter().map(write).collect::<Vec<_>>().join(", ");
+    (!tables.is_empty()).then(|| {
+        format!(
+            "publication `{publication}` does not hold {} any more: what is changed there is not read, \
+             and never delivered; mend it with: ALTER PUBLICATION {} ADD TABLE {}",
+            list(ToString::to_string),
+            quote_identifier(publication),
+            list(TableName::quoted),
+        )
+    })
 }
 
 fn with_mend(finding: &preflight::Finding) -> String {

@@ -123,6 +123,32 @@ async fn a_publication_that_was_made_anew_between_two_runs_is_refused() {
     running.stop().await;
 }
 
+/// Dropped and made anew it is in no publication, whatever its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_leaves_the_publication_is_told_for_as_long_as_it_is_out() {
+    let world = world("table_leaves").await;
+    let running = world.start().ready().await;
+    world.sql("insert into t values (1, 'r0wv4lue')").await;
+    world.until_records(1).await;
+    let warnings = async |told: bool| {
+        until(&format!("a warning: {told}"), async || {
+            let status = world.home.status().await?;
+            let text = status["warnings"].to_string();
+            let is_told = text.contains("does not hold public.t any more")
+                && text.contains(r#"ADD TABLE \"public\".\"t\""#);
+            if is_told == told { Ok(()) } else { Err(text) }
+        })
+        .await;
+    };
+    world.sql("drop table t; create table t (id bigint primary key, body text)").await;
+    warnings(true).await;
+    world.sql("alter publication sluicebox add table t").await;
+    warnings(false).await;
+    world.sql("insert into t values (2, 'r0wv4lue')").await;
+    world.until_records(2).await;
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_transaction_that_blocks_a_new_slot_is_named() {
     let world = world("blocked_slot").await;
