@@ -28,9 +28,7 @@ pub(super) struct ProcessArguments {
 /// Why the running process gave no answer to work with.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    #[error(
-        "no running sluicebox answers at {address} ({origin}): {cause}; `sluicebox run` starts one"
-    )]
+    #[error("no running sluicebox answers at {address} ({origin}): {cause}")]
     NotRunning { address: String, origin: String, cause: String },
     #[error("what answers at {address} ({origin}) is no sluicebox: {cause}")]
     Foreign { address: String, origin: String, cause: String },
@@ -137,15 +135,19 @@ impl Client {
     }
 
     fn not_running(&self, error: &reqwest::Error) -> ClientError {
-        let cause = if error.is_timeout() {
-            "no answer in time".to_owned()
+        let cause = if error.is_timeout() && !error.is_connect() {
+            "something listens there, and gives no answer; a sluicebox that is frozen or hangs is to be \
+             ended and started again"
+                .to_owned()
+        } else if error.is_timeout() {
+            "no answer in time; `sluicebox run` starts one".to_owned()
         } else {
             // The layers above the innermost cause repeat the address and say "connect error".
             let mut cause: &dyn std::error::Error = error;
             while let Some(source) = cause.source() {
                 cause = source;
             }
-            cause.to_string()
+            format!("{cause}; `sluicebox run` starts one")
         };
         let (address, origin) = (self.address.clone(), self.origin.clone());
         ClientError::NotRunning { address, origin, cause }
@@ -199,5 +201,19 @@ mod tests {
         let expected = format!("no running sluicebox answers at {address} (--console): ");
         assert!(error.starts_with(&expected), "{error}");
         assert!(error.to_lowercase().contains("refused"), "{error}");
+        assert!(error.ends_with("`sluicebox run` starts one"), "{error}");
+    }
+
+    /// The kernel takes the connection for a process that is frozen, and another cannot be started
+    /// beside it.
+    #[tokio::test]
+    async fn who_gives_no_answer_is_not_to_be_started() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let http = reqwest::Client::builder().timeout(Duration::from_millis(50)).build().unwrap();
+        let client = Client { http, ..client(&address).unwrap() };
+        let error = client.get(&["status"], &[]).await.unwrap_err().to_string();
+        assert!(error.contains("something listens there"), "{error}");
+        assert!(!error.contains("starts one"), "{error}");
     }
 }
