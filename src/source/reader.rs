@@ -316,6 +316,18 @@ impl Reader {
                 tracing::warn!(error = chain(&error), "it was not ended");
             }
         }
+        // Whoever has read nothing yet is more often a copy of a configuration than a successor, and would
+        // take what the other one has not read.
+        let is_new = self.known.mark.is_none() && name.as_deref() == Some(APPLICATION_NAME);
+        let mend = if is_new {
+            format!(
+                "another `source.slot` for this one, which has never read from it: what one Sluicebox \
+                 reads from a slot, another never gets. Where it takes the other's place: SELECT \
+                 pg_terminate_backend({pid})"
+            )
+        } else {
+            format!("SELECT pg_terminate_backend({pid})")
+        };
         Error::Unmet {
             code: "source_slot_active",
             text: format!(
@@ -324,7 +336,7 @@ impl Reader {
                 name.unwrap_or_default(),
                 from.unwrap_or_default(),
             ),
-            mend: Some(format!("SELECT pg_terminate_backend({pid})")),
+            mend: Some(mend),
             fatal: false,
         }
     }

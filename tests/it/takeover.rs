@@ -115,6 +115,23 @@ async fn a_frozen_process_is_taken_over_and_writes_nothing_when_it_wakes_up() {
     running.stop().await;
 }
 
+/// As where a configuration is copied for another stream: it would take what the first one has not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_slot_that_it_has_never_read_is_told_to_have_its_own() {
+    let world = items("shared_slot").await;
+    let running = world.start().ready().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut second = second(&world, dir.path());
+    second.settings.stream = "other".to_owned();
+    second.settings.sink = "create = true\n".to_owned();
+    second.write_config();
+    let mut waiting = second.start();
+    let text = waiting.unready("source_slot_active").await;
+    assert!(text.contains("another `source.slot`"), "{text}");
+    waiting.kill().await;
+    running.stop().await;
+}
+
 /// No write tells it then, and it must not keep the lock, and later the slot, from whoever starts next.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_process_that_was_taken_over_ends_though_it_has_nothing_to_write() {
