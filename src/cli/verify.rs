@@ -36,7 +36,9 @@ by their keys. Not faults, and named with their numbers, are rows of which a cha
 behind one, those of which an operator gave a change up, and those that a transform drops. What was dropped \
 is written down nowhere: the modules that are live are tried on a row that is not in the stream as it is in the \
 table, and what they would drop now counts as dropped. What another version of them dropped is missing; so are \
-rows of a table without a key, which cannot be told from each other.
+rows of a table without a key, which cannot be told from each other. Order is judged by the groups of \
+the configuration as it is: records from before `delivery.group_by` was changed may be told as out of \
+order, and --from leaves them out.
 
 The pipeline may run or not. While it runs, the comparison waits until it has passed the moment at which the \
 tables are read. Where it does not, changes that are still in the slot count as held back. The store is read \
