@@ -117,11 +117,12 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
     let endpoint = status.as_ref().filter(|_| is_embedded).map(|status| status.endpoint.clone());
     let client = stream::client(config.sink.clone(), endpoint)?;
     let mut streams = arguments.streams;
+    let reads_all = streams.is_empty() && !has_range;
     if streams.is_empty() {
         streams.push(config.sink.stream.clone());
-        if !has_range {
-            streams.extend(routed_streams(look.as_ref(), status.as_ref())?);
-        }
+    }
+    if reads_all {
+        streams.extend(routed_streams(look.as_ref(), status.as_ref())?);
     }
     let pipeline_id = match &look {
         // With one stream, whoever wrote its first record is meant: it may be older than the store.
@@ -169,7 +170,6 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
             look.spilled(|change| held.push(Held::of(change)))?;
         }
     }
-    give_up(&mut verifier, look.as_ref())?;
     match &look {
         _ if !reads_tables => {}
         Some(look) => look.undelivered(|message| {
@@ -181,6 +181,12 @@ pub(super) async fn run(global: &Global, arguments: Arguments) -> anyhow::Result
         })?,
         None => held.extend(held_by(&process).await?),
     }
+    if reads_all && status.is_some() {
+        let status: Status = process.read(process.get(&["status"], &[]).await?)?;
+        let pipeline_id = look.as_ref().map(Look::pipeline_id).transpose()?.flatten();
+        verifier.read_also(routed_streams(look.as_ref(), Some(&status))?, pipeline_id)?;
+    }
+    give_up(&mut verifier, look.as_ref())?;
     let report = verifier.finish(&held, progress).await?;
     if arguments.json {
         print_json(&report)?;

@@ -80,6 +80,12 @@ impl Faults {
         self.0.is_empty()
     }
 
+    /// How many there are, of all kinds.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|found| found.count).sum()
+    }
+
     /// The faults of a kind, where there are any.
     #[must_use]
     pub fn of(&self, fault: Fault) -> Option<&Found> {

@@ -294,16 +294,40 @@ impl<'a> Fold<'a> {
         self.apply(&name, table, headers.position, headers.parts, message)
     }
 
+    /// Takes more streams than before. Says whether it has forgotten what it was told, because one alone
+    /// was done to the rows at once: all are to be read again then.
+    pub(super) fn add_streams(&mut self, names: Vec<String>) -> Result<bool, Error> {
+        let was_spooled = self.has_several_streams();
+        self.streams.extend(names);
+        if was_spooled {
+            return Ok(false);
+        }
+        self.scratch = Scratch::create()?;
+        self.faults = Faults::default();
+        self.counts = Counts::default();
+        for table in &mut self.tables {
+            table.opaque = 0;
+            table.different.fill(0);
+            table.order.clear();
+        }
+        Ok(true)
+    }
+
     /// Does what was laid aside, in the order of the source. To be called once, when all streams have
-    /// been read and what is held has been told.
-    pub(super) fn settle(&mut self) -> Result<(), Error> {
+    /// been read and what is held has been told. `found` is told of each stream whose records contradict
+    /// what was there before.
+    pub(super) fn settle(&mut self, mut found: impl FnMut(usize, u64)) -> Result<(), Error> {
         let mut after = None;
         while let Some(spooled) = self.scratch.next_spooled(after)? {
             after = Some((spooled.at, spooled.part));
+            let before = self.faults.total();
             let name = self.record(spooled.stream, spooled.seq);
             // It could be read when it was laid aside.
             if let Ok(message) = serde_json::from_slice::<Message<'_>>(&spooled.body) {
                 self.apply(&name, spooled.table, spooled.at, spooled.parts, &message)?;
+            }
+            if self.faults.total() > before {
+                found(spooled.stream, self.faults.total() - before);
             }
         }
         Ok(())

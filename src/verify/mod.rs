@@ -27,7 +27,9 @@
 //! `_columns`, or the operator names the column. Nobody writes down what a transform dropped: the chain
 //! that is live is asked whether it would drop the row as it is now, see [`drops`].
 //!
-//! **Several streams**, to which transforms route, are compared as one: see [`fold`].
+//! **Several streams**, to which transforms route, are compared as one: see [`fold`]. Where they route to new
+//! ones meanwhile, all that have something of before the moment are known once it is confirmed, and are read
+//! then ([`Verifier::read_also`]).
 //!
 //! Values come from Postgres as text and become JSON by the mapper that the pipeline uses, unless the
 //! caller has an SQL expression for a column's JSON: the demonstration has one for every type.
@@ -185,7 +187,8 @@ struct Stream {
 impl Stream {
     fn new(client: sink::Client, from: u64) -> Self {
         let name = client.place().stream.clone();
-        let report = StreamReport { name, from, to: from, trimmed_before: None, is_gone: false };
+        let report =
+            StreamReport { name, from, to: from, trimmed_before: None, is_gone: false, faults: 0 };
         Self { client, next: from, report }
     }
 }
@@ -291,9 +294,11 @@ impl<'a> Verifier<'a> {
                     stream.report.trimmed_before = Some(first.seq);
                     self.fold.partial = true;
                 }
+                let before = self.fold.faults.total();
                 for record in &records {
                     self.fold.add(index, record)?;
                 }
+                stream.report.faults += self.fold.faults.total() - before;
                 stream.next = reader.next_seq();
                 progress(stream.next, end);
             }
@@ -361,6 +366,36 @@ impl<'a> Verifier<'a> {
         Ok(held)
     }
 
+    /// Reads these streams, too: messages were routed there since the others were named. Whoever knows them has
+    /// to be asked after the moment was confirmed and after what is held, so that a change of before the moment
+    /// is in one of them or held, and before what was given up is told. `pipeline_id` is whose records are
+    /// meant in several streams.
+    ///
+    /// # Errors
+    ///
+    /// When a name is none, or the temporary file cannot be written.
+    pub fn read_also(
+        &mut self,
+        names: impl IntoIterator<Item = String>,
+        pipeline_id: Option<String>,
+    ) -> Result<(), Error> {
+        let is_new = |name: &String| self.streams.iter().all(|known| known.report.name != *name);
+        let new: Vec<String> = names.into_iter().filter(is_new).collect();
+        let Some(own) = self.streams.first().filter(|_| !new.is_empty()) else { return Ok(()) };
+        let client = own.client.clone();
+        for name in &new {
+            let client = client.for_stream(name, Named::Route)?;
+            self.streams.push(Stream::new(client, 0));
+        }
+        if self.fold.add_streams(new)? {
+            self.fold.pipeline = pipeline_id;
+            for stream in &mut self.streams {
+                (stream.next, stream.report.faults) = (stream.report.from, 0);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the rest of the stream and compares. `held` is what was in the store after the moment
     /// had been confirmed.
     ///
@@ -374,7 +409,8 @@ impl<'a> Verifier<'a> {
     ) -> Result<Report, Error> {
         self.read(progress).await?;
         self.hold(held)?;
-        self.fold.settle()?;
+        let streams = &mut self.streams;
+        self.fold.settle(|stream, faults| streams[stream].report.faults += faults)?;
         for (label, found, parts) in self.fold.scratch.incomplete()? {
             self.fold
                 .faults

@@ -65,7 +65,20 @@ pub struct StreamReport {
     pub trimmed_before: Option<u64>,
     /// It is known to the pipeline, and S2 has no such stream any more.
     pub is_gone: bool,
+    /// How many of its records are at fault by themselves, beside the others of their rows and groups.
+    pub faults: u64,
 }
+
+impl StreamReport {
+    /// There is more to say of it than how far it was read.
+    fn is_special(&self) -> bool {
+        self.is_gone || self.trimmed_before.is_some() || self.faults > 0
+    }
+}
+
+/// Up to so many streams are named each; of more, those of which there is something to say, and no more
+/// than this.
+const STREAMS_NAMED_MAX: usize = 20;
 
 /// The whole finding.
 #[derive(Clone, Debug, Serialize)]
@@ -92,6 +105,40 @@ impl Report {
     }
 }
 
+impl Report {
+    fn write_streams(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // There may be one for each row.
+        let is_many = self.streams.len() > STREAMS_NAMED_MAX;
+        let mut told = self.streams.iter().filter(|stream| !is_many || stream.is_special());
+        for stream in told.by_ref().take(STREAMS_NAMED_MAX) {
+            let StreamReport { name, from, to, trimmed_before, is_gone, faults } = stream;
+            if *is_gone {
+                write!(f, "\n              stream `{name}` is not there any more")?;
+                continue;
+            }
+            write!(f, "\n              of stream `{name}`, from {from} to {to}")?;
+            if *faults > 0 {
+                write!(f, "; {faults} of the faults above are in it")?;
+            }
+            if let Some(first) = trimmed_before {
+                write!(f, "; {first} is the first that is still there: rows may be older")?;
+            }
+        }
+        let more = told.count();
+        if more > 0 {
+            write!(
+                f,
+                "\n              of {more} more of which the same is to be said (--json names all)"
+            )?;
+        }
+        let plain = self.streams.iter().filter(|stream| is_many && !stream.is_special()).count();
+        if plain > 0 {
+            write!(f, "\n              of {plain} streams without a fault of their own, whole")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Report {
     /// The verdict: a line for each kind of fault, examples below it, and what was compared.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,16 +153,7 @@ impl fmt::Display for Report {
         }
         let Counts { records, foreign, other_tables, later, largest_bytes, .. } = self.counts;
         write!(f, "    {records:>9} records read, the largest of {largest_bytes} metered bytes")?;
-        for StreamReport { name, from, to, trimmed_before, is_gone } in &self.streams {
-            if *is_gone {
-                write!(f, "\n              stream `{name}` is not there any more")?;
-                continue;
-            }
-            write!(f, "\n              of stream `{name}`, from {from} to {to}")?;
-            if let Some(first) = trimmed_before {
-                write!(f, "; {first} is the first that is still there: rows may be older")?;
-            }
-        }
+        self.write_streams(f)?;
         for (count, text) in [
             (foreign, "records of other writers left out"),
             (other_tables, "records of other tables left out"),

@@ -244,6 +244,48 @@ async fn streams_that_messages_were_routed_to_are_compared_as_one() {
     assert!(faults(&report, "missing") > 0 && code == Some(1), "{report:#}");
 }
 
+/// The first comparison begins where nothing was routed yet, the second where some streams are known.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_come_up_while_they_are_compared_are_compared_too() {
+    let mut world = World::new("verify_new_streams", TABLES, &["public.items"]).await;
+    world.home.settings.sink = "create = true\n".to_owned();
+    world.home.write_config();
+    world.ok(&["transforms", "add", "route", "--set", "stream=cdc/{column:label}"]).await;
+    let running = world.start().ready().await;
+    for round in 1..=2 {
+        // A stream for each row, the whole time.
+        let rows = async {
+            for id in 1.. {
+                let id = round * 1000 + id;
+                let row = format!("insert into items values ({id}, {id}, 'l{id}', 'r0wv4lue')");
+                world.sql(&row).await;
+            }
+        };
+        let found = tokio::select! {
+            () = rows => unreachable!(),
+            found = verify(&world, &[]) => found,
+        };
+        assert_holds(&found);
+        let table = &found.0["tables"][0];
+        assert!(
+            table["rows"].as_u64() > Some(3) && table["compared"] == table["rows"],
+            "{table:#}"
+        );
+        let streams = found.0["streams"].as_array().unwrap().len() as u64;
+        assert!(streams > table["rows"].as_u64().unwrap(), "{streams}: {table:#}");
+    }
+    world.until_confirmed().await;
+    running.stop().await;
+    let twice = world.s2.read(BASIN, "cdc/l1002").await;
+    world.s2.append_again(BASIN, "cdc/l1003", twice.last().unwrap()).await;
+    let output = world.cli(&["verify"]).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let named: Vec<&str> = text.lines().filter(|line| line.contains("stream `")).collect();
+    assert_eq!(named.len(), 1, "{text}");
+    assert!(named[0].contains("`cdc/l1003`") && named[0].contains("1 of the faults"), "{text}");
+    assert!(text.contains("streams without a fault of their own"), "{text}");
+}
+
 /// The layout that people read, and what `--help` says of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_verdict_is_laid_out_as_the_help_says() {
