@@ -235,6 +235,8 @@ impl Driver {
                 None if !is_to_come && open.contains(&position) => {
                     self.doubts.find(position, landed);
                 }
+                // A transform has dropped it since. Before the checkpoint passes it, it may be read again.
+                None if !is_to_come => self.note_ahead(position, landed),
                 None => {}
             }
             if is_to_come {

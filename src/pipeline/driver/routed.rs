@@ -86,6 +86,9 @@ pub(super) struct Routed {
     pub(super) skips: Option<Option<Position>>,
     /// What is parked for it, and perhaps for another stream since.
     parked: HashSet<MessageId>,
+    /// It was sent something without an answer, and is read whatever becomes of that: a transform may drop
+    /// it by now, and without its row a restart with another chain would send it again.
+    doubted: bool,
 }
 
 /// What the store knows of a stream.
@@ -110,10 +113,6 @@ pub(super) struct Doubts {
 }
 
 impl Doubts {
-    pub(super) fn add(&mut self, sent: impl IntoIterator<Item = (Position, LaneId)>) {
-        self.open.extend(sent);
-    }
-
     pub(super) fn is_open(&self, position: Position) -> bool {
         self.open.contains_key(&position)
     }
@@ -170,8 +169,8 @@ impl Lane {
     /// Whether a routed stream has anything to do with a session.
     pub(super) fn wants_session(&self) -> bool {
         let Some(routed) = &self.routed else { return true };
-        let is_unread = self.unread && !routed.gone;
-        routed.row != Row::Leaving && (is_unread || self.is_busy() || !routed.parked.is_empty())
+        let is_to_be_read = (self.unread && !routed.gone) || routed.doubted;
+        routed.row != Row::Leaving && (is_to_be_read || self.is_busy() || !routed.parked.is_empty())
     }
 
     /// When it has had its session long enough for others to have one, unless it ends it already.
@@ -247,6 +246,7 @@ impl Driver {
             probed_at: now,
             skips: None,
             parked: HashSet::new(),
+            doubted: false,
         });
         Ok(self.lanes.insert(name, lane))
     }
@@ -398,7 +398,17 @@ impl Driver {
 
     /// These were sent to a stream without an answer, and have left its outbox.
     pub(super) fn doubt(&mut self, lane: LaneId, sent: &[Parcel]) {
-        self.doubts.add(sent.iter().map(|parcel| (parcel.item.change.position, lane)));
+        self.doubt_all(sent.iter().map(|parcel| (parcel.item.change.position, lane)).collect());
+    }
+
+    /// The same of several streams.
+    pub(super) fn doubt_all(&mut self, sent: Vec<(Position, LaneId)>) {
+        for (_, id) in &sent {
+            if let Some(routed) = self.lanes.get_mut(*id).and_then(|lane| lane.routed.as_mut()) {
+                routed.doubted = true;
+            }
+        }
+        self.doubts.open.extend(sent);
     }
 
     /// A stream has been read: what was in doubt is in it or not.
@@ -428,7 +438,7 @@ impl Driver {
         routed.row = Row::Present;
         routed.since = now;
         routed.active_at = now;
-        routed.gone = false;
+        (routed.gone, routed.doubted) = (false, false);
         if !is_busy {
             routed.troubled_since = None;
         }

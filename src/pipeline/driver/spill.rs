@@ -392,7 +392,7 @@ impl Driver {
         }
         // The pipeline's own stream is read before anything comes out again.
         in_doubt.retain(|(_, lane)| *lane != LaneId::OWN);
-        self.doubts.add(in_doubt);
+        self.doubt_all(in_doubt);
         items
     }
 

@@ -324,7 +324,7 @@ async fn a_spent_message_that_is_found_in_its_stream_becomes_no_dead_letter() {
     let mut bench = Bench::new(into_a_file(dir.path()));
     let lane = bench.routed("orders");
     let message = bench.spent(at(1)).await;
-    bench.driver.doubts.add([(at(1), lane)]);
+    bench.driver.doubt_all(vec![(at(1), lane)]);
     bench.driver.end_doubts(lane, &HashMap::from([(at(1), 7)]));
     bench.driver.on_spent_read(message).unwrap();
     letters_written(&mut bench).await;
@@ -340,7 +340,7 @@ async fn a_spent_message_that_may_be_in_a_stream_waits_until_that_is_read() {
     let lane = bench.routed("orders");
     let message = bench.spent(at(1)).await;
     let id = message.id;
-    bench.driver.doubts.add([(at(1), lane)]);
+    bench.driver.doubt_all(vec![(at(1), lane)]);
     bench.driver.on_spent_read(message).unwrap();
     letters_written(&mut bench).await;
     assert!(!dir.path().join("dead.jsonl").exists(), "nobody knows whether it is delivered");
@@ -403,6 +403,34 @@ async fn a_stream_that_is_shut_before_it_was_read_is_read_before_what_it_may_hav
     shaped(&mut bench, third);
     assert_eq!(bench.driver.lanes.own.outbox.size().0, 1, "what is there is not sent again");
     assert!(!bench.driver.is_in_doubt(at(2)));
+}
+
+#[tokio::test]
+async fn what_is_dropped_while_its_stream_may_have_it_is_looked_for_there() {
+    let mut bench = Bench::new(None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    bench.driver.lanes.own.unread = false;
+    let lane = bench.routed("orders");
+    bench.driver.lanes.get_mut(lane).unwrap().unread = false;
+    // An earlier one keeps the checkpoint.
+    bench.read(at(1)).await;
+    let sent = bench.read(at(2)).await;
+    bench.driver.doubt_all(vec![(at(2), lane)]);
+    assert!(bench.driver.on_shaped(sent, Shaped::Dropped, keep::MadeBy::Current).is_none());
+    assert!(bench.driver.lanes.get(lane).unwrap().wants_session(), "nothing else leads there");
+    let established = crate::pipeline::link::Established {
+        line: crate::pipeline::link::Line::silent(&bench.driver.lanes.own.client),
+        landed: HashMap::from([(at(2), 7)]),
+        begun: HashMap::new(),
+        letters: HashSet::new(),
+        known_to: 9,
+        lost: None,
+    };
+    bench.driver.on_established(lane, established);
+    assert!(!bench.driver.lanes.get(lane).unwrap().wants_session());
+    bench.written().await;
+    // A restart reads the change again, and another chain may not drop it.
+    assert_eq!(bench.loaded().streams, [("orders".to_owned(), 7)]);
 }
 
 #[tokio::test]
@@ -507,7 +535,7 @@ async fn a_spent_message_that_is_certainly_nowhere_has_another_attempt_with_a_ne
     for id in [nowhere, in_doubt] {
         bench.driver.holds.back(id, true, Due::OnRequest);
     }
-    bench.driver.doubts.add([(at(2), lane)]);
+    bench.driver.doubt_all(vec![(at(2), lane)]);
     bench.driver.reprieve_all();
     assert!(!bench.driver.dead.is_spent(nowhere));
     assert!(bench.driver.dead.is_spent(in_doubt), "it may be in a stream");
@@ -574,7 +602,7 @@ async fn what_failed_before_any_part_was_in_a_stream_is_shaped_anew() {
             metered_bytes: 8,
         });
         if in_doubt {
-            bench.driver.doubts.add([(at(1), lane)]);
+            bench.driver.doubt_all(vec![(at(1), lane)]);
         }
         bench.driver.failed_again(id, failure("refused"), keep::MadeBy::Current);
         bench.written().await;
