@@ -258,6 +258,30 @@ async fn what_is_skipped_of_a_routed_stream_is_on_disk_before_anything_follows()
 }
 
 #[tokio::test]
+async fn how_far_an_operator_skips_does_not_grow_with_the_log() {
+    let mut bench = Bench::new(None);
+    bench.driver.lanes.own.acknowledged = Some(0);
+    let lane = bench.routed("orders");
+    let choice = crate::pipeline::grants::LostRecords::Skip;
+    for lane in [LaneId::OWN, lane] {
+        bench.driver.on_lost_records(lane, choice, &HashMap::new());
+    }
+    let ends_at = |bench: &Bench, lsn| {
+        let identity =
+            source::Identity { system_identifier: "7".to_owned(), timeline: 1, wal_end: Lsn(lsn) };
+        bench.outside.2.send_modify(|status| status.identity = Some(identity));
+    };
+    ends_at(&bench, 101);
+    let first = bench.read(at(1)).await;
+    assert!(bench.driver.skips(at(1)) && bench.driver.skips_in(lane, &first));
+    // The source has connected anew, and more was committed.
+    ends_at(&bench, 201);
+    let newer = bench.read(Position { commit_lsn: Lsn(150), index: 0 }).await;
+    assert!(!bench.driver.skips(newer.change.position), "it was committed after the choice");
+    assert!(!bench.driver.skips_in(lane, &newer), "it was committed after the choice");
+}
+
+#[tokio::test]
 async fn what_an_operator_skips_is_not_spilled() {
     let mut bench = Bench::new(None);
     bench.driver.lanes.own.acknowledged = Some(0);
