@@ -155,7 +155,12 @@
 //!   (`routes_recovery::a_stream_that_cannot_be_read_at_a_start_…`.)
 //! - A stream that is in trouble of its own is shut, and what is bound for it parks. What was sent there
 //!   without an answer goes nowhere else before that stream is read (`DoubtWhatWasSent`), and what stands
-//!   behind it in its groups waits in the store, whatever stream it is for (`HoldBehindShut`).
+//!   behind it in its groups waits in the store, whatever stream it is for (`HoldBehindShut`). It is shaped
+//!   anew each time that it is tried, by the chain of that time. That makes no second content of one
+//!   identity: nothing of it leaves before the stream is read behind a fence, where it is found, or is not
+//!   and cannot land any more. Nor does a drop let what follows go: it waits as well. What it costs are
+//!   the calls, at the pauses between attempts; to store records instead would keep what an operator has
+//!   meanwhile mended in the chain from it.
 //! - A stream that was deleted and made anew is begun anew, and nobody is asked as for the pipeline's own.
 //!   It has nothing of ours that is older than itself, so that each change is in it at most once and in
 //!   order; what is beyond the checkpoint is not missing from it, and comes again for whoever had read it
@@ -225,6 +230,13 @@
 //! (`takeover::a_stream_that_was_trimmed_…`, `…_made_anew_…`). A stream that was made
 //! anew and has grown beyond `seq` by others' records, before we looked, cannot be told from the old one;
 //! what is missing from it went into the stream that was deleted.
+//!
+//! *Skipping and what was parked in doubt.* A stream that could not be read at a start has parked whatever
+//! was committed before it, and may turn out to have lost records when it can be read. With `skip`, those
+//! messages are sent like all others in the store. To take them as delivered would lose every one that is
+//! for another stream or never reached this one, which are most of them, and nobody could tell which;
+//! what is risked instead is that those few that were in the lost records come twice. Which messages were
+//! parked for that stream is in their error, and `messages ack` gives up what an operator knows to be there.
 //!
 //! *S2 that was put back to an older state* breaks what is taken for granted: what it had acknowledged, and
 //! Postgres has forgotten, is gone. Its streams end before `seq` then, and the same choice is asked for, with

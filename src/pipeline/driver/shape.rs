@@ -232,10 +232,13 @@ impl Driver {
             self.on_found(&item, landed);
             return None;
         }
-        if !held
-            && !matches!(shaped, Shaped::Failed(_))
-            && let Some((lane, failure)) = self.veiled(item.change.position)
-        {
+        let in_doubt = match shaped {
+            Shaped::Failed(_) => None,
+            // Nothing else would keep what follows it behind what is perhaps under way.
+            Shaped::Dropped => self.doubtful(&item),
+            Shaped::Records(_) | Shaped::Halt(_) => self.veiled(item.change.position),
+        };
+        if !held && let Some((lane, failure)) = in_doubt {
             // What it is made of now does not matter: it may be delivered.
             self.waits_for(item, lane, failure);
             return None;

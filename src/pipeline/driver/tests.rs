@@ -458,6 +458,37 @@ async fn what_is_dropped_while_its_stream_may_have_it_is_looked_for_there() {
 }
 
 #[tokio::test]
+async fn what_a_newer_chain_drops_waits_for_the_stream_that_may_have_it() {
+    for is_there in [true, false] {
+        let mut bench = Bench::new(None);
+        bench.driver.lanes.own.acknowledged = Some(0);
+        bench.driver.lanes.own.unread = false;
+        let lane = bench.routed("orders");
+        let item = bench.read(at(1)).await;
+        bench.driver.doubt_all(vec![(at(1), lane)]);
+        let dropped = bench.driver.on_shaped(item, Shaped::Dropped, keep::MadeBy::Current);
+        assert!(dropped.is_none());
+        bench.written().await;
+        let stored = |bench: &Bench| -> Vec<_> {
+            bench.driver.holds.positions().map(|(at, _)| at).collect()
+        };
+        assert_eq!(stored(&bench), [at(1)], "what follows it in its group waits");
+        let established = crate::pipeline::link::Established {
+            line: crate::pipeline::link::Line::silent(&bench.driver.lanes.own.client),
+            landed: is_there.then_some((at(1), 7)).into_iter().collect(),
+            begun: HashMap::new(),
+            letters: HashSet::new(),
+            known_to: 9,
+            lost: None,
+        };
+        bench.driver.on_established(lane, established);
+        let left = if is_there { vec![] } else { vec![at(1)] };
+        assert_eq!(stored(&bench), left, "it is shaped again where it is not there");
+        assert_eq!(bench.driver.counters.dropped, 0);
+    }
+}
+
+#[tokio::test]
 async fn what_was_confirmed_and_is_found_at_a_start_keeps_no_row_when_the_spill_is_through() {
     let stored = Box::new(insert(at(2)));
     let groups = crate::pipeline::group::Groups {
