@@ -39,16 +39,24 @@ pub(super) fn wants_decision(world: &World) -> bool {
     let state = world.state();
     let Some(status) = state.status.as_ref() else { return false };
     let status = status.borrow();
-    let asks = |reason: &Reason| reason.text.contains("--lost-records");
+    let asks = |reason: &Reason| asks_to_decide(&reason.text);
     state.grant.is_none()
         && status.streams.iter().filter_map(|stream| stream.reason.as_ref()).any(asks)
+}
+
+/// Records are gone, and an operator has to choose. Whoever asks for ownership as well may only ask for
+/// that choice later.
+pub(super) fn asks_to_decide(text: &str) -> bool {
+    text.contains("--lost-records") && !text.contains("--take-over")
 }
 
 /// A stream is another's, and an operator who knows better reads what to say for the next process.
 pub(super) fn grants_ownership(world: &World, text: &str) -> bool {
     let mut state = world.state();
-    // Whoever was told to take over and stood still may do so later.
-    let is_shared = !state.fenced.is_empty() || state.told_to_take_over;
+    // Whoever was told to take over and stood still may do so later, and one that is made anew is
+    // anybody's: a process that wakes up may be the first to fence it.
+    let is_shared =
+        !state.fenced.is_empty() || state.told_to_take_over || !state.deleted.is_empty();
     let others = is_shared && text.contains("--take-over");
     let lost = state.store_since > 0 && text.contains("--abandon-parked");
     state.take_over_once |= others;

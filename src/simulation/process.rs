@@ -306,7 +306,7 @@ impl Running {
                 self.process.kill();
                 // Records are gone, and an operator reads what to choose from.
                 let deleted = world.state().deleted.contains(STREAM);
-                if !world.state().decimated.is_empty() && text.contains("--lost-records") {
+                if !world.state().decimated.is_empty() && operator::asks_to_decide(&text) {
                     operator::decide(world, number);
                     operator::grants_again(world);
                 } else if deleted && text.contains("--take-over") {
