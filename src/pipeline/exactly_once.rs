@@ -251,6 +251,12 @@
 //! ([`Guarantee`](crate::sink::Guarantee)). A change that a transform dropped, and that is read again after
 //! a crash, is decided anew by the chain of that time.
 //!
+//! S2 that is put back to an older state is not noticed where that has the newest fencing token, as a copy made
+//! since the last start has, and still reaches `seq`. Of a single stream nothing is missing then. Of several,
+//! `seq` of one stays low while another takes nothing, and what left the store meanwhile may be in what is
+//! lost; and of a routed stream that was closed since, nothing but its tokens is known. `sluicebox verify`
+//! tells what is missing. (To know it, the checkpoint would have to say how far each stream had reached.)
+//!
 //! After `--abandon-parked`, a process that still lives with the lost store, frozen or cut off, or a batch of
 //! it that is still under way, may get into a routed stream until the new store opens that, which is when
 //! the chain first routes something there. It is what that process had read, and each change once; but it
