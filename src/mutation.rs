@@ -90,13 +90,17 @@ pub(crate) enum Rule {
     FindTheLetter,
     /// What may be in the file of dead letters is not tried once more before that is read.
     DoubtTheLetter,
+    /// A stream that ends before what it had reached is an older state of itself, or another one.
+    NoticeOlderState,
+    /// How far a routed stream has reached is known when it is opened again, too.
+    RememberTheEnd,
     /// Between events the driver waits.
     WaitForEvents,
 }
 
 #[cfg(test)]
 impl Rule {
-    pub(crate) const ALL: [Self; 43] = [
+    pub(crate) const ALL: [Self; 45] = [
         Self::ConfirmBehindCheckpoint,
         Self::ReadTheEnd,
         Self::Fence,
@@ -139,6 +143,8 @@ impl Rule {
         Self::SkipOnDisk,
         Self::FindTheLetter,
         Self::DoubtTheLetter,
+        Self::NoticeOlderState,
+        Self::RememberTheEnd,
         Self::WaitForEvents,
     ];
 }

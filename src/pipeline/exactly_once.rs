@@ -34,7 +34,8 @@
 //! store as a *message* (failed, or behind a failed one) or *spilled*, or *landed* in the stream. Or it
 //! is settled without a place: dropped by a transform, or given up by an operator.
 //!
-//! The checkpoint in the store ties them together: `position`, `seq` and `confirm`. The invariants:
+//! The checkpoint in the store ties them together: `position`, `seq` and `confirm`, and `reached`, which is of
+//! use only where S2 itself forgets (below). The invariants:
 //!
 //! 1. Every change at or below `position` is landed, a message, dropped or given up.
 //! 2. Every change of a transaction that ended at or before `confirm` is that, or spilled.
@@ -239,10 +240,18 @@
 //! parked for that stream is in their error, and `messages ack` gives up what an operator knows to be there.
 //!
 //! *S2 that was put back to an older state* breaks what is taken for granted: what it had acknowledged, and
-//! Postgres has forgotten, is gone. Its streams end before `seq` then, and the same choice is asked for, with
-//! either of which that does not come again. A process that starts where a stream still reaches `seq` has
-//! lost nothing by it that a checkpoint of a single stream covers: the rest is unconfirmed, and comes again.
+//! Postgres and the store have forgotten, is gone. `seq` does not tell: while one stream takes nothing, it
+//! stays low in all others, and messages that leave the store go there behind it. So each checkpoint also
+//! says how far the stream was known to have reached, which is behind the record of whatever leaves the store
+//! with it. A stream that ends before that has lost records (`NoticeOlderState`), and the same choice is asked
+//! for, with either of which those that a checkpoint covers do not come again; what is left of the stream
+//! is read from `seq` on as always, and not sent twice. One that still reaches it has lost only what no
+//! checkpoint covers, which is unconfirmed or in the store, and comes again. What is known of a routed
+//! stream is kept when nothing of it is unsettled any more (`RememberTheEnd`), and looked at when the next
+//! record is to go there; until then nobody asks. Where nothing was unsettled, the operator's choice makes no
+//! difference.
 //! A stream that is not there at all any more is one that was deleted, as far as anybody can tell.
+//! An older state may have a token that this store has forgotten: that asks for `--take-over`, too.
 //! What is below `seq` is never read, and may be trimmed at any time (`stream_loss`).
 //!
 //! # What is not promised
@@ -251,11 +260,9 @@
 //! ([`Guarantee`](crate::sink::Guarantee)). A change that a transform dropped, and that is read again after
 //! a crash, is decided anew by the chain of that time.
 //!
-//! S2 that is put back to an older state is not noticed where that has the newest fencing token, as a copy made
-//! since the last start has, and still reaches `seq`. Of a single stream nothing is missing then. Of several,
-//! `seq` of one stays low while another takes nothing, and what left the store meanwhile may be in what is
-//! lost; and of a routed stream that was closed since, nothing but its tokens is known. `sluicebox verify`
-//! tells what is missing. (To know it, the checkpoint would have to say how far each stream had reached.)
+//! S2 that is put back to an older state is not noticed where others have appended so much since that a stream
+//! has reached again what it had, and it has the newest fencing token still, as a copy made since the last
+//! start has. `sluicebox verify` tells what is missing then.
 //!
 //! After `--abandon-parked`, a process that still lives with the lost store, frozen or cut off, or a batch of
 //! it that is still under way, may get into a routed stream until the new store opens that, which is when

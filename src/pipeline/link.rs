@@ -37,7 +37,7 @@ use crate::message::header;
 use crate::mutation::{self, Rule};
 use crate::sink;
 use crate::sink::client::{Client, Mode};
-use crate::sink::open::{Guarantee, Opened, holds_any, open};
+use crate::sink::open::{Guarantee, Known, Opened, holds_any, open};
 use crate::sink::read::ReadRecord;
 use crate::sink::session::{Ack, Append, Session};
 use crate::store::{Store, Tokens, Write};
@@ -68,6 +68,8 @@ pub struct Opening {
     pub pipeline_id: String,
     /// The number after the last acknowledged record; nothing before the first session of this store.
     pub read_from: Option<u64>,
+    /// How far the stream has reached, as far as anybody here knows.
+    pub reached: u64,
     /// Drawn for this opening; the same may be tried again after a failure.
     pub tokens: Tokens,
     /// For the first opening of a process.
@@ -103,7 +105,15 @@ pub struct Established {
     /// What of ours lies before this number is known.
     pub known_to: u64,
     /// Records after the checkpoint were gone, and this is to be done about them.
-    pub lost: Option<LostRecords>,
+    pub lost: Option<Lost>,
+}
+
+/// Records that are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub choice: LostRecords,
+    /// All of them were before this number, and what is left behind them begins with it.
+    pub behind: u64,
 }
 
 /// Opens the line.
@@ -112,7 +122,7 @@ pub struct Established {
 ///
 /// What S2 or the store said.
 pub async fn establish(opening: Opening) -> Result<Established, Error> {
-    let Opening { client, store, routed, pipeline_id, read_from, tokens, .. } = opening;
+    let Opening { client, store, routed, pipeline_id, read_from, reached, tokens, .. } = opening;
     let (grants, least, promised, numbers) =
         (opening.grants, opening.least, opening.promised, opening.numbers);
     let mode = client.settings().mode;
@@ -129,13 +139,16 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
     }
     // A row that is there may be lower: what is acknowledged need not be covered by a checkpoint yet.
     let mut row_is_due = read_from.is_none();
+    let is_settled = read_from.is_none() && routed.is_some();
     let mut read_from = match read_from {
         Some(read_from) => read_from,
         None => first_read_from(&client, routed.is_none().then_some(&store), least).await?,
     };
     // The one that is most likely in force comes first. The newest is among them: an earlier try of
     // it may have landed without an answer.
-    let Tokens { next, known } = tokens;
+    let Tokens { next, known, .. } = tokens;
+    // Of a stream that was closed only the store knows it.
+    let mut reached = if is_settled { tokens.reached.max(reached) } else { reached };
     let mut previous: Vec<String> = known.iter().rev().skip(1).cloned().collect();
     previous.push(next.clone());
     let mut lost = None;
@@ -157,7 +170,8 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                 _ => {}
             }
         };
-        let opened = Box::pin(open(&client, &previous, &next, read_from, least, on_record)).await;
+        let stream = Known { read_from, reached };
+        let opened = Box::pin(open(&client, &previous, &next, stream, least, on_record)).await;
         used += 1;
         let error = match opened {
             Ok(Opened { next_seq, fencing_token, guarantee, session }) => {
@@ -178,7 +192,7 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                 if let Some(name) = routed.as_ref().filter(|_| row_is_due) {
                     // Before its first record the store has to know that one may be there.
                     let name = Arc::clone(name);
-                    writes.push(Write::Stream { name, seq: Some(read_from) });
+                    writes.push(Write::Stream { name, seq: Some(read_from), reached: known_to });
                 }
                 if !writes.is_empty() {
                     store.write(writes.into()).await?;
@@ -194,7 +208,7 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
         if used <= GRANTS_USED_MAX
             && let sink::error::Error::StreamRecreated { tail, .. } = &error
             && routed.is_some()
-            && read_from > 0
+            && reached.max(read_from) > 0
             && grants.lost_records != Some(LostRecords::Skip)
             && !holds_any(&client, *tail, |record| ours(record, &pipeline_id).is_some()).await?
         {
@@ -205,7 +219,7 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
                 "the stream was deleted and made anew, and what was in it is gone: it is begun anew \
                  with what is beyond the checkpoint, also where the deleted one had it already"
             );
-            read_from = 0;
+            (read_from, reached) = (0, 0);
             row_is_due = true;
             continue;
         }
@@ -222,9 +236,20 @@ pub async fn establish(opening: Opening) -> Result<Established, Error> {
             }
             (sink::error::Error::StreamTrimmed { first: from, .. }, Some(choice))
             | (sink::error::Error::StreamRecreated { tail: from, .. }, Some(choice)) => {
-                tracing::warn!(read_from, from, ?choice, "records after the checkpoint are gone");
-                read_from = *from;
-                lost = Some(choice);
+                tracing::warn!(
+                    stream = routed.as_deref(),
+                    read_from,
+                    reached,
+                    from,
+                    ?choice,
+                    "records after the checkpoint are gone"
+                );
+                let is_older = matches!(error, sink::error::Error::StreamRecreated { .. });
+                // What is left of an older state is read, as far as it would be sent again.
+                read_from = if is_older { read_from.min(*from) } else { *from };
+                reached = 0;
+                // In a stream that was closed nothing was in doubt.
+                lost = (!is_settled).then_some(Lost { choice, behind: *from });
                 continue;
             }
             _ => {}

@@ -432,11 +432,10 @@ static CONDITIONS: &[ConditionRow] = &[
     ConditionRow {
         condition: Condition::Recreated, happens: Happens::OperatorDecides, may_have_landed: false,
         code: "sink_stream_recreated",
-        sentence: "stream `{stream}` in basin `{basin}` ends at record {tail}, before record \
-                    {read_from} that this pipeline has to read from: it was deleted and created \
-                    again, or S2 was put back to an older state; what was in it behind {tail} and is \
-                    confirmed to Postgres does not come again (`sluicebox verify` tells what is \
-                    missing); start once with `sluicebox run --lost-records resend` to send everything \
+        sentence: "stream `{stream}` in basin `{basin}` ends at record {tail}, and had reached record \
+                    {reached}: it was deleted and created again, or S2 was put back to an older \
+                    state; what was in it behind {tail} and is confirmed to Postgres does not come \
+                    again (`sluicebox verify` tells what is missing); start once with `sluicebox run --lost-records resend` to send everything \
                     since the checkpoint into it, or with `skip` to begin with what is committed from \
                     now on",
     },

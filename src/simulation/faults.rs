@@ -3,6 +3,8 @@
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
+use super::routes::Wanted;
+
 /// A fault that a run may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -90,8 +92,7 @@ struct Together {
 pub(super) struct Faults {
     /// Zero for what it has not.
     weights: [f64; COUNT],
-    /// From one chain to the next, transforms route to other streams.
-    pub(super) moves: bool,
+    pub(super) wanted: Wanted,
 }
 
 impl Faults {
@@ -122,7 +123,21 @@ impl Faults {
         if weights[Fault::Recreate as usize] + weights[Fault::Delete as usize] > 0.0 {
             weights[Fault::Intruder as usize] = 0.0;
         }
-        Self { weights, moves }
+        Self { weights, wanted: Wanted { moves, all: false } }
+    }
+
+    /// In this run S2 is put back to an older state, between two processes; so there have to be several.
+    pub(super) fn with_older_states(&mut self, wanted: Wanted) {
+        for between in [Fault::Crash, Fault::Shutdown, Fault::Shut] {
+            let weight = &mut self.weights[between as usize];
+            *weight = weight.max(0.4);
+        }
+        // Of what a lost store knew, nobody is told; an older state may be anybody's; and what others append
+        // hides how much is gone.
+        for without in [Fault::LoseStore, Fault::Intruder, Fault::Foreign, Fault::Fencer] {
+            self.weights[without as usize] = 0.0;
+        }
+        self.wanted = Wanted { moves: self.wanted.moves || wanted.moves, all: wanted.all };
     }
 
     pub(super) fn weight(&self, fault: Fault) -> f64 {

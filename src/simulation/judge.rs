@@ -109,13 +109,12 @@ fn check(world: &World) -> Result<(), String> {
     let whole = firsts(history, |record| record.ours.is_last());
     for planned in world.workload.changes() {
         let position = planned.change.position;
-        let accounted = whole.contains_key(&position)
-            || state.dropped.contains(&position)
-            || state.excused.contains(&position)
-            || store.given_up.contains_key(&position);
-        if !accounted {
+        if !whole.contains_key(&position) && !is_settled_without_record(&state, position) {
             return Err(format!("{position} is lost: neither in the stream nor given up"));
         }
+    }
+    if let Some(text) = world.untold(&state) {
+        return Err(text);
     }
     for (position, (length, process)) in &store.given_up {
         // One that was given up while the batch of a dead process was still under way may land.
@@ -135,6 +134,13 @@ fn check(world: &World) -> Result<(), String> {
     let ended = firsts(history, |record| !record.unasked && record.ours.is_last());
     in_order(world, &state, [&begun, &ended], &may_be_held)?;
     bodies(world, history)
+}
+
+/// Whether a change was dropped or given up, or was taken as delivered.
+pub(super) fn is_settled_without_record(state: &State, position: Position) -> bool {
+    state.dropped.contains(&position)
+        || state.excused.contains(&position)
+        || state.store.given_up.contains_key(&position)
 }
 
 /// The first of such records of each change.

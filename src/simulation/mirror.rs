@@ -97,8 +97,11 @@ impl Mirror {
                     let seq = checkpoint.seq.or(self.checkpoint.seq);
                     self.checkpoint = Checkpoint { seq, ..*checkpoint };
                     text += &format!(
-                        " checkpoint {} seq {:?} confirm {}",
-                        checkpoint.position, checkpoint.seq, checkpoint.confirm.0
+                        " checkpoint {} seq {:?} of {} confirm {}",
+                        checkpoint.position,
+                        checkpoint.seq,
+                        checkpoint.reached,
+                        checkpoint.confirm.0
                     );
                 }
                 Write::Begin { seq } => {
@@ -115,13 +118,13 @@ impl Mirror {
                     text += &format!(" unspilled {through}");
                 }
                 Write::Failed { id, .. } => text += &format!(" failed {id}"),
-                Write::Stream { name, seq } => {
+                Write::Stream { name, seq, reached } => {
                     let name = stream(name).expect("it is one of the world's");
                     match seq {
                         Some(seq) => self.streams.insert(name, *seq),
                         None => self.streams.remove(name),
                     };
-                    text += &format!(" {name} {seq:?}");
+                    text += &format!(" {name} {seq:?} of {reached}");
                 }
                 Write::Promise(guarantee) => self.promised = Some(*guarantee),
                 Write::Chain { .. }

@@ -20,6 +20,7 @@
 //! | `workload`, `tables`, `routes` | what is committed, in tables of every grouping, and for which streams | |
 //! | `letters` | where dead letters go | |
 //! | `operator` | what operators do and grant | |
+//! | `older` | S2 put back to an older state | |
 //! | `folders` | state folders that are not the pipeline's | |
 //! | `faults` | what may go wrong, and which of it is drawn | |
 //! | `streams` | what becomes of the streams beside what is sent | |
@@ -33,7 +34,8 @@
 //! place once, before it left the store; its parts lie side by side or, where no batch holds them, each
 //! once, in their order, and in the store before; each row's changes are in
 //! their order, around truncates and over all streams too, and all those of a stream that were never held
-//! are in commit order; nothing is in a stream that was not committed; Postgres is never told to forget
+//! are in commit order; what S2 had acknowledged and has forgotten comes again, or an
+//! operator is asked; nothing is in a stream that was not committed; Postgres is never told to forget
 //! what is not safe, nor is more spilled than may be; a process with another state folder writes nothing;
 //! and none goes on and on while its clock stands still. When the faults end, all
 //! that does not fail gets through; and once the rest is mended, all of it comes to rest, with nothing
@@ -59,6 +61,7 @@ mod judge;
 mod letters;
 mod mirror;
 mod network;
+mod older;
 mod operator;
 mod postgres;
 mod process;
@@ -153,6 +156,7 @@ async fn live(world: &Arc<World>) -> u64 {
     });
     loop {
         number += 1;
+        world.put_back(number);
         if folders::mistake(world, number).await {
             number += 1;
         }
@@ -228,6 +232,7 @@ async fn quiet(world: &World) {
 async fn others(world: Arc<World>) {
     loop {
         sleep(world.between(5, 300)).await;
+        world.copy_s2();
         if world.fault(Fault::Outage, 0.05) && !world.is_away() {
             world.away(world.between(500, 15_000));
         }
@@ -285,7 +290,8 @@ async fn intrude(world: &Arc<World>) {
         routed: None,
         pipeline_id: "intruder".to_owned(),
         read_from: None,
-        tokens: Tokens { next: format!("sb-intruder-{number}"), known: Vec::new() },
+        reached: 0,
+        tokens: Tokens { next: format!("sb-intruder-{number}"), known: Vec::new(), reached: 0 },
         grants: Grants::default(),
         least: crate::sink::Guarantee::ExactlyOnce,
         promised: None,

@@ -129,10 +129,14 @@ async fn ask(
     let patience = request.timeout().copied().unwrap_or(Duration::from_secs(15));
     let there = astray(&world, 0.1);
     let (answer_in, answer) = oneshot::channel();
+    let times = world.times_put_back();
     tokio::spawn({
         let world = Arc::clone(&world);
         async move {
             sleep(there).await;
+            if world.times_put_back() != times {
+                return;
+            }
             let stream = stream_of(&request);
             let answer = if let Some((status, code)) = world.is_shut(&stream) {
                 error(status, code, "simulated")
@@ -229,6 +233,7 @@ async fn serve(
     mut body: Body,
     answers: mpsc::UnboundedSender<Result<Bytes, io::Error>>,
 ) {
+    let times = world.times_put_back();
     // Of what was written when its sender let go, all or nothing more arrives.
     let reads_on = world.chance(0.5);
     let late = world.fault(Fault::Late, 0.2);
@@ -268,7 +273,8 @@ async fn serve(
         if !process.is_alive() && world.chance(0.3) {
             sleep(world.between(0, 3000)).await;
         }
-        if !reads_on && (closed.is_closed() || !process.is_alive()) {
+        let is_gone = world.times_put_back() != times;
+        if is_gone || (!reads_on && (closed.is_closed() || !process.is_alive())) {
             return;
         }
         let append = |input: &[u8]| {

@@ -13,6 +13,9 @@ pub(super) fn grants(world: &World) -> Grants {
     let mut state = world.state();
     let lost_records = state.grant.take();
     state.granted |= lost_records.is_some();
+    if lost_records.is_some() {
+        world.is_told();
+    }
     if lost_records == Some(LostRecords::Skip) {
         state.chosen = 60;
     }
@@ -53,10 +56,12 @@ pub(super) fn asks_to_decide(text: &str) -> bool {
 /// A stream is another's, and an operator who knows better reads what to say for the next process.
 pub(super) fn grants_ownership(world: &World, text: &str) -> bool {
     let mut state = world.state();
-    // Whoever was told to take over and stood still may do so later, and one that is made anew is
-    // anybody's: a process that wakes up may be the first to fence it.
-    let is_shared =
-        !state.fenced.is_empty() || state.told_to_take_over || !state.deleted.is_empty();
+    // Whoever was told to take over and stood still may do so later; one that is made anew is anybody's: a
+    // process that wakes up may be the first to fence it; and an older state has an older token.
+    let is_shared = !state.fenced.is_empty()
+        || state.told_to_take_over
+        || !state.deleted.is_empty()
+        || world.times_put_back() > 0;
     let others = is_shared && text.contains("--take-over");
     let lost = state.store_since > 0 && text.contains("--abandon-parked");
     state.take_over_once |= others;

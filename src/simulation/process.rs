@@ -362,6 +362,10 @@ impl Running {
                 operator::decide(&world, process.number);
             }
             let is_anothers = operator::wants_ownership(&world);
+            if is_anothers {
+                // What was granted is of no use without that.
+                operator::grants_again(&world);
+            }
             if undecided || is_anothers || world.fault(Fault::Shutdown, 0.05) {
                 world.note("shutdown", process.number, 0);
                 shutdown.cancel();

@@ -55,6 +55,15 @@ pub(super) struct Habit {
     streams: usize,
     /// Chains of odd and of even numbers differ.
     moves: bool,
+    /// Nothing stays in the pipeline's own stream.
+    all: bool,
+}
+
+/// What habits of a run are not left to chance.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) moves: bool,
+    pub(super) all: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,11 +76,12 @@ enum By {
 }
 
 impl Habit {
-    pub(super) fn draw(rng: &mut SmallRng, moves: bool) -> Self {
+    pub(super) fn draw(rng: &mut SmallRng, Wanted { moves, all }: Wanted) -> Self {
         Self {
             by: [By::Key, By::Chance, By::Chance, By::Action][rng.random_range(0..4)],
             streams: rng.random_range(2..=ROUTED.len() + 1),
             moves: moves || rng.random_bool(0.6),
+            all,
         }
     }
 
@@ -88,6 +98,7 @@ impl Habit {
         let named = rng.random_bool(0.5);
         let name = |number: usize| match number % self.streams {
             // By its name, or not routed at all.
+            0 if self.all => Some(ROUTED[0]),
             0 => named.then_some(STREAM),
             number => Some(ROUTED[number - 1]),
         };

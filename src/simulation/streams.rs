@@ -38,7 +38,13 @@ impl World {
             lock(&self.server).delete(stream);
         }
         self.note(&format!("deleted {stream}"), u64::from(again), 0);
+        self.forget(stream);
+    }
+
+    /// A stream is no more, or is another one.
+    pub(super) fn forget(&self, stream: &'static str) {
         self.lose(stream, |_| true);
+        self.forget_losses(stream);
         let mut state = self.state();
         state.deleted.insert(stream);
         state.noted.remove(stream);
@@ -130,6 +136,7 @@ impl World {
     pub(super) fn has_session(&self, stream: &str, process: u64) {
         if let Some(stream) = routes::stream(stream) {
             self.state().sessions.insert((process, stream));
+            self.uses(stream, process);
         }
     }
 
@@ -141,6 +148,7 @@ impl World {
     }
 
     fn lose(&self, stream: &'static str, which: impl Fn(&Landed) -> bool) {
+        self.forget_copy();
         let mut state = self.state();
         state.decimated.insert(stream);
         for landed in state.history.iter_mut().filter(|landed| landed.stream == stream) {

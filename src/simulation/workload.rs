@@ -9,7 +9,7 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::letters;
-use super::routes::{Habit, Route};
+use super::routes::{Habit, Route, Wanted};
 use super::tables::{Habits, Order, Rows};
 use crate::change::{Change, Lsn, Position, Table};
 use crate::config::{DeadLetters, LetterPlace, SpillAfter};
@@ -95,8 +95,8 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    /// Draws one, whose chains route to other streams than the ones before them where that is wanted.
-    pub(super) fn draw(rng: &mut SmallRng, moves: bool) -> Self {
+    /// Draws one, whose chains route messages where something is wanted of that.
+    pub(super) fn draw(rng: &mut SmallRng, wanted: Wanted) -> Self {
         let order = |rng: &mut SmallRng| match rng.random_range(0..10) {
             0..4 => Order::Key,
             4..6 => Order::Owner,
@@ -119,7 +119,7 @@ impl Workload {
         let large = rng.random_bool(0.03);
         let truncates = if rng.random_bool(0.4) { 0.05 } else { 0.0 };
         let habits = Habits { keys, truncates, large };
-        let routing = (moves || rng.random_bool(0.4)).then(|| Habit::draw(rng, moves));
+        let routing = (wanted.moves || rng.random_bool(0.4)).then(|| Habit::draw(rng, wanted));
         let duration_ms = rng.random_range(200..8000);
         let mut transactions = Vec::new();
         let mut by_position = BTreeMap::new();

@@ -16,6 +16,7 @@ use super::folders::Copied;
 use super::judge::Ours;
 use super::letters::Paper;
 use super::mirror::Mirror;
+use super::older::Older;
 use super::process::Process;
 use super::streams::streams_of;
 use super::workload::{Planned, Workload};
@@ -65,6 +66,7 @@ pub(super) struct World {
     store: Mutex<(String, Database)>,
     /// What a backup has of it.
     pub(super) copied: Mutex<Option<Copied>>,
+    pub(super) older: Mutex<Older>,
     began: Instant,
     state: Mutex<State>,
     /// Connections to S2 break.
@@ -189,8 +191,12 @@ impl State {
 impl World {
     pub(super) fn new(seed: u64, verbose: bool) -> Arc<Self> {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let faults = Faults::draw(&mut rng);
-        let workload = Workload::draw(&mut rng, faults.moves);
+        let mut faults = Faults::draw(&mut rng);
+        let older = Older::draw(seed);
+        if older.may() {
+            faults.with_older_states(older.wanted);
+        }
+        let workload = Workload::draw(&mut rng, faults.wanted);
         if verbose {
             for planned in workload.changes() {
                 let Planned { change, keys, fate, route, .. } = planned;
@@ -214,6 +220,7 @@ impl World {
             server: Mutex::new(server),
             store: Mutex::new((store_name, store)),
             copied: Mutex::new(None),
+            older: Mutex::new(older),
             began: Instant::now(),
             cut: Notify::new(),
             state: Mutex::new(State {

@@ -223,13 +223,13 @@ pub enum Error {
     /// An append was guarded by a token that is no longer the stream's. Nothing landed.
     #[error("{}", Condition::of_token(actual).sentence(Some(place), &[("actual", actual)]))]
     Fenced { place: Arc<Place>, actual: String },
-    /// The stream ends before the checkpoint: it was deleted and created again, or is an older state of
+    /// The stream ends before what it had reached: it was deleted and created again, or is an older state of
     /// itself.
     #[error(
         "{}",
-        Condition::Recreated.sentence(Some(place), &[("tail", tail), ("read_from", read_from)])
+        Condition::Recreated.sentence(Some(place), &[("tail", tail), ("reached", reached)])
     )]
-    StreamRecreated { place: Arc<Place>, read_from: u64, tail: u64 },
+    StreamRecreated { place: Arc<Place>, reached: u64, tail: u64 },
     /// Records after the checkpoint are gone, so that nobody can say which of them arrived.
     #[error(
         "{}",

@@ -30,14 +30,14 @@ pub(crate) struct Answer {
 }
 
 /// The server.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     streams: BTreeMap<String, Stream>,
     /// Took records with headers, as ours have them, in a batch without a fencing token.
     pub(crate) unguarded: Option<String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Stream {
     records: Vec<SequencedRecord>,
     /// Those before this number have expired.
@@ -61,6 +61,11 @@ impl Model {
     /// The number that the stream's next record gets.
     pub(crate) fn tail(&self, stream: &str) -> u64 {
         self.streams.get(stream).map_or(0, |stream| stream.tail().seq_num)
+    }
+
+    /// Whether there is such a stream.
+    pub(crate) fn has(&self, stream: &str) -> bool {
+        self.streams.contains_key(stream)
     }
 
     /// Lets the records before this number expire.

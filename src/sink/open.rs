@@ -95,6 +95,21 @@ impl std::fmt::Display for Guarantee {
     }
 }
 
+/// What is known of a stream before it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// What is before this number need not be read.
+    pub read_from: u64,
+    /// It had a record before this number.
+    pub reached: u64,
+}
+
+impl From<u64> for Known {
+    fn from(read_from: u64) -> Self {
+        Self { read_from, reached: read_from }
+    }
+}
+
 /// A stream that is ours to append to.
 #[derive(Debug)]
 pub struct Opened {
@@ -114,7 +129,8 @@ pub struct Opened {
 ///
 /// `previous` are the tokens that this store has ever tried, newest first; `next_token` is a fresh
 /// one, at most [`FENCING_TOKEN_BYTES_MAX`] bytes, that must be in the store before this is called.
-/// `on_record` gets every data record from `read_from` to the fence, in order, whoever wrote it.
+/// `on_record` gets every data record from `read_from` to the fence, in order, whoever wrote it. Where
+/// the stream has `reached` a number behind that, it has to do so still.
 ///
 /// Where the access token may do less than all of this, less is guaranteed, but never less than
 /// `least`: what was promised when the last batches were sent has to be kept to find out what became
@@ -124,14 +140,14 @@ pub struct Opened {
 ///
 /// As every operation, and
 /// - [`Error::Fenced`]: the stream's token is none of `previous`. Another writer has it: stand down.
-/// - [`Error::StreamRecreated`], [`Error::StreamTrimmed`]: what is in the stream since
-///   `read_from` cannot be known.
+/// - [`Error::StreamRecreated`]: the stream ends before what it had reached.
+/// - [`Error::StreamTrimmed`]: what is in the stream since `read_from` cannot be known.
 /// - [`Error::SeqMismatch`] does not come out of this.
 pub async fn open(
     client: &Client,
     previous: &[String],
     next_token: &str,
-    read_from: u64,
+    Known { read_from, reached }: Known,
     least: Guarantee,
     mut on_record: impl FnMut(ReadRecord),
 ) -> Result<Opened, Error> {
@@ -143,7 +159,9 @@ pub async fn open(
             ),
         });
     }
-    let tail = match survey(client, read_from).await {
+    let reached = if mutation::broken(Rule::NoticeOlderState) { 0 } else { reached };
+    let reached = reached.max(read_from);
+    let tail = match survey(client, read_from, reached).await {
         Ok(tail) => tail,
         // The token may append and no more: nothing can be found out, so nothing is guarded.
         Err(error)
@@ -162,7 +180,7 @@ pub async fn open(
     };
 
     let fenced = if client.settings().fencing && !mutation::broken(Rule::Fence) {
-        match fence(client, previous, next_token, read_from, tail).await {
+        match fence(client, previous, next_token, reached, tail).await {
             Err(error)
                 if least != Guarantee::ExactlyOnce && error.is_forbidden_to(Operation::Fence) =>
             {
@@ -191,7 +209,7 @@ pub async fn open(
 
 /// Finds the stream's end, creates the stream where that is wanted, and makes sure that everything
 /// since `read_from` can be read. Done before the fence, so that a refusal leaves no trace.
-async fn survey(client: &Client, read_from: u64) -> Result<Tail, Error> {
+async fn survey(client: &Client, read_from: u64, reached: u64) -> Result<Tail, Error> {
     let missing = |error: &Error| error.is_stream_missing() || error.is_basin_missing();
     let tail = match client.tail().await {
         Err(error) if missing(&error) && client.settings().create => {
@@ -202,8 +220,8 @@ async fn survey(client: &Client, read_from: u64) -> Result<Tail, Error> {
         }
         other => other?,
     };
-    if tail.next_seq < read_from {
-        return Err(recreated(client, read_from, tail.next_seq));
+    if tail.next_seq < reached {
+        return Err(recreated(client, reached, tail.next_seq));
     }
     if read_from == tail.next_seq {
         // At the tail too, to learn now whether the token may read.
@@ -222,7 +240,7 @@ async fn fence(
     client: &Client,
     previous: &[String],
     next_token: &str,
-    read_from: u64,
+    reached: u64,
     mut tail: Tail,
 ) -> Result<u64, Error> {
     let mut guard = previous.first().map_or("", String::as_str).to_owned();
@@ -247,8 +265,8 @@ async fn fence(
             Err(Error::SeqMismatch { .. }) => {
                 seq_mismatches += 1;
                 tail = client.tail().await?;
-                if tail.next_seq < read_from {
-                    return Err(recreated(client, read_from, tail.next_seq));
+                if tail.next_seq < reached {
+                    return Err(recreated(client, reached, tail.next_seq));
                 }
             }
             // Another token of ours: its fence landed although we never heard so. Or none at all:
@@ -308,8 +326,8 @@ pub async fn holds_any(
     Ok(false)
 }
 
-fn recreated(client: &Client, read_from: u64, tail: u64) -> Error {
-    Error::StreamRecreated { place: client.place().clone(), read_from, tail }
+fn recreated(client: &Client, reached: u64, tail: u64) -> Error {
+    Error::StreamRecreated { place: client.place().clone(), reached, tail }
 }
 
 fn trimmed(client: &Client, read_from: u64, first: u64) -> Error {

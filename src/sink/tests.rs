@@ -106,7 +106,7 @@ async fn try_take_over(
     from: u64,
 ) -> Result<Opened, Error> {
     let previous: Vec<String> = previous.iter().map(|&token| token.to_owned()).collect();
-    open(client, &previous, next, from, Guarantee::AtLeastOnce, |_| {}).await
+    open(client, &previous, next, from.into(), Guarantee::AtLeastOnce, |_| {}).await
 }
 
 #[tokio::test]
@@ -286,9 +286,14 @@ async fn missing_streams_and_basins_are_named_and_created_on_wish() {
     assert!(error.is_stream_missing(), "{error}");
     // A stream that was written to before is not begun anew without a word.
     let error = try_take_over(&client, &[], "t", 5).await.unwrap_err();
-    assert!(matches!(error, Error::StreamRecreated { read_from: 5, tail: 0, .. }), "{error}");
+    assert!(matches!(error, Error::StreamRecreated { reached: 5, tail: 0, .. }), "{error}");
     let opened = take_over(&client, &[], "t", 0).await;
     assert_eq!(opened.next_seq, Some(1));
+    // Nor is one that has what is to be read, and not what it had behind that.
+    let stream = crate::sink::open::Known { read_from: 0, reached: 2 };
+    let older = open(&client, &["t".to_owned()], "u", stream, Guarantee::ExactlyOnce, |_| {}).await;
+    let error = older.err().unwrap();
+    assert!(matches!(error, Error::StreamRecreated { reached: 2, tail: 1, .. }), "{error}");
     assert_eq!(client.create_missing().await.unwrap(), Created::Existed);
     assert_eq!(client.stream_exists().await.unwrap(), Some(true));
     assert_eq!(client.check_append().await.unwrap(), 1);
@@ -307,7 +312,7 @@ async fn a_takeover_reads_what_is_there_and_goes_on_behind_its_fence() {
 
         let previous = ["one".to_owned()];
         let mut keys = Vec::new();
-        let second = open(&client, &previous, "two", 1, Guarantee::AtLeastOnce, |record| {
+        let second = open(&client, &previous, "two", 1.into(), Guarantee::AtLeastOnce, |record| {
             keys.push((record.seq, record.header("sb-key").unwrap().clone()));
         })
         .await
@@ -332,7 +337,7 @@ async fn a_takeover_reads_back_pages_larger_than_s2_gives_at_once() {
     }
     session.close().await.unwrap();
     let mut seqs = Vec::new();
-    open(&client, &[], "t", 3, Guarantee::AtLeastOnce, |record| seqs.push(record.seq))
+    open(&client, &[], "t", 3.into(), Guarantee::AtLeastOnce, |record| seqs.push(record.seq))
         .await
         .unwrap();
     assert_eq!(seqs, [3, 4, 5, 6, 7, 8, 9]);
@@ -670,7 +675,7 @@ async fn the_guarantee_is_what_the_token_allows() {
         let client = Client::new(settings(url, &direct.place().stream, Mode::Unary)).unwrap();
         let mut seen = 0;
         let mut opened =
-            open(&client, &[], "t", 0, Guarantee::AtLeastOnce, |_| seen += 1).await.unwrap();
+            open(&client, &[], "t", 0.into(), Guarantee::AtLeastOnce, |_| seen += 1).await.unwrap();
         assert_eq!((opened.guarantee, opened.next_seq), (guarantee, next_seq));
         assert_eq!(opened.fencing_token.is_some(), guarantee == Guarantee::ExactlyOnce);
         assert_eq!(seen, if guarantee.has_numbers() { 3 } else { 0 });
@@ -680,7 +685,8 @@ async fn the_guarantee_is_what_the_token_allows() {
         assert_eq!(texts(&direct).await, ["a-0", "a-1", "a-2", "b-0"]);
         // What was promised once is not taken back for a refusal that may pass.
         let before = direct.tail().await.unwrap();
-        let again = open(&client, &["t".to_owned()], "u", 0, Guarantee::ExactlyOnce, |_| {}).await;
+        let again =
+            open(&client, &["t".to_owned()], "u", 0.into(), Guarantee::ExactlyOnce, |_| {}).await;
         match guarantee {
             Guarantee::ExactlyOnce => drop(again.unwrap()),
             Guarantee::NumbersOnly | Guarantee::AtLeastOnce => {
@@ -724,7 +730,8 @@ async fn an_empty_page_is_asked_for_again() {
     })
     .await;
     let client = Client::new(settings(url, &direct.place().stream, Mode::Unary)).unwrap();
-    let opened = open(&client, &[], "t", 1, Guarantee::AtLeastOnce, |_| seen += 1).await.unwrap();
+    let opened =
+        open(&client, &[], "t", 1.into(), Guarantee::AtLeastOnce, |_| seen += 1).await.unwrap();
     assert_eq!((opened.next_seq, seen), (Some(4), 2));
 }
 
@@ -808,7 +815,7 @@ async fn nothing_is_lost_doubled_or_reordered_by_cuts() {
                 &client,
                 &previous,
                 &next_token,
-                read_from,
+                read_from.into(),
                 Guarantee::ExactlyOnce,
                 |record| {
                     found.push(String::from_utf8(record.body.to_vec()).unwrap());

@@ -48,7 +48,7 @@ fn checksum(context: &Context<'_>) -> i64 {
 /// What of each table's row its checksum covers. Row values lie in tables of pieces, whose rows are
 /// checked whenever they are read.
 pub(super) const FACT: &str = "name, value";
-pub(super) const CHECKPOINT: &str = "stream, commit_lsn, commit_idx, seq, confirm_lsn";
+pub(super) const CHECKPOINT: &str = "stream, commit_lsn, commit_idx, seq, confirm_lsn, reached";
 pub(super) const MESSAGE: &str = "id, commit_lsn, commit_idx, state, relation, action, \
      commit_timestamp_us, cells, key, table_group, group_a, group_b, bytes, attempts, \
      next_attempt_ms, stored_ms, failure, own_failures";

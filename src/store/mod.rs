@@ -103,6 +103,10 @@ pub enum Error {
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode;
+        // The statements are ours: a file that does not know their columns is not as it was made.
+        if let rusqlite::Error::SqlInputError { msg, .. } = error {
+            return Self::Corrupt { text: msg };
+        }
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full,
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
@@ -144,8 +148,22 @@ pub struct Checkpoint {
     /// begins to read the stream. Nothing before the stream was opened for the first time, when nothing
     /// of this store can be in it; as part of a [`Write`] it leaves the number as it is.
     pub seq: Option<u64>,
+    /// The stream is known to have reached this number: one that ends before it is an older state of
+    /// itself, or another one. As part of a [`Write`] it counts where there is a `seq`.
+    pub reached: u64,
     /// What may be confirmed to Postgres.
     pub confirm: Lsn,
+}
+
+/// What is known of a stream that transforms have routed messages to, in which there may be records that
+/// nobody has heard of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamRow {
+    pub name: String,
+    /// The number from which it has to be read.
+    pub seq: u64,
+    /// As in [`Checkpoint`].
+    pub reached: u64,
 }
 
 /// Why a message failed, as the store keeps it.
@@ -239,8 +257,8 @@ pub enum Write {
     /// number. The rest of the checkpoint stays.
     Begin { seq: u64 },
     /// From which number a restart has to read a stream that transforms route messages to; nothing when
-    /// all that this store has sent there is covered by the checkpoint.
-    Stream { name: Arc<str>, seq: Option<u64> },
+    /// all that this store has sent there is covered by the checkpoint. And how far it has reached.
+    Stream { name: Arc<str>, seq: Option<u64>, reached: u64 },
     /// Changes that wait behind all others until S2 is back.
     Spill { id: u64, changes: Vec<Change> },
     /// Every spilled chunk up to this one is through.
@@ -317,9 +335,8 @@ pub struct Loaded {
     pub next_id: u64,
     /// Spilled changes, oldest first.
     pub spilled: Vec<Chunk>,
-    /// Streams that transforms have routed messages to, each with the number from which it has to be read:
-    /// records that nobody has heard of may be in them.
-    pub streams: Vec<(String, u64)>,
+    /// Those in which there may be records that nobody has heard of.
+    pub streams: Vec<StreamRow>,
     /// How many messages have become dead letters.
     pub dead_letters: u64,
     /// Nothing before the first one was written to a file.
@@ -345,6 +362,8 @@ pub struct Tokens {
     pub next: String,
     /// It and those drawn before it, oldest first, one of which the stream may have.
     pub known: Vec<String>,
+    /// How far the stream has reached, as the store knows it.
+    pub reached: u64,
 }
 
 /// The store within the state folder.
@@ -746,7 +765,8 @@ impl Database {
         let checkpoint = self
             .connection
             .query_row(
-                "SELECT commit_lsn, commit_idx, seq, confirm_lsn FROM checkpoints WHERE stream = ''",
+                "SELECT commit_lsn, commit_idx, seq, confirm_lsn, reached FROM checkpoints
+                 WHERE stream = ''",
                 [],
                 |row| {
                     Ok(Checkpoint {
@@ -756,6 +776,7 @@ impl Database {
                         },
                         seq: u64::try_from(row.get::<_, i64>(2)?).ok(),
                         confirm: Lsn(unsigned(row.get(3)?)),
+                        reached: unsigned(row.get(4)?),
                     })
                 },
             )
@@ -778,10 +799,14 @@ impl Database {
         })
     }
 
-    fn streams(&self) -> Result<Vec<(String, u64)>, Error> {
-        let mut statement =
-            self.connection.prepare("SELECT stream, seq FROM checkpoints WHERE stream <> ''")?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, unsigned(row.get(1)?))))?;
+    fn streams(&self) -> Result<Vec<StreamRow>, Error> {
+        let mut statement = self.connection.prepare(
+            "SELECT stream, seq, reached FROM checkpoints WHERE stream <> '' AND seq >= 0",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let (seq, reached) = (unsigned(row.get(1)?), unsigned(row.get(2)?));
+            Ok(StreamRow { name: row.get(0)?, seq, reached })
+        })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
@@ -891,6 +916,7 @@ impl Database {
         let transaction = owner::begin(&mut self.connection, &self.owner)?;
         let drawn = fact(&transaction, "epoch")?.and_then(|text| text.parse::<u64>().ok());
         let epoch = drawn.unwrap_or(0) + 1;
+        let (_, reached) = known_numbers(&transaction, stream.unwrap_or_default())?;
         let mut known = match known_tokens(&transaction, stream)? {
             Some(tokens) => tokens,
             None if stream.is_some() => Vec::new(),
@@ -910,7 +936,7 @@ impl Database {
         set_fact(&transaction, "epoch", &epoch.to_string())?;
         set_fact(&transaction, &token_fact(stream), &known.join(" "))?;
         transaction.commit()?;
-        Ok(Tokens { next, known })
+        Ok(Tokens { next, known, reached: unsigned(reached) })
     }
 
     fn fact(&self, name: &str) -> Result<Option<String>, Error> {
@@ -1001,19 +1027,23 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::PartsSent { id, below } => parts::remove(connection, *id, *below),
         Write::Acknowledge { id } => mark(connection, *id),
         Write::Checkpoint(checkpoint) => {
-            let Checkpoint { position, seq, confirm } = checkpoint;
-            let seq = seq.map_or_else(|| known_seq(connection), |seq| Ok(signed(seq)))?;
+            let Checkpoint { position, seq, reached, confirm } = checkpoint;
+            let (seq, reached) = match seq {
+                Some(seq) => (signed(*seq), signed(*reached)),
+                None => known_numbers(connection, "")?,
+            };
             connection
                 .prepare_cached(
                     "INSERT OR REPLACE INTO checkpoints
-                     (stream, commit_lsn, commit_idx, seq, confirm_lsn, sum)
-                     VALUES ('', ?1, ?2, ?3, ?4, checksum('', ?1, ?2, ?3, ?4))",
+                     (stream, commit_lsn, commit_idx, seq, confirm_lsn, reached, sum)
+                     VALUES ('', ?1, ?2, ?3, ?4, ?5, checksum('', ?1, ?2, ?3, ?4, ?5))",
                 )?
                 .execute([
                     signed(position.commit_lsn.0),
                     signed(position.index),
                     seq,
                     signed(confirm.0),
+                    reached,
                 ])?;
             connection
                 .prepare_cached(
@@ -1026,9 +1056,10 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
         Write::Begin { seq } => {
             connection
                 .prepare_cached(
-                    "INSERT INTO checkpoints (stream, commit_lsn, commit_idx, seq, confirm_lsn)
-                     VALUES ('', 0, 0, ?1, 0)
-                     ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq",
+                    "INSERT INTO checkpoints (stream, commit_lsn, commit_idx, seq, confirm_lsn, reached)
+                     VALUES ('', 0, 0, ?1, 0, ?1)
+                     ON CONFLICT (stream) DO UPDATE
+                     SET seq = excluded.seq, reached = excluded.reached",
                 )?
                 .execute([signed(*seq)])?;
             let sum = format!(
@@ -1038,20 +1069,15 @@ fn carry_out(connection: &Connection, write: &Write) -> Result<(), Error> {
             connection.prepare_cached(&sum)?.execute([])?;
             Ok(())
         }
-        Write::Stream { name, seq: Some(seq) } => {
+        Write::Stream { name, seq, reached } => {
+            let seq = seq.map_or(NO_SEQ, signed);
             connection
                 .prepare_cached(
                     "INSERT OR REPLACE INTO checkpoints
-                     (stream, commit_lsn, commit_idx, seq, confirm_lsn, sum)
-                     VALUES (?1, 0, 0, ?2, 0, checksum(?1, 0, 0, ?2, 0))",
+                     (stream, commit_lsn, commit_idx, seq, confirm_lsn, reached, sum)
+                     VALUES (?1, 0, 0, ?2, 0, ?3, checksum(?1, 0, 0, ?2, 0, ?3))",
                 )?
-                .execute(params![&**name, signed(*seq)])?;
-            Ok(())
-        }
-        Write::Stream { name, seq: None } => {
-            connection
-                .prepare_cached("DELETE FROM checkpoints WHERE stream = ?1 AND stream <> ''")?
-                .execute([&**name])?;
+                .execute(params![&**name, seq, signed(*reached)])?;
             Ok(())
         }
         Write::Spill { id, changes } => spill::insert(connection, *id, changes),
@@ -1127,14 +1153,15 @@ fn update(
     sum_message(connection, id)
 }
 
-/// The pipeline's own stream was never opened.
+/// The pipeline's own stream was never opened, or nothing of another one is unsettled.
 const NO_SEQ: i64 = -1;
 
-/// From which number the pipeline's own stream has to be read, as the file has it.
-fn known_seq(connection: &Connection) -> Result<i64, Error> {
+/// From which number a stream has to be read, and how far it has reached, as the file has it.
+fn known_numbers(connection: &Connection, stream: &str) -> Result<(i64, i64), Error> {
     let mut statement =
-        connection.prepare_cached("SELECT seq FROM checkpoints WHERE stream = ''")?;
-    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(NO_SEQ))
+        connection.prepare_cached("SELECT seq, reached FROM checkpoints WHERE stream = ?1")?;
+    let numbers = statement.query_row([stream], |row| Ok((row.get(0)?, row.get(1)?)));
+    Ok(numbers.optional()?.unwrap_or((NO_SEQ, 0)))
 }
 
 /// Every change of a message's row ends with this.

@@ -12,7 +12,8 @@ use super::{Error, checksum};
 const VERSION: usize = STEPS.len();
 
 /// From each version to the next, beginning with an empty file. Write steps at the end.
-const STEPS: &[Step] = &[version_1, version_2, version_3, version_4, version_5, version_6];
+const STEPS: &[Step] =
+    &[version_1, version_2, version_3, version_4, version_5, version_6, version_7];
 
 type Step = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -97,7 +98,7 @@ CREATE TABLE pieces (
 fn version_2(transaction: &Transaction<'_>) -> Result<(), Error> {
     const CHECKED: [(&str, &str); 4] = [
         ("facts", checksum::FACT),
-        ("checkpoints", checksum::CHECKPOINT),
+        ("checkpoints", "stream, commit_lsn, commit_idx, seq, confirm_lsn"),
         (
             "messages",
             "id, commit_lsn, commit_idx, state, relation, action, commit_timestamp_us, cells, key,
@@ -173,6 +174,20 @@ ALTER TABLE messages ADD COLUMN own_failures INTEGER NOT NULL DEFAULT 0;
     )?;
     transaction
         .execute_batch(&format!("UPDATE messages SET sum = checksum({});", checksum::MESSAGE))?;
+    Ok(())
+}
+
+/// How far each stream has reached, also where nothing of it is unsettled: such a row has the number -1.
+fn version_7(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch(&format!(
+        "
+-- Behind the last record that is known to be in the stream, whoever wrote it.
+ALTER TABLE checkpoints ADD COLUMN reached INTEGER NOT NULL DEFAULT 0;
+UPDATE checkpoints SET reached = max(seq, 0);
+UPDATE checkpoints SET sum = checksum({});
+",
+        checksum::CHECKPOINT
+    ))?;
     Ok(())
 }
 

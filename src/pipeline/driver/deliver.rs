@@ -35,7 +35,7 @@ impl Driver {
             let pipeline_id = self.pipeline_id.as_str();
             let drawn = mutation::broken(Rule::FreshToken).then(|| {
                 let one = format!("sb-{pipeline_id}-1");
-                Tokens { next: one.clone(), known: vec![one] }
+                Tokens { next: one.clone(), known: vec![one], reached: 0 }
             });
             let (nonce, guarantee) = (self.rng.random(), self.settings.guarantee);
             let tools = Tools { store: &self.store, pipeline_id, nonce, guarantee };
@@ -142,13 +142,13 @@ impl Driver {
         let Established { line, landed, begun, letters, known_to, lost } = established;
         let now = self.clock.now();
         self.on_letters_found(&letters);
-        if let Some(choice) = lost {
-            self.on_lost_records(id, choice, &landed);
+        if let Some(lost) = lost {
+            self.on_lost_records(id, lost, &landed);
         }
         let Some(lane) = self.lanes.get_mut(id) else { return };
         // Everything in front of the fence was read: what of it is ours is settled below, with its
         // numbers.
-        lane.acknowledged = Some(known_to);
+        (lane.acknowledged, lane.reached) = (Some(known_to), known_to);
         lane.grants = Grants::default();
         lane.forbidden = Forbidden::default();
         let place = lane.client.place();

@@ -321,7 +321,8 @@ impl Driver {
                 Some(seq) if !mutation::broken(Rule::CheckpointNumber) => seq.min(acknowledged),
                 _ => acknowledged,
             });
-            writes.push(Write::Checkpoint(Checkpoint { position, seq, confirm: progress.lsn }));
+            let (reached, confirm) = (self.lanes.own.reached(), progress.lsn);
+            writes.push(Write::Checkpoint(Checkpoint { position, seq, reached, confirm }));
             writes.extend(self.stream_rows(&floors));
             writes.extend(unspill);
             effects.confirm = Some(progress);
@@ -407,7 +408,7 @@ impl Driver {
                 Write::Parts { id, .. } => self.on_parts_stored(*id),
                 Write::DeadLetter { .. } => self.dead.count(),
                 Write::Spill { id, changes } => self.spilled(*id, changes),
-                Write::Stream { name, seq: None } => self.on_row_left(name),
+                Write::Stream { name, seq: None, .. } => self.on_row_left(name),
                 Write::Failed { id, .. } => self.on_failure_stored(*id),
                 Write::Remove { .. }
                 | Write::PartsSent { .. }

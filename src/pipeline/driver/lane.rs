@@ -107,6 +107,8 @@ pub(super) struct Lane {
     pub(super) others: OtherWriters,
     /// Where the stream has to be read from after a broken session.
     pub(super) acknowledged: Option<u64>,
+    /// How far it had reached when it was last opened, or as the store says.
+    pub(super) reached: u64,
     /// Of the last line, once there was one.
     pub(super) guarantee: Option<Guarantee>,
     /// What was promised of the stream last, by this process or, as the store says, by one before it.
@@ -142,6 +144,7 @@ impl Lane {
             grants,
             others: OtherWriters::default(),
             acknowledged,
+            reached: 0,
             guarantee: None,
             promised: None,
             reconnecting: false,
@@ -149,6 +152,11 @@ impl Lane {
             unread: true,
             routed: None,
         }
+    }
+
+    /// How far the stream has reached: one that ends before this has lost records.
+    pub(super) fn reached(&self) -> u64 {
+        self.reached.max(self.acknowledged.unwrap_or_default())
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -189,6 +197,7 @@ impl Lane {
     pub(super) fn open(&mut self, tools: &Tools<'_>, drawn: Option<Tokens>, now: Instant) {
         let (store, client) = (tools.store.clone(), self.client.clone());
         let (pipeline_id, read_from) = (tools.pipeline_id.to_owned(), self.acknowledged);
+        let reached = self.reached();
         let tokens = drawn.or_else(|| self.tokens.take());
         let (nonce, grants) = (tools.nonce, self.grants);
         let numbers = self.others.leave_numbers(now);
@@ -209,6 +218,7 @@ impl Lane {
                 routed: name,
                 pipeline_id,
                 read_from,
+                reached,
                 tokens,
                 grants,
                 least,

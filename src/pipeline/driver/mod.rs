@@ -375,6 +375,7 @@ impl Driver {
         let acknowledged = loaded.checkpoint.and_then(|checkpoint| checkpoint.seq);
         let mut own = Lane::new(client, settings.window, settings.grants, acknowledged, now);
         own.promised = loaded.promised;
+        own.reached = checkpoint.reached;
         let slot_is_ours = loaded.slot_made.as_ref() == Some(&settings.pipeline_name);
         own.reason = Some(Reason {
             part: "sink".to_owned(),

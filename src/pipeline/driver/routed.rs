@@ -51,7 +51,7 @@ use crate::pipeline::size_gate::SizedRecord;
 use crate::policy;
 use crate::policy::outcomes::{self, Condition};
 use crate::sink::error::{Class, Named};
-use crate::store::{Failure, Write};
+use crate::store::{Failure, StreamRow, Write};
 
 /// For so long a routed stream may take nothing while the pipeline's own does, before what is bound for
 /// it parks.
@@ -67,8 +67,9 @@ const SHOWN_MAX: usize = 100;
 pub(super) struct Routed {
     pub(super) name: Arc<str>,
     pub(super) row: Row,
-    /// The number in the row, where the last transaction left it.
-    saved: Option<u64>,
+    /// The numbers in the row, as the last transaction left it: from where it is read, and how far it has
+    /// reached.
+    saved: Option<(u64, u64)>,
     /// When it last got a session or lost it.
     pub(super) since: Instant,
     /// When it last had something to do.
@@ -204,17 +205,17 @@ impl Lane {
 
 impl Driver {
     /// Takes in the streams that the store has rows for: all of them are read before anything is sent.
-    pub(super) fn adopt_streams(&mut self, rows: Vec<(String, u64)>) -> Result<(), Error> {
-        for (name, seq) in rows {
+    pub(super) fn adopt_streams(&mut self, rows: Vec<StreamRow>) -> Result<(), Error> {
+        for StreamRow { name, seq, reached } in rows {
             let id = self
                 .new_lane(name.as_str().into())
                 .map_err(|error| Error::Sink(crate::error_chain::error_chain(&error)))?;
             let Some(lane) = self.lanes.get_mut(id) else { continue };
             lane.unread = true;
-            lane.acknowledged = Some(seq);
+            (lane.acknowledged, lane.reached) = (Some(seq), reached);
             if let Some(routed) = &mut lane.routed {
                 routed.row = Row::Present;
-                routed.saved = Some(seq);
+                routed.saved = Some((seq, reached));
             }
         }
         Ok(())
@@ -599,21 +600,26 @@ impl Driver {
         }
         let mut writes = Vec::new();
         for (id, lane) in self.lanes.all_mut() {
+            let reached = lane.reached();
             let Some(routed) = &mut lane.routed else { continue };
-            let seq = match routed.row {
+            let (name, acknowledged) = (Arc::clone(&routed.name), lane.acknowledged);
+            let row = match routed.row {
                 Row::Absent => continue,
                 Row::Leaving => None,
                 Row::Present => {
                     let floor = floors.of(id).filter(|_| !mutation::broken(Rule::RowNumber));
-                    let floor = [floor, lane.acknowledged].into_iter().flatten().min();
-                    if floor.is_none() || floor == routed.saved {
+                    let floor = [floor, acknowledged].into_iter().flatten().min();
+                    let row = floor.map(|floor| (floor, reached));
+                    if row.is_none() || row == routed.saved {
                         continue;
                     }
-                    floor
+                    row
                 }
             };
-            routed.saved = seq;
-            writes.push(Write::Stream { name: Arc::clone(&routed.name), seq });
+            routed.saved = row;
+            let is_kept = row.is_some() || !mutation::broken(Rule::RememberTheEnd);
+            let reached = if is_kept { reached } else { 0 };
+            writes.push(Write::Stream { name, seq: row.map(|(seq, _)| seq), reached });
         }
         writes
     }
@@ -626,7 +632,7 @@ impl Driver {
         let Some(routed) = &mut lane.routed else { return };
         // What came for it meanwhile finds it as new.
         routed.row = Row::Absent;
-        lane.acknowledged = None;
+        lane.reached = lane.reached.max(lane.acknowledged.take().unwrap_or_default());
         lane.unread = false;
         if !is_busy {
             self.lanes.remove(id);

@@ -7,6 +7,7 @@ use crate::change::Position;
 use crate::mutation::{self, Rule};
 use crate::pipeline::grants::LostRecords;
 use crate::pipeline::item::{Item, Origin};
+use crate::pipeline::link::Lost;
 use crate::pipeline::place::LaneId;
 use crate::store::{Attempts, StoredState, Write};
 
@@ -25,18 +26,21 @@ impl Driver {
     pub(super) fn on_lost_records(
         &mut self,
         lane: LaneId,
-        choice: LostRecords,
+        Lost { choice, behind }: Lost,
         landed: &HashMap<Position, u64>,
     ) {
         self.write_down_first();
+        // What is left in front of the lost ones says nothing of them.
+        let later = landed.iter().filter(|(_, seq)| **seq >= behind);
+        let newest = later.map(|(position, _)| *position).max();
         if let Some(routed) = self.lanes.get_mut(lane).and_then(|lane| lane.routed.as_mut()) {
             let skips = choice == LostRecords::Skip;
-            routed.skips = skips.then(|| landed.keys().max().copied());
+            routed.skips = skips.then_some(newest);
             return;
         }
-        self.skipping = match (choice, landed.keys().max()) {
+        self.skipping = match (choice, newest) {
             (LostRecords::Resend, _) => Skipping::Nothing,
-            (LostRecords::Skip, Some(newest)) => Skipping::To(*newest),
+            (LostRecords::Skip, Some(newest)) => Skipping::To(newest),
             (LostRecords::Skip, None) => Skipping::ToEndOfLog,
         };
         if let Skipping::To(through) = self.skipping {

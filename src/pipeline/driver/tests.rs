@@ -145,11 +145,13 @@ impl Bench {
     /// Records of a stream are gone, of which ours end here, and an operator chose to skip.
     fn skips_to(&mut self, lane: LaneId, newest: Position) {
         let choice = crate::pipeline::grants::LostRecords::Skip;
-        self.driver.on_lost_records(lane, choice, &HashMap::from([(newest, 7)]));
+        let lost = crate::pipeline::link::Lost { choice, behind: 5 };
+        self.driver.on_lost_records(lane, lost, &HashMap::from([(newest, 7)]));
     }
 
     fn routed(&mut self, name: &str) -> LaneId {
-        self.driver.adopt_streams(vec![(name.to_owned(), 0)]).unwrap();
+        let row = store::StreamRow { name: name.to_owned(), seq: 0, reached: 0 };
+        self.driver.adopt_streams(vec![row]).unwrap();
         self.driver.lanes.id(name).unwrap()
     }
 
@@ -264,7 +266,11 @@ async fn how_far_an_operator_skips_does_not_grow_with_the_log() {
     let lane = bench.routed("orders");
     let choice = crate::pipeline::grants::LostRecords::Skip;
     for lane in [LaneId::OWN, lane] {
-        bench.driver.on_lost_records(lane, choice, &HashMap::new());
+        bench.driver.on_lost_records(
+            lane,
+            crate::pipeline::link::Lost { choice, behind: 0 },
+            &HashMap::new(),
+        );
     }
     let ends_at = |bench: &Bench, lsn| {
         let identity =
@@ -454,7 +460,8 @@ async fn what_is_dropped_while_its_stream_may_have_it_is_looked_for_there() {
     assert!(!bench.driver.lanes.get(lane).unwrap().wants_session());
     bench.written().await;
     // A restart reads the change again, and another chain may not drop it.
-    assert_eq!(bench.loaded().streams, [("orders".to_owned(), 7)]);
+    let row = store::StreamRow { name: "orders".to_owned(), seq: 7, reached: 9 };
+    assert_eq!(bench.loaded().streams, [row]);
 }
 
 #[tokio::test]
@@ -511,9 +518,10 @@ async fn what_was_confirmed_and_is_found_at_a_start_keeps_no_row_when_the_spill_
         Write::Checkpoint(store::Checkpoint {
             position: at(1).before(),
             seq: Some(0),
+            reached: 0,
             confirm: Lsn(at(1).commit_lsn.0 + 1),
         }),
-        Write::Stream { name: "orders".into(), seq: Some(0) },
+        Write::Stream { name: "orders".into(), seq: Some(0), reached: 0 },
     ];
     let mut bench = Bench::after(written.into(), None);
     bench.driver.lanes.own.acknowledged = Some(0);
@@ -531,16 +539,13 @@ async fn what_was_confirmed_and_is_found_at_a_start_keeps_no_row_when_the_spill_
     bench.written().await;
     assert!(bench.driver.holds.is_empty(), "the message is there");
     let row = |bench: &mut Bench| bench.loaded().streams;
-    assert_eq!(row(&mut bench), [("orders".to_owned(), 6)], "the checkpoint is before all of them");
+    let of = |seq| [store::StreamRow { name: "orders".to_owned(), seq, reached: 9 }];
+    assert_eq!(row(&mut bench), of(6), "the checkpoint is before all of them");
 
     bench.driver.on_spill_read(Ok(Some((1, vec![insert(at(1))])))).unwrap();
     bench.written().await;
     bench.written().await;
-    assert_eq!(
-        row(&mut bench),
-        [("orders".to_owned(), 9)],
-        "the checkpoint has passed all of them"
-    );
+    assert_eq!(row(&mut bench), of(9), "the checkpoint has passed all of them");
 }
 
 #[tokio::test]

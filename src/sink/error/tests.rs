@@ -143,7 +143,7 @@ fn the_rest_of_the_table() {
     assert_eq!(error.class(), Class::SeqMismatch { next: 7 });
     let error = Error::Fenced { place: place(), actual: "theirs".to_owned() };
     assert_eq!(error.class(), Class::Fenced { actual: "theirs".to_owned() });
-    let error = Error::StreamRecreated { place: place(), read_from: 9, tail: 3 };
+    let error = Error::StreamRecreated { place: place(), reached: 9, tail: 3 };
     assert!(matches!(error.class(), Class::Stream { code: "sink_stream_recreated", .. }));
     let error = Error::StreamTrimmed { place: place(), read_from: 9, first: 12 };
     assert!(matches!(error.class(), Class::Stream { code: "sink_stream_trimmed", .. }));
@@ -244,7 +244,7 @@ fn each_condition_has_its_row_and_its_class() {
     check(fenced(""), Condition::NoToken, &names);
     check(fenced("theirs"), Condition::OtherToken, &[&names[..], &["`theirs`"]].concat());
     check(
-        Error::StreamRecreated { place: place.clone(), read_from: 9, tail: 2 },
+        Error::StreamRecreated { place: place.clone(), reached: 9, tail: 2 },
         Condition::Recreated,
         &[&names[..], &["record 9", "record 2", "--lost-records resend", "`skip`"]].concat(),
     );

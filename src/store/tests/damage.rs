@@ -17,7 +17,8 @@ async fn a_file_of_version_1_is_read_and_goes_on() {
     for _start in 0..2 {
         with_store(dir.path(), async |store, loaded| {
             assert_eq!(loaded.pipeline_id, "c4a0e4e29213b682");
-            let checkpoint = Checkpoint { position: at(250, 7), seq: Some(42), confirm: Lsn(260) };
+            let (seq, reached) = (Some(42), 42);
+            let checkpoint = Checkpoint { position: at(250, 7), seq, reached, confirm: Lsn(260) };
             assert_eq!(loaded.checkpoint, Some(checkpoint));
             assert_eq!((loaded.generation, loaded.next_id), (3, 5));
             // The token of its one epoch is still known.

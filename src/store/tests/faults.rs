@@ -11,7 +11,7 @@ struct Model {
     messages: BTreeMap<u64, (String, Change)>,
     checkpoint: Option<Checkpoint>,
     spilled: BTreeMap<u64, Vec<Change>>,
-    streams: BTreeMap<String, u64>,
+    streams: BTreeMap<String, (u64, u64)>,
 }
 
 impl Model {
@@ -34,10 +34,10 @@ impl Model {
                     self.spilled.insert(*id, changes.clone());
                 }
                 Write::Unspill { through } => self.spilled.retain(|id, _| id > through),
-                Write::Stream { name, seq: Some(seq) } => {
-                    self.streams.insert(name.to_string(), *seq);
+                Write::Stream { name, seq: Some(seq), reached } => {
+                    self.streams.insert(name.to_string(), (*seq, *reached));
                 }
-                Write::Stream { name, seq: None } => _ = self.streams.remove(&**name),
+                Write::Stream { name, seq: None, .. } => _ = self.streams.remove(&**name),
                 Write::Begin { .. }
                 | Write::Parts { .. }
                 | Write::PartsSent { .. }
@@ -53,7 +53,8 @@ impl Model {
     }
 
     async fn of(store: &Store, loaded: &Loaded) -> Result<Self, Error> {
-        let streams = loaded.streams.iter().cloned().collect();
+        let row = |row: &StreamRow| (row.name.clone(), (row.seq, row.reached));
+        let streams = loaded.streams.iter().map(row).collect();
         let mut model = Self { checkpoint: loaded.checkpoint, streams, ..Self::default() };
         for chunk in &loaded.spilled {
             let read = store.read_spill(chunk.id - 1).await?.unwrap();
@@ -136,7 +137,8 @@ impl Work {
         }
         let seq = self.next_id;
         let position = at(seq, 0);
-        writes.push(Write::Checkpoint(Checkpoint { position, seq: Some(seq), confirm: Lsn(seq) }));
+        let (confirm, reached) = (Lsn(seq), seq + 3);
+        writes.push(Write::Checkpoint(Checkpoint { position, seq: Some(seq), reached, confirm }));
         self.model.apply(&writes);
         writes
     }

@@ -110,7 +110,12 @@ fn sample() -> Vec<Write> {
         ),
         inserted(3, insert_of(2, at(200, 0), b"two"), StoredState::Retrying, Some(failure())),
         inserted(4, insert_of(3, at(300, 0), b"three"), StoredState::Parked, Some(failure())),
-        Write::Checkpoint(Checkpoint { position: at(250, 7), seq: Some(42), confirm: Lsn(260) }),
+        Write::Checkpoint(Checkpoint {
+            position: at(250, 7),
+            seq: Some(42),
+            reached: 50,
+            confirm: Lsn(260),
+        }),
         Write::Acknowledge { id: 4 },
     ]
 }
@@ -285,14 +290,16 @@ fn what_was_given_up_is_remembered() {
 fn a_checkpoint_without_a_number_leaves_what_is_there() {
     let mut database = Database::shared("without_a_number").unwrap();
     let loaded = |database: &mut Database| {
-        database
-            .load(&mut rand::rng())
-            .unwrap()
-            .checkpoint
-            .map(|checkpoint| (checkpoint.position.index, checkpoint.seq, checkpoint.confirm.0))
+        database.load(&mut rand::rng()).unwrap().checkpoint.map(
+            |Checkpoint { position, seq, reached, confirm }| {
+                assert_eq!(reached, seq.unwrap_or_default());
+                (position.index, seq, confirm.0)
+            },
+        )
     };
-    let write = |index, seq, confirm| {
-        Write::Checkpoint(Checkpoint { position: at(1, index), seq, confirm: Lsn(confirm) })
+    let write = |index, seq: Option<u64>, confirm| {
+        let (position, reached) = (at(1, index), seq.unwrap_or_default());
+        Write::Checkpoint(Checkpoint { position, seq, reached, confirm: Lsn(confirm) })
     };
     assert_eq!(loaded(&mut database), None);
     for (writes, expected) in [
@@ -322,7 +329,7 @@ fn another_process_sees_what_is_held_and_where_it_was_routed_to() {
     let moved = change(at(700, 1), Action::Update, Some(new), Some(old));
     let truncate = change(at(800, 0), Action::Truncate, None, None);
     let parked = |id, change| inserted(id, change, StoredState::Parked, Some(failure()));
-    let stream = |name: &str, seq| Write::Stream { name: name.into(), seq };
+    let stream = |name: &str, seq| Write::Stream { name: name.into(), seq, reached: 9 };
     let spilled = vec![insert_of(8, at(900, 0), b"z"), insert_of(9, at(900, 1), b"z")];
     database
         .write(&[
@@ -335,7 +342,7 @@ fn another_process_sees_what_is_held_and_where_it_was_routed_to() {
             Write::Spill { id: 1, changes: spilled },
         ])
         .unwrap();
-    // Its row leaves when all of it is settled.
+    // Nothing of it is to be read when all of it is settled.
     database.draw_token(Some("cdc/b"), 1).unwrap();
     database.write(&[stream("cdc/b", Some(1)), stream("cdc/b", None)]).unwrap();
     let look = Look::open(dir.path()).unwrap().unwrap();
@@ -506,7 +513,7 @@ fn the_token_in_force_is_never_forgotten() {
     database.load(&mut rand::rng()).unwrap();
     for stream in [None, Some("cdc/a")] {
         let before = database.draw_token(stream, 1).unwrap();
-        let Tokens { next: token, known } = database.draw_token(stream, 1).unwrap();
+        let Tokens { next: token, known, .. } = database.draw_token(stream, 1).unwrap();
         assert_eq!(known, [before.next, token.clone()], "either may be in force");
         let name = stream.map(Arc::from);
         database.write(&[Write::InForce { stream: name, token: token.clone() }]).unwrap();
@@ -520,6 +527,25 @@ fn the_token_in_force_is_never_forgotten() {
             assert_eq!(tokens.known[1..], drawn[drawn.len() - newest..]);
         }
     }
+}
+
+#[test]
+fn how_far_a_stream_has_reached_outlasts_what_is_unsettled_in_it() {
+    let mut database = Database::shared("reached").unwrap();
+    database.load(&mut rand::rng()).unwrap();
+    let name = "cdc/a";
+    let reached = |database: &mut Database| database.draw_token(Some(name), 1).unwrap().reached;
+    assert_eq!(reached(&mut database), 0);
+    for (seq, number) in [(Some(0), 1), (Some(5), 9), (None, 12), (Some(12), 12), (None, 3)] {
+        database.write(&[Write::Stream { name: name.into(), seq, reached: number }]).unwrap();
+        assert_eq!(reached(&mut database), number);
+        let row = seq.map(|seq| StreamRow { name: name.to_owned(), seq, reached: number });
+        let loaded = database.load(&mut rand::rng()).unwrap();
+        assert_eq!(loaded.streams, row.into_iter().collect::<Vec<_>>());
+    }
+    // Its checksum, too.
+    schema::prepare(&mut database.connection).unwrap();
+    assert_eq!(database.draw_token(None, 1).unwrap().reached, 0, "of another stream");
 }
 
 #[tokio::test]
