@@ -134,6 +134,8 @@ pub(super) struct Fold<'a> {
     /// And theirs who have fenced a stream, and so had it to themselves: where a state folder was given up
     /// as lost, another store goes on behind it.
     stores: HashSet<String>,
+    /// How many faults were found by each stream's own records.
+    pub(super) found: Vec<u64>,
     observer: Option<Box<Observer<'a>>>,
 }
 
@@ -156,6 +158,7 @@ impl<'a> Fold<'a> {
             partial: false,
             keep_values: false,
             moment: None,
+            found: vec![0; streams.len()],
             streams,
             pipeline: None,
             stores: HashSet::new(),
@@ -299,12 +302,14 @@ impl<'a> Fold<'a> {
     pub(super) fn add_streams(&mut self, names: Vec<String>) -> Result<bool, Error> {
         let was_spooled = self.has_several_streams();
         self.streams.extend(names);
+        self.found.resize(self.streams.len(), 0);
         if was_spooled {
             return Ok(false);
         }
         self.scratch = Scratch::create()?;
         self.faults = Faults::default();
         self.counts = Counts::default();
+        self.found.fill(0);
         for table in &mut self.tables {
             table.opaque = 0;
             table.different.fill(0);
@@ -314,9 +319,8 @@ impl<'a> Fold<'a> {
     }
 
     /// Does what was laid aside, in the order of the source. To be called once, when all streams have
-    /// been read and what is held has been told. `found` is told of each stream whose records contradict
-    /// what was there before.
-    pub(super) fn settle(&mut self, mut found: impl FnMut(usize, u64)) -> Result<(), Error> {
+    /// been read and what is held has been told.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
         let mut after = None;
         while let Some(spooled) = self.scratch.next_spooled(after)? {
             after = Some((spooled.at, spooled.part));
@@ -326,9 +330,7 @@ impl<'a> Fold<'a> {
             if let Ok(message) = serde_json::from_slice::<Message<'_>>(&spooled.body) {
                 self.apply(&name, spooled.table, spooled.at, spooled.parts, &message)?;
             }
-            if self.faults.total() > before {
-                found(spooled.stream, self.faults.total() - before);
-            }
+            self.found[spooled.stream] += self.faults.total() - before;
         }
         Ok(())
     }

@@ -298,7 +298,7 @@ impl<'a> Verifier<'a> {
                 for record in &records {
                     self.fold.add(index, record)?;
                 }
-                stream.report.faults += self.fold.faults.total() - before;
+                self.fold.found[index] += self.fold.faults.total() - before;
                 stream.next = reader.next_seq();
                 progress(stream.next, end);
             }
@@ -390,7 +390,7 @@ impl<'a> Verifier<'a> {
         if self.fold.add_streams(new)? {
             self.fold.pipeline = pipeline_id;
             for stream in &mut self.streams {
-                (stream.next, stream.report.faults) = (stream.report.from, 0);
+                stream.next = stream.report.from;
             }
         }
         Ok(())
@@ -409,8 +409,7 @@ impl<'a> Verifier<'a> {
     ) -> Result<Report, Error> {
         self.read(progress).await?;
         self.hold(held)?;
-        let streams = &mut self.streams;
-        self.fold.settle(|stream, faults| streams[stream].report.faults += faults)?;
+        self.fold.settle()?;
         for (label, found, parts) in self.fold.scratch.incomplete()? {
             self.fold
                 .faults
@@ -422,9 +421,11 @@ impl<'a> Verifier<'a> {
                 tables.push(self.compare(index).await?);
             }
         }
+        let reports = self.streams.into_iter().zip(&self.fold.found);
+        let reports = reports.map(|(stream, &faults)| StreamReport { faults, ..stream.report });
         let report = Report {
             holds: false,
-            streams: self.streams.into_iter().map(|stream| stream.report).collect(),
+            streams: reports.collect(),
             counts: self.fold.counts,
             moment: None,
             tables,

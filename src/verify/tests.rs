@@ -303,7 +303,7 @@ fn several_streams_are_folded_as_one_and_each_has_its_own_order() {
         for (stream, event) in events {
             fold.add(*stream, &record(event)).unwrap();
         }
-        fold.settle(|_, _| {}).unwrap();
+        fold.settle().unwrap();
         assert_eq!(compared(&mut fold, rows, RULES).0, expected, "{:?}", fold.faults);
         let text = serde_json::to_string(&fold.faults).unwrap();
         assert!(text.contains(named), "{text}");
@@ -336,7 +336,7 @@ fn a_change_that_waits_for_nothing_may_overtake_the_one_before_it() {
         if held {
             fold.scratch.hold(0, "[1]").unwrap();
         }
-        fold.settle(|_, _| {}).unwrap();
+        fold.settle().unwrap();
         assert_eq!(compared(&mut fold, rows, RULES).0, expected, "{:?}", fold.faults);
     }
     let kept =
@@ -456,7 +456,7 @@ fn a_message_that_was_cut_is_put_together() {
             // Until it is whole, the table cannot be compared.
             assert_eq!(folded.tables[0].opaque, [0, 0, 1, 2, 0, 0][index]);
         }
-        folded.settle(|_, _| {}).unwrap();
+        folded.settle().unwrap();
         assert!(folded.scratch.incomplete().unwrap().is_empty());
         let (faults, report) = compared(&mut folded, &[["1", r#""y""#]], RULES);
         assert_eq!((faults, report.values), (vec![], 2));
