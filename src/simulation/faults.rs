@@ -126,10 +126,11 @@ impl Faults {
         Self { weights, wanted: Wanted { moves, all: false } }
     }
 
-    /// In this run S2 is put back to an older state, between two processes; so there have to be several.
+    /// In this run S2 is put back to an older state, between two processes; so there have to be several, and
+    /// streams that take nothing meanwhile.
     pub(super) fn with_older_states(&mut self, wanted: Wanted) {
-        for between in [Fault::Crash, Fault::Shutdown, Fault::Shut] {
-            let weight = &mut self.weights[between as usize];
+        for wanted in [Fault::Crash, Fault::Shutdown, Fault::Shut] {
+            let weight = &mut self.weights[wanted as usize];
             *weight = weight.max(0.4);
         }
         // Of what a lost store knew, nobody is told; an older state may be anybody's; and what others append

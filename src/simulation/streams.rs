@@ -1,8 +1,7 @@
 //! What becomes of the streams in S2 beside what the pipeline sends: fenced, trimmed, deleted, shut.
 
-use tokio::time::Instant;
-
 use rand::RngExt as _;
+use tokio::time::Instant;
 
 use super::faults::Fault;
 use super::letters;

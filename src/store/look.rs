@@ -71,7 +71,7 @@ impl Look {
         fact(&self.connection, "pipeline_id")
     }
 
-    /// The streams that transforms have routed messages to: those with unsettled records, and those that a
+    /// The streams that transforms have routed messages to: those that it has a row for, and those that a
     /// fencing token was ever drawn for.
     ///
     /// # Errors

@@ -602,13 +602,12 @@ impl Driver {
         for (id, lane) in self.lanes.all_mut() {
             let reached = lane.reached();
             let Some(routed) = &mut lane.routed else { continue };
-            let (name, acknowledged) = (Arc::clone(&routed.name), lane.acknowledged);
             let row = match routed.row {
                 Row::Absent => continue,
                 Row::Leaving => None,
                 Row::Present => {
                     let floor = floors.of(id).filter(|_| !mutation::broken(Rule::RowNumber));
-                    let floor = [floor, acknowledged].into_iter().flatten().min();
+                    let floor = [floor, lane.acknowledged].into_iter().flatten().min();
                     let row = floor.map(|floor| (floor, reached));
                     if row.is_none() || row == routed.saved {
                         continue;
@@ -619,7 +618,8 @@ impl Driver {
             routed.saved = row;
             let is_kept = row.is_some() || !mutation::broken(Rule::RememberTheEnd);
             let reached = if is_kept { reached } else { 0 };
-            writes.push(Write::Stream { name, seq: row.map(|(seq, _)| seq), reached });
+            let (name, seq) = (Arc::clone(&routed.name), row.map(|(seq, _)| seq));
+            writes.push(Write::Stream { name, seq, reached });
         }
         writes
     }

@@ -144,9 +144,14 @@ impl Bench {
 
     /// Records of a stream are gone, of which ours end here, and an operator chose to skip.
     fn skips_to(&mut self, lane: LaneId, newest: Position) {
+        self.skips_behind(lane, &HashMap::from([(newest, 7)]));
+    }
+
+    /// The same, where these of ours are left.
+    fn skips_behind(&mut self, lane: LaneId, landed: &HashMap<Position, u64>) {
         let choice = crate::pipeline::grants::LostRecords::Skip;
         let lost = crate::pipeline::link::Lost { choice, behind: 5 };
-        self.driver.on_lost_records(lane, lost, &HashMap::from([(newest, 7)]));
+        self.driver.on_lost_records(lane, lost, landed);
     }
 
     fn routed(&mut self, name: &str) -> LaneId {
@@ -264,13 +269,8 @@ async fn how_far_an_operator_skips_does_not_grow_with_the_log() {
     let mut bench = Bench::new(None);
     bench.driver.lanes.own.acknowledged = Some(0);
     let lane = bench.routed("orders");
-    let choice = crate::pipeline::grants::LostRecords::Skip;
     for lane in [LaneId::OWN, lane] {
-        bench.driver.on_lost_records(
-            lane,
-            crate::pipeline::link::Lost { choice, behind: 0 },
-            &HashMap::new(),
-        );
+        bench.skips_behind(lane, &HashMap::new());
     }
     let ends_at = |bench: &Bench, lsn| {
         let identity =
